@@ -1,0 +1,1 @@
+"""Fine-tune an ImageNet classifier on a folder of photos, and say honestly how good the result is."""

@@ -1,0 +1,102 @@
+"""A torchvision classifier with the weights asked for and without its last layer."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision import models
+
+from flowers.nearest import nearest
+
+
+def build(architecture: str, weights: str | Path | None, options: Mapping[str, Any]) -> tuple[nn.Module, int]:
+    """The network up to the input of its last linear layer, and the width F of that input: (B, 3, H, W) to (B, F).
+
+    Args:
+        architecture: a name in `torchvision.models`, such as "resnet152".
+        weights: a torchvision weights name ("DEFAULT", "IMAGENET1K_V1"), a state dict's path (.safetensors, or what
+            torch.save wrote; read without running any code in it), or None for random ones.
+        options: further arguments of the architecture's builder.
+
+    Raises ValueError for a name that is unknown, or weights that cannot be had or do not fit.
+    """
+    known = models.list_models(module=models)
+    if architecture not in known:
+        raise ValueError(f"model.architecture={architecture} is not in torchvision{nearest(architecture, known)}")
+    state = None if weights is None else _state(architecture, str(weights))
+    network = models.get_model(architecture, weights=None, **options)
+    name, last = _last_linear(architecture, network)
+    if state is not None:
+        _load(network, state, last=name, source=f"model.weights={weights}")
+    network.set_submodule(name, nn.Identity())
+    return network, last.in_features
+
+
+def _last_linear(architecture: str, network: nn.Module) -> tuple[str, nn.Linear]:
+    linear = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(f"model.architecture={architecture} has no linear layer to replace: choose another one")
+    return linear[-1]
+
+
+def _state(architecture: str, weights: str) -> dict[str, Tensor]:
+    names = list(models.get_model_weights(architecture).__members__)
+    if weights in (*names, "DEFAULT"):
+        return _downloaded(architecture, weights)
+    if not Path(weights).is_file():
+        raise ValueError(
+            f"model.weights={weights} is neither a file nor one of {architecture}'s names in torchvision "
+            f"({', '.join([*names, 'DEFAULT'])}){nearest(weights, names)}"
+        )
+    try:
+        if weights.endswith(".safetensors"):
+            return dict(load_file(weights))
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"model.weights={weights} cannot be read: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # pickle.UnpicklingError: a file that would run code
+        raise ValueError(f"model.weights={weights} is not a plain state dict of tensors") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"model.weights={weights} is not a plain state dict of tensors")
+    return state
+
+
+def _downloaded(architecture: str, weights: str) -> dict[str, Tensor]:
+    chosen = models.get_model_weights(architecture)[weights]
+    try:
+        return dict(chosen.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise ValueError(
+            f"cannot download {chosen.url} ({error}): put it into {folder} by hand, or give a file with "
+            "model.weights=PATH, or model.weights=null to start from random weights"
+        ) from error
+
+
+def _load(network: nn.Module, state: Mapping[str, Tensor], last: str, source: str) -> None:
+    """Loads all but the last layer, which is about to be replaced and may be of any size."""
+    wanted = {key: value.shape for key, value in network.state_dict().items() if not key.startswith(f"{last}.")}
+    found = {key: value.shape for key, value in state.items() if not key.startswith(f"{last}.")}
+    # Auxiliary classifiers help only a training from scratch; torchvision itself drops them from what it downloads.
+    found = {key: shape for key, shape in found.items() if key in wanted or not key.startswith(("aux", "AuxLogits"))}
+    # Files from before PyTorch 0.4.1 do not count batches.
+    missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
+    surplus = [key for key in found if key not in wanted]
+    misshapen = [
+        f"{key} {tuple(found[key])} for {tuple(shape)}"
+        for key, shape in wanted.items()
+        if found.get(key, shape) != shape
+    ]
+    if missing or surplus or misshapen:
+        kinds = {"missing": missing, "not in the model": surplus, "of another shape": misshapen}
+        listed = "; ".join(f"{len(keys)} {kind} ({_few(keys)})" for kind, keys in kinds.items() if keys)
+        raise ValueError(f"{source} does not fit {type(network).__name__} (is it of another architecture?): {listed}")
+    network.load_state_dict({key: state[key] for key in found}, strict=False)
+
+
+def _few(keys: list[str], count: int = 3) -> str:
+    return ", ".join(keys[:count]) + (", …" if len(keys) > count else "")

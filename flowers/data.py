@@ -1,0 +1,229 @@
+"""The photos as Lightning takes them: found, verified, split, transformed and batched."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from flowers import photos, transforms
+from flowers.sampler import EpochSampler
+from flowers.split import Photo, Row, contradictions, crossing, decide, digest, groups, load
+from flowers.verification import verify
+
+log = logging.getLogger(__name__)
+
+
+class FlowersData(LightningDataModule):
+    """Batches of `(photos, labels)`: uint8 (B, 3, H, W) and int64 (B,), for training augmented, else centred.
+
+    Args:
+        root: the folder of photos, one sub-folder a class.
+        source: called with `root` to make sure that the photos are there; None where they are.
+        val_fraction, test_fraction, folds, fold, split_seed: see `split.decide`.
+        split_file: a split.csv to take as given, its paths being below `root`.
+        on_bad_photo: "error" names all photos that cannot be read and stops; "skip" names them and goes on.
+        image_size, resize: pixels; see `transforms.centred`.
+        crop_scale, crop_ratio, flip, brightness, contrast, saturation, hue: see `transforms.augmenting`.
+        batch_size: photos a step.
+        num_workers: processes that decode; None for one a core, eight at most.
+        seed: of the order of training and the augmentations.
+
+    Raises ValueError, from `setup`, for a folder, a photo or a split that cannot be used.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        source: Callable[[Path], None] | None = None,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
+        folds: int = 0,
+        fold: int = 0,
+        split_seed: int = 0,
+        split_file: str | Path | None = None,
+        on_bad_photo: Literal["error", "skip"] = "error",
+        image_size: int = 224,
+        resize: int = 256,
+        crop_scale: Sequence[float] = (0.5, 1.0),
+        crop_ratio: Sequence[float] = (0.75, 1.333),
+        flip: float = 0.5,
+        brightness: float = 0.2,
+        contrast: float = 0.2,
+        saturation: float = 0.2,
+        hue: float = 0.02,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if on_bad_photo not in ("error", "skip"):
+            raise ValueError(f"data.on_bad_photo={on_bad_photo}: wanted error or skip")
+        if not 0 < image_size <= resize:
+            raise ValueError(f"data.image_size={image_size} data.resize={resize}: wanted 0 < image_size <= resize")
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size={batch_size}: wanted at least 1")
+        self.root = Path(root).resolve()
+        self.source = source
+        self.split_file = split_file
+        self.on_bad_photo = on_bad_photo
+        self.split_rule = (val_fraction, test_fraction, folds, fold, split_seed)
+        self.augment = transforms.augmenting(
+            image_size, crop_scale, crop_ratio, flip, brightness, contrast, saturation, hue
+        )
+        self.centre = transforms.centred(image_size, resize)
+        self.batch_size = batch_size
+        self.num_workers = min(_cores(), 8) if num_workers is None else num_workers
+        self.seed = seed
+
+    def prepare_data(self) -> None:
+        """Downloads or paints the photos where there are none yet."""
+        if self.source is not None:
+            self.source(self.root)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Every photo that takes part, with its split."""
+        found, good = self._good
+        if self.split_file is not None:
+            return _matched(load(self.split_file), good, self.split_file)
+        for same in contradictions(good):
+            log.warning("left out, one photo under several classes: %s", ", ".join(photo.path for photo in same))
+        left_out = {photo.path for same in contradictions(good) for photo in same}
+        good = [photo for photo in good if photo.path not in left_out]
+        given = {item.path: item.split for item in found if item.split is not None}
+        return _as_given(good, given) if given else decide(good, *self.split_rule)
+
+    @cached_property
+    def _good(self) -> tuple[list[photos.Found], list[Photo]]:
+        """The files found, and of them those that can be read."""
+        self.prepare_data()
+        found = photos.find(self.root)
+        return found, self._verified(found)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """The classes' names in the order of their numbers."""
+        return sorted({row.label for row in self.rows})
+
+    @cached_property
+    def split_digest(self) -> str:
+        """The SHA-256 of split.csv."""
+        return digest(self.rows)
+
+    def counts(self, split: str) -> Counter[str]:
+        """Photos of each class in `split`."""
+        return Counter(row.label for row in self.rows if row.split == split)
+
+    def dataset(self, split: str, augmented: bool = False) -> "PhotoSet":
+        """The photos of `split` in the order of split.csv, centred or freshly augmented."""
+        rows = [row for row in self.rows if row.split == split]
+        if not rows:
+            raise ValueError(
+                f"no photo is in {split}: wanted a split that has some (data.test_fraction, data.split_file)"
+            )
+        labels = [self.classes.index(row.label) for row in rows]
+        transform = self.augment if augmented else self.centre
+        return PhotoSet([self.root / row.path for row in rows], labels, transform)
+
+    def everything(self, classes: Sequence[str]) -> "PhotoSet":
+        """All photos that can be read, centred, whatever their split, labelled by their place in `classes`.
+
+        Raises ValueError for a class that is not among them.
+        """
+        _, good = self._good
+        if unknown := {photo.label for photo in good} - set(classes):
+            raise ValueError(
+                f"{self.root} has the class(es) {', '.join(sorted(unknown))}: "
+                f"wanted those of the model, {', '.join(classes)}"
+            )
+        labels = [list(classes).index(photo.label) for photo in good]
+        return PhotoSet([self.root / photo.path for photo in good], labels, self.centre)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The photos of train, augmented and shuffled."""
+        dataset = self.dataset("train", augmented=True)
+        return self.batches(dataset, EpochSampler(len(dataset), self.seed))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The photos of val, centred."""
+        return self.batches(self.dataset("val"))
+
+    def batches(self, dataset: "PhotoSet", keys: Iterable[int | tuple[int, int]] | None = None) -> DataLoader[Any]:
+        """Batches of `dataset`, decoded in parallel, in its own order or that of `keys`."""
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=keys,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _verified(self, found: Sequence[photos.Found]) -> list[Photo]:
+        verdicts = verify(self.root, [item.path for item in found])
+        bad = [f"  {item.path}: {verdicts[item.path].reason}" for item in found if verdicts[item.path].reason]
+        if bad and self.on_bad_photo == "error":
+            raise ValueError(
+                "\n".join([f"{len(bad)} of {len(found)} files in {self.root} cannot be read:", *bad])
+                + "\nmend or remove them, or leave them out with data.on_bad_photo=skip"
+            )
+        if bad:
+            log.warning("\n".join([f"left out, {len(bad)} files that cannot be read:", *bad]))
+        return [
+            Photo(item.path, item.label, verdicts[item.path].sha256, verdicts[item.path].phash)
+            for item in found
+            if not verdicts[item.path].reason
+        ]
+
+
+class PhotoSet(Dataset[tuple[Tensor, int]]):
+    """Photos read from disk: item i, or item `(i, seed)` with that seed for its augmentation."""
+
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int], transform: v2.Transform) -> None:
+        self.paths, self.labels, self.transform = paths, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = key if isinstance(key, tuple) else (key, 0)
+        photo = v2.functional.pil_to_tensor(photos.read(self.paths[index]))  # (3, height, width) uint8
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.transform(photo), self.labels[index]
+
+
+def _as_given(good: Sequence[Photo], split_of: dict[str, str]) -> list[Row]:
+    group_of = groups(good)
+    rows = [Row(p.path, p.label, split_of[p.path], group_of[p.path], p.sha256) for p in good]
+    if leaks := crossing(rows):
+        example = " and ".join(row.path for row in leaks[0])
+        log.warning("the given split has %d photos with a double on another side, such as %s", len(leaks), example)
+    return rows
+
+
+def _matched(rows: Sequence[Row], good: Sequence[Photo], split_file: str | Path) -> list[Row]:
+    """The rows whose photos are all there, unchanged."""
+    digests = {photo.path: photo.sha256 for photo in good}
+    wrong = [row.path for row in rows if digests.get(row.path) != row.sha256]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of the {len(rows)} photos of {split_file} are missing or have changed, such as {wrong[0]}: "
+            "wanted the photos that the split was made of"
+        )
+    if len(good) > len(rows):
+        log.info("%d photos are not in %s and take no part", len(good) - len(rows), split_file)
+    return list(rows)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

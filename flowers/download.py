@@ -1,0 +1,88 @@
+"""Fetches a public archive of photos: whole and checked, or not at all."""
+
+import hashlib
+import logging
+import shutil
+import tarfile
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock
+
+from flowers import atomic, progress
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20
+_TIMEOUT = 30  # seconds without a byte
+
+
+def fetch(root: str | Path, url: str, sha256: str, size: int) -> None:
+    """Makes sure that `root` holds the one folder inside the archive (.tgz) at `url`.
+
+    Does nothing where `root` is there. An archive `<root>.tgz` put there by hand is taken in place of a download.
+    Both are checked against `sha256` and `size` in bytes. Another process at the same work is waited for.
+
+    Raises ValueError where the archive cannot be had or is not the one wanted.
+    """
+    root = Path(root)
+    archive = root.with_name(f"{root.name}.tgz")
+    if root.is_dir():
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.with_name(f".{root.name}.lock")):
+        if root.is_dir():
+            return
+        if not archive.exists():
+            log.info("downloading %s (%.0f MB) to %s", url, size / 1e6, archive)
+            with atomic.writing(archive) as beside:
+                _download(url, beside, archive, size)
+                _check(beside, url, sha256, size)
+        _check(archive, archive, sha256, size)
+        _extract(archive, root)
+        archive.unlink()
+
+
+def _download(url: str, to: Path, archive: Path, size: int) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, to.open("wb") as file:
+            for chunk in progress.bar(_chunks(response), "Downloading", -(-size // _CHUNK)):
+                file.write(chunk)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot download {url} ({error}): put the file at {archive} by hand, or use your own photos "
+            "(data=folder data.root=PATH), or experiment=quickstart, which needs no network"
+        ) from error
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK):
+        yield chunk
+
+
+def _check(path: Path, name: object, sha256: str, size: int) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if (path.stat().st_size, found) != (size, sha256):
+        raise ValueError(
+            f"{name} is not the archive wanted: found {path.stat().st_size:,} bytes with SHA-256 {found[:12]}…, "
+            f"wanted {size:,} with {sha256[:12]}…; remove it and start again"
+        )
+
+
+def _extract(archive: Path, root: Path) -> None:
+    """Unpacks beside `root`, then renames: a process killed on the way leaves no `root`."""
+    beside = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".part", dir=root.parent))
+    try:
+        with tarfile.open(archive) as tar:
+            # "data": no absolute path, no "..", no link that leads out, no device.
+            tar.extractall(beside, filter="data")
+        (folder,) = [entry for entry in beside.iterdir() if entry.is_dir()]
+        folder.rename(root)
+    except (tarfile.TarError, ValueError) as error:
+        raise ValueError(f"{archive} cannot be unpacked: {error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

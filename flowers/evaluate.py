@@ -1,0 +1,44 @@
+"""Scores a trained run: `python -m flowers.evaluate --help`."""
+
+from omegaconf import DictConfig
+
+from flowers.program import program
+
+
+def evaluate(cfg: DictConfig) -> float:
+    """Scores a run's best checkpoint, or a given one, on the photos that `cfg` names; returns the accuracy."""
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from flowers import checkpoints, results, run
+    from flowers.data import FlowersData
+    from flowers.model import FlowerClassifier
+
+    path = Path(cfg.checkpoint) if cfg.checkpoint else run.existing(cfg.run) / checkpoints.BEST
+    trained = checkpoints.read(path)["hyper_parameters"]
+    settings = trained["config"]["data"]
+    seen = {name: settings[name] for name in ("image_size", "resize", "batch_size", "num_workers")}
+    if cfg.photos:
+        name = cfg.photos
+        data = FlowersData(cfg.photos, on_bad_photo=cfg.on_bad_photo, **seen)
+        dataset = data.everything(trained["classes"])
+    else:
+        name = cfg.split
+        split_file = run.split_of(path, trained["split_digest"])
+        data = FlowersData(settings["root"], split_file=split_file, on_bad_photo=settings["on_bad_photo"], **seen)
+        dataset = data.dataset(cfg.split)
+
+    model = FlowerClassifier.load_from_checkpoint(path, map_location="cpu")
+    given = {name: cfg[name] for name in ("accelerator", "precision") if cfg[name] is not None}
+    scored = results.score(model, data.batches(dataset), trained["config"]["trainer"] | given)
+    Console().print(results.table({name: scored}))
+    if cfg.output:
+        results.save({name: scored}, cfg.output)
+    return float(scored["accuracy"])
+
+
+main = program(evaluate, "evaluate")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""What the machine at hand does best: its accelerator, and the precision that it computes natively."""
+
+import platform
+import resource
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
+
+
+def settled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The trainer's settings with each "auto" of accelerator, precision and deterministic made definite.
+
+    Precision becomes bf16 mixed only where the hardware computes bf16 natively; deterministic is true on a CPU, where
+    it costs nothing.
+    """
+    definite = dict(settings)
+    if definite["accelerator"] == "auto":
+        definite["accelerator"] = _AcceleratorConnector._choose_auto_accelerator()
+    if definite["precision"] == "auto":
+        definite["precision"] = "bf16-mixed" if has_bf16(definite["accelerator"]) else "32-true"
+    if definite["deterministic"] == "auto":
+        definite["deterministic"] = definite["accelerator"] == "cpu"
+    return definite
+
+
+def has_bf16(accelerator: str) -> bool:
+    """Whether bf16 is computed natively and not emulated."""
+    if accelerator in ("cuda", "gpu"):
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return accelerator == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def name(device: torch.device) -> str:
+    """The device's model, such as "NVIDIA H100" or "x86_64 CPU, 2 threads"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {device.type.upper()}, {torch.get_num_threads()} threads"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes held at the worst moment so far: on a GPU there, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,146 @@
+"""The classifier: a backbone that turns a photo into features, and a head that turns features into logits."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torchmetrics.classification import MulticlassAccuracy
+
+from flowers import backbone, transforms
+from flowers.sampler import epoch_seed
+from flowers.schedules import Schedule
+
+Stage = Literal["head", "finetune"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class FlowerClassifier(LightningModule):
+    """Classifies photos: uint8 (B, 3, H, W) to logits (B, C).
+
+    What it takes to use a checkpoint is in its hyperparameters; what it takes to train (weights, optimizer, scheduler)
+    is given anew.
+
+    Args:
+        architecture, weights, options: see `backbone.build`.
+        classes: the classes' names, C of them.
+        image_size, resize: pixels; the photos it is meant for are `transforms.centred` so.
+        mean, std: of ImageNet's pixels, per channel.
+        split_digest: the SHA-256 of the split.csv that it is trained on.
+        weights_digest: of the backbone before any training; computed where it is not given.
+        config: the whole configuration of the run, plain Python.
+        optimizer: makes one from parameter groups; its `lr` is the head's.
+        scheduler: see `schedules`.
+        backbone_lr: the backbone's learning rate; None for the head's.
+        seed: of what an epoch draws (dropout).
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        classes: Sequence[str],
+        weights: str | Path | None = None,
+        options: Mapping[str, Any] | None = None,
+        image_size: int = 224,
+        resize: int = 256,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        split_digest: str = "",
+        weights_digest: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer] | None = None,
+        scheduler: Schedule | None = None,
+        backbone_lr: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.optimizer, self.scheduler, self.backbone_lr = optimizer, scheduler, backbone_lr
+        self.classes, self.seed = list(classes), seed
+        self.normalise = transforms.normalising(mean, std)
+        self.backbone, width = backbone.build(architecture, weights, options or {})
+        self.backbone.to(memory_format=torch.channels_last)  # twice as fast on a CPU with bf16, faster on GPUs too
+        weights_digest = weights_digest or _digest(self.backbone)
+        self.save_hyperparameters(ignore=["weights", "optimizer", "scheduler", "backbone_lr"], logger=False)
+        self.head = nn.Linear(width, len(classes))
+        self.train_accuracy = MulticlassAccuracy(len(classes), average="micro")
+        self.val_accuracy = MulticlassAccuracy(len(classes), average="micro")
+        self.enter("finetune", epochs=1)
+
+    def enter(self, stage: Stage, epochs: int) -> None:
+        """Freezes the backbone for the head stage, or frees it for fine-tuning, for so many epochs."""
+        self.stage, self.stage_epochs = stage, epochs
+        self.backbone.requires_grad_(stage == "finetune")
+        self._set_mode()
+
+    def features(self, photos: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) to float32 (B, F)."""
+        features: Tensor = self.backbone(self.normalise(photos.contiguous(memory_format=torch.channels_last)))
+        return features.float()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (B, C) in float32 of photos (B, 3, H, W), or of their features (B, F) kept from a frozen backbone."""
+        features = inputs if inputs.ndim == 2 else self.features(inputs)
+        with torch.autocast(self.device.type, enabled=False):  # the head is small: keep its full precision
+            logits: Tensor = self.head(features)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The cross-entropy loss of a batch."""
+        return self._loss(batch, "train", self.train_accuracy)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The same on validation photos."""
+        return self._loss(batch, "val", self.val_accuracy)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) and labels (B,)."""
+        inputs, labels = batch
+        return self(inputs), labels
+
+    def _loss(self, batch: tuple[Tensor, Tensor], split: str, accuracy: MulticlassAccuracy) -> Tensor:
+        inputs, labels = batch
+        logits = self(inputs)
+        loss = cross_entropy(logits, labels)
+        accuracy(logits, labels)
+        self.log(f"{split}/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=split == "val")
+        self.log(f"{split}/accuracy", accuracy, on_step=False, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """Both parts are there from the start, each with its learning rate: adding one later breaks schedulers."""
+        assert self.optimizer is not None, "an optimizer is needed to train"
+        assert self.scheduler is not None, "a scheduler is needed to train"
+        head = {"name": "head", "params": list(self.head.parameters())}
+        body: dict[str, Any] = {"name": "backbone", "params": list(self.backbone.parameters())}
+        if self.backbone_lr is not None:
+            body["lr"] = self.backbone_lr
+        optimizer = self.optimizer([head, body])
+        epoch_steps = self.trainer.estimated_stepping_batches / (self.trainer.max_epochs or 1)
+        schedule = self.scheduler(optimizer, math.ceil(epoch_steps * self.stage_epochs))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def on_train_epoch_start(self) -> None:
+        """Makes what the epoch draws (dropout) a function of seed and epoch, resumed or not."""
+        torch.manual_seed(epoch_seed(self.seed, self.current_epoch))
+        self._set_mode()
+
+    def _set_mode(self) -> None:
+        # In training mode BatchNorm's statistics would drift and dropout would act, gradients or none.
+        self.train()
+        self.backbone.train(self.stage == "finetune")
+
+
+def _digest(module: nn.Module) -> str:
+    """The SHA-256 of a module's parameters and buffers, names and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

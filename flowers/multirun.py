@@ -1,0 +1,63 @@
+"""The table at the end of a multirun: its runs, best first."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from flowers import atomic
+
+COLUMNS = ("run", "overrides", "accuracy", "low", "high", "loss", "n", "seconds")
+
+
+class RunsTable(Callback):
+    """Prints the runs of a multirun and writes them to `runs.csv` in its folder; ends it with 1 where one failed."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra after the last job."""
+        folder = Path(config.hydra.sweep.dir).resolve()
+        rows = runs(folder)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        atomic.write_text(folder / "runs.csv", text.getvalue())
+        _show(rows, folder)
+        failed = [row["run"] for row in rows if row["accuracy"] == ""]
+        if failed:
+            sys.exit(f"{len(failed)} of {len(rows)} runs failed: see train.log in {folder}/ {', '.join(failed)}")
+
+
+def runs(folder: Path) -> list[dict[str, Any]]:
+    """A row of COLUMNS for each run below `folder`, best validation accuracy first; failed ones last and empty."""
+    rows = []
+    for overrides in folder.glob("*/.hydra/overrides.yaml"):
+        run = overrides.parent.parent
+        row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
+        row |= {"run": run.name, "overrides": " ".join(map(str, OmegaConf.load(overrides)))}
+        if (run / "result.json").exists():
+            result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+            val, (low, high) = result["val"], result["val"]["interval"]
+            row |= {"accuracy": val["accuracy"], "low": low, "high": high, "loss": val["loss"], "n": val["n"]}
+            row |= {"seconds": round(sum(result["cost"]["seconds"].values()), 1)}
+        rows.append(row)
+    return sorted(rows, key=lambda row: (-(row["accuracy"] or -1), len(row["run"]), row["run"]))
+
+
+def _show(rows: list[dict[str, Any]], folder: Path) -> None:
+    table = Table(*COLUMNS, title=f"{len(rows)} runs in {folder}, best first", title_justify="left", box=box.SIMPLE)
+    for row in rows:
+        cells = [
+            f"{value:.4f}" if isinstance(value, float) and name != "seconds" else str(value)
+            for name, value in row.items()
+        ]
+        table.add_row(*(cells if row["accuracy"] != "" else [*cells[:2], "failed"]))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,0 +1,155 @@
+"""Names the nearest valid group, option or key for a mistyped override, before anything slow is imported."""
+
+import ast
+import importlib.util
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, Sweep
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from flowers.nearest import nearest
+from flowers.paths import CONF
+
+# Arguments of the Trainer that the programs give, and what stands for them.
+_OURS = {
+    "trainer.max_epochs": "head.epochs and finetune.epochs",
+    "trainer.logger": "logger=…",
+    "trainer.callbacks": "callbacks=…",
+    "trainer.default_root_dir": "hydra.run.dir",
+    "trainer.plugins": "trainer.precision or trainer.strategy",
+    "trainer.fast_dev_run": "debug=steps",
+}
+
+
+def checked(overrides: Sequence[str], config_name: str) -> list[str]:
+    """The overrides as Hydra shall read them: any argument of Lightning's Trainer is added under `trainer`.
+
+    Raises ValueError, with the nearest valid name, for a group, an option or a key that there is not, and for a value
+    that is no number where the configuration has one.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ValueError(f"an override is not of the form key=value: {str(error).splitlines()[0]}") from error
+    own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
+    options = [override for override in own if (CONF / override.key_or_group).is_dir()]
+    for override in options:
+        _check_option(override)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        base = compose(config_name, [_first(override) for override in options if not override.is_delete()])
+    values = _flat(OmegaConf.to_container(base))
+    added = [override.input_line for override in own if override not in options and _is_added(override, values)]
+    return [f"++{line}" if line in added else line for line in overrides]
+
+
+def _check_option(override: Override) -> None:
+    group = override.key_or_group
+    options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    for value in _values(override):
+        for option in value if isinstance(value, list) else [value]:
+            if option is not None and str(option) not in options:
+                raise ValueError(
+                    f"{group}={option}: no such option{nearest(str(option), options)} (there are {', '.join(options)})"
+                )
+
+
+def _is_added(override: Override, values: dict[str, Any]) -> bool:
+    """Whether the key is one of the Trainer's that the configuration does not list; other unknown keys raise."""
+    key = override.key_or_group
+    if override.is_add() or override.is_force_add() or override.is_delete():
+        return False
+    if key in values:
+        if not key.startswith("trainer."):  # Lightning knows best what its arguments may be
+            _check_type(override, values[key])
+        return False
+    arguments = [f"trainer.{name}" for name in _trainer_arguments()] if "trainer" in values else []
+    if key in _OURS:
+        raise ValueError(f"{key} is set by the project itself: give {_OURS[key]}")
+    if key in arguments:
+        return True
+    raise ValueError(f"{key}: no such key{_meant(key, [*values, *arguments])}")
+
+
+def _check_type(override: Override, valid: Any) -> None:
+    for value in _values(override):
+        wanted = _wanted(value, valid)
+        if wanted:
+            raise ValueError(f"{override.key_or_group}={value}: wanted {wanted}, such as {valid}")
+
+
+def _wanted(value: Any, valid: Any) -> str | None:
+    """What is wanted in place of `value`, where a valid one is `valid`; None where it will do."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(valid, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(valid, int):
+        return None if is_number and isinstance(value, int) else "a whole number"
+    if isinstance(valid, float):
+        return None if is_number else "a number"
+    if isinstance(valid, list):
+        return None if isinstance(value, list) else "a list"
+    if isinstance(valid, dict):
+        return None if isinstance(value, dict) else "one of its keys (key.name=value)"
+    return "a text" if isinstance(value, (list, dict)) else None
+
+
+def _values(override: Override) -> Iterator[Any]:
+    """The values that an override may take: one, or those of a sweep; none where they are not countable."""
+    value = override.value()
+    if isinstance(value, (IntervalSweep, Glob)):
+        return
+    if isinstance(value, Sweep) and override.is_sweep_override():
+        yield from (_plain(item) for item in override.sweep_iterator())
+    else:
+        yield _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.text if isinstance(value, QuotedString) else value
+
+
+def _first(override: Override) -> str:
+    """The override itself, or of a sweep its first value."""
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    return f"{override.key_or_group}={next(_values(override), 'null')}"
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a": {"b": 1}, "a.b": 1}`."""
+    flat = {}
+    for name, value in tree.items():
+        flat[f"{prefix}{name}"] = value
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+    return flat
+
+
+def _meant(key: str, valid: Iterable[str]) -> str:
+    """Of the keys with the same last word the nearest, else of all keys, else of the last words."""
+    last_words: dict[str, str] = {}
+    for name in valid:
+        last_words.setdefault(name.rpartition(".")[2], name)
+    word = key.rpartition(".")[2]
+    if word in last_words:
+        return f": did you mean {last_words[word]}?"
+    near = nearest(key, valid) or nearest(word, last_words)
+    return near.replace(word, last_words[word]) if word in near and word in last_words else near
+
+
+def _trainer_arguments() -> list[str]:
+    """The arguments of Lightning's Trainer, read from its source: importing it takes seconds."""
+    package = importlib.util.find_spec("lightning")
+    assert package is not None, "lightning is installed with this project"
+    assert package.origin is not None
+    source = Path(package.origin).parent / "pytorch" / "trainer" / "trainer.py"
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef) and node.name == "Trainer":
+            (init,) = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
+            return [argument.arg for argument in init.args.kwonlyargs]
+    raise AssertionError(f"no Trainer in {source}")

@@ -1,0 +1,121 @@
+"""Finds the photos of a folder and reads each as an upright RGB image, whatever its format."""
+
+import os
+import unicodedata
+import warnings
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# Pillow knows more formats than these; some of them (EPS) hand a stranger's file to another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 89_478_485  # Pillow's own bound: a quarter of a gibibyte as RGB
+
+_SPLITS = ("train", "val", "test")
+_LITTER = {"thumbs.db", "desktop.ini"}  # what Windows leaves in any folder that it has shown
+
+# The bound is checked below, as an error with a clear text, so Pillow's warning beside it says nothing new.
+warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=Image.DecompressionBombWarning)
+
+
+class Found(NamedTuple):
+    """A file that should be a photo: its path below the root ("/"-separated), class, and split where that is given."""
+
+    path: str
+    label: str
+    split: str | None
+
+
+def find(root: str | Path) -> list[Found]:
+    """Every file of a folder with one sub-folder a class, sorted by path.
+
+    Files at the top and hidden files are passed over; sub-folders of a class are walked. A folder whose only
+    sub-folders are `train`, `val` and perhaps `test` is read as a split that is given.
+
+    Raises ValueError where there is no such folder, or fewer than two classes.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"no folder of photos at {root}: give one with data.root=PATH, with one sub-folder a class")
+    folders = _folders(root)
+    if {"train", "val"} <= set(folders) <= set(_SPLITS):
+        found = [
+            Found(f"{split}/{label}/{file}", _name(label), split)
+            for split in folders
+            for label in _folders(root / split)
+            for file in _files(root / split / label)
+        ]
+    else:
+        found = [Found(f"{label}/{file}", _name(label), None) for label in folders for file in _files(root / label)]
+    _check_classes(root, found)
+    return sorted(found)
+
+
+def read(path: str | Path | IO[bytes]) -> Image.Image:
+    """The photo at `path` as an RGB image of 8 bits a channel, upright as its EXIF tag says.
+
+    Transparency is laid on white; 16-bit greyscale is scaled, not clipped; of a moving image, the first frame.
+
+    Raises ValueError for more than MAX_PIXELS pixels; OSError or whatever Pillow raises for what it cannot read.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,}")
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _scaled(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Greyscale of more than 8 bits, on the scale that its type or else its own values span."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    if image.mode == "F":
+        low, high = values.min(), values.max()
+    else:
+        low, high = 0.0, 65_535.0 if values.max() > 255 else 255.0
+    scaled = (values - low) / max(high - low, 1e-12) * 255
+    return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _files(folder: Path) -> list[str]:
+    """Paths below `folder`, "/"-separated."""
+    files = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(parent).relative_to(folder)
+        files += [(below / name).as_posix() for name in names if _is_candidate(name)]
+    return files
+
+
+def _is_candidate(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in _LITTER
+
+
+def _name(label: str) -> str:
+    # macOS hands out decomposed letters: the same folder is the same class on every machine.
+    return unicodedata.normalize("NFC", label)
+
+
+def _check_classes(root: Path, found: list[Found]) -> None:
+    labels = sorted({item.label for item in found})
+    if len(labels) < 2:
+        raise ValueError(
+            f"{root} holds photos of {len(labels)} class(es) {labels}: wanted one sub-folder a class, at least two"
+        )
+    trained = {item.label for item in found if item.split in (None, "train")}
+    if missing := sorted(set(labels) - trained):
+        raise ValueError(f"{root}/train lacks the class(es) {', '.join(missing)} that its other splits have")

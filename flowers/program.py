@@ -1,0 +1,91 @@
+"""Turns a function of a configuration into a program with manners: a user's mistake is one line and a non-zero exit."""
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from flowers import overrides, quiet
+from flowers.paths import CONF
+
+log = logging.getLogger(__name__)
+
+# What a user's mistake is raised as, here and by what is called with the user's settings.
+MISTAKES = (ValueError, HydraException, OmegaConfBaseException)
+
+
+def program(
+    task: Callable[[DictConfig], Any], config_name: str, arguments: Callable[[Sequence[str]], list[str]] = list
+) -> Callable[[], None]:
+    """The `main` of a program that composes `conf/<config_name>.yaml` with the command line's overrides.
+
+    In a multirun, a job that fails is logged and the next one runs.
+
+    Args:
+        task: what to do with the configuration; a ValueError from it is shown as its text alone.
+        config_name: of the configuration.
+        arguments: rewrites the command line's overrides first.
+    """
+    hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_logged(task))
+
+    @functools.wraps(task)
+    def main() -> None:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through to here
+        try:
+            given = get_args_parser().parse_args().overrides
+            wanted = overrides.checked(arguments(given), config_name)
+            sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in given] + wanted
+            hydra_main()
+        except MISTAKES as error:
+            sys.exit(f"error: {_text(error)}")
+
+    return main
+
+
+def _logged(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """`task`, with what it raises in the job's log; in a multirun a failed job gives NaN in place of an error."""
+
+    @functools.wraps(task)
+    def run(cfg: DictConfig) -> Any:
+        quiet.silence()
+        try:
+            return task(cfg)
+        except Exception as error:
+            _to_log_file(error)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                log.error("this job failed: %s", _text(error))  # its traceback is in the log file
+                return float("nan")
+            if isinstance(error, MISTAKES):
+                sys.exit(f"error: {_text(error)}")
+            raise
+
+    return run
+
+
+def _to_log_file(error: Exception) -> None:
+    """Writes the traceback to the job's log file and not to the terminal."""
+    record = log.makeRecord(
+        log.name, logging.ERROR, __file__, 0, "the run failed", (), (type(error), error, error.__traceback__)
+    )
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
+def _text(error: BaseException) -> str:
+    """An error's text; of one that Hydra raised while it called something, that of its cause."""
+    if isinstance(error, HydraException) and error.__cause__ is not None:
+        return f"{str(error).splitlines()[0]} {_text(error.__cause__)}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not given: add {error.full_key}=…"
+    return str(error)

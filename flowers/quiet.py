@@ -1,0 +1,30 @@
+"""What libraries say that no user of this project can do anything about, silenced one by one."""
+
+import logging
+import warnings
+
+HARMLESS = (
+    # The datasets here are small and local; the number of workers is set and was chosen (data.num_workers).
+    "The '.*_dataloader' does not have many workers",
+    # A resumed run, or the second stage of one, goes on in the folder that it began in.
+    "Checkpoint directory .* exists and is not empty",
+    # log_every_n_steps is for long epochs; a short one is logged at its end.
+    "The number of training batches .* is smaller than the logging interval",
+    # Lightning's own call of PyTorch's pytree, which has moved.
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    # CUDA is not there, which is no surprise on a CPU.
+    "GPU available but not used",
+)
+
+
+def silence() -> None:
+    """Filters the warnings above, by message; leaves of Lightning's log what is a warning or worse, each line once."""
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
+    import lightning.pytorch  # noqa: F401  # gives its loggers a handler of their own, beside Hydra's on the root logger
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.WARNING)

@@ -1,0 +1,137 @@
+"""A run folder: how it begins, how an interrupted one goes on, and where its numbers came from."""
+
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from flowers import atomic, split
+
+log = logging.getLogger(__name__)
+
+CONFIG, SPLIT = "config.yaml", "split.csv"
+
+
+def arguments(given: Sequence[str]) -> list[str]:
+    """With `resume=FOLDER` among them: the overrides that the run in FOLDER was started with, then the ones given.
+
+    Raises ValueError where FOLDER holds no run.
+    """
+    folders = [argument.removeprefix("resume=") for argument in given if argument.startswith("resume=")]
+    if not folders or folders[-1] in ("", "null"):
+        return list(given)
+    folder = Path(folders[-1]).resolve()
+    started = folder / ".hydra" / "overrides.yaml"
+    if not started.is_file():
+        raise ValueError(f"resume={folders[-1]}: no run there (no .hydra/overrides.yaml): give the folder of a run")
+    overrides = [str(line) for line in OmegaConf.load(started) if not str(line).startswith("resume=")]
+    return [*overrides, *given, f"hydra.run.dir={_quoted(folder)}"]
+
+
+def begin(cfg: DictConfig) -> Path:
+    """The run's folder, with its configuration written into it, the paths in it made absolute.
+
+    Raises ValueError where it holds another run already, and for a multirun of several processes a trial.
+    """
+    folder = Path(cfg.run_dir).resolve()
+    cfg.run_dir, cfg.data.root = str(folder), str(Path(cfg.data.root).resolve())
+    if (
+        HydraConfig.initialized()
+        and HydraConfig.get().mode == RunMode.MULTIRUN
+        and "ddp" in cfg.trainer.get("strategy", "")
+    ):
+        raise ValueError(
+            "a multirun with trainer=ddp would run the whole sweep once a process: start each run by itself"
+        )
+    if is_first_process():
+        if (folder / CONFIG).exists() and not cfg.resume:
+            raise ValueError(
+                f"{folder} holds a run already: resume={folder} goes on with it, hydra.run.dir=… starts another"
+            )
+        atomic.write_text(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+    return folder
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """`cfg` as plain Python: what a checkpoint may hold and still be read without running code."""
+    return {str(name): value for name, value in OmegaConf.to_container(cfg, resolve=True).items()}  # type: ignore[union-attr]
+
+
+def keep_split(folder: Path, rows: Sequence[split.Row]) -> None:
+    """Writes split.csv.
+
+    Raises ValueError where the run that is gone on with had another split.
+    """
+    kept = folder / SPLIT
+    if kept.exists() and split.load(kept) != list(rows):
+        raise ValueError(f"the photos have changed since {kept} was written: bring them back, or start a new run")
+    if is_first_process():
+        split.save(rows, kept)
+
+
+def existing(folder: str | None) -> Path:
+    """The folder of a run. Raises ValueError where none is given or none is there."""
+    if not folder:
+        raise ValueError("which run? Give run=FOLDER or checkpoint=FILE")
+    if not (Path(folder) / CONFIG).is_file():
+        raise ValueError(f"run={folder}: no run there (no {CONFIG}): give the folder of a run, such as outputs/…/…")
+    return Path(folder)
+
+
+def split_of(checkpoint: Path, digest: str) -> Path:
+    """The split.csv in the run folder of `checkpoint`. Raises ValueError where it is missing or is not that one."""
+    kept = checkpoint.resolve().parent.parent / SPLIT
+    if not kept.is_file():
+        raise ValueError(f"{checkpoint} lies in no run folder (no {kept}): give the photos to score with photos=FOLDER")
+    if split.digest(split.load(kept)) != digest:
+        raise ValueError(f"{kept} is not the split that {checkpoint} was trained on: give photos=FOLDER")
+    return kept
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process, or of several that train together the first: the one that writes."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Says how to go on where the block is interrupted. Lightning makes a SystemExit of Ctrl-C."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        log.warning("interrupted; go on with: python -m flowers.train resume=%s", folder)
+        raise SystemExit(130) from None
+
+
+def provenance() -> dict[str, Any]:
+    """Versions of what computes, and the commit of this project's checkout (None outside of one)."""
+    names = ("torch", "torchvision", "lightning", "torchmetrics", "pillow", "numpy")
+    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+    return {"versions": versions, "git": _commit()}
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "--", str(here)], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty" if changes.stdout else commit
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value of Hydra's override grammar, whatever characters are in it."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"

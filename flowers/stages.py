@@ -1,0 +1,43 @@
+"""Which stages a run goes through, and where a resumed one goes on."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from flowers import checkpoints
+from flowers.model import Stage
+
+
+class Leg(NamedTuple):
+    """A stage to train: its length in epochs, those left of it, the run's epoch at its end, what to go on from."""
+
+    stage: Stage
+    epochs: int
+    left: int
+    until: int
+    checkpoint: Path | None
+
+
+def plan(head_epochs: int, finetune_epochs: int, run: Path) -> list[Leg]:
+    """The stages that are left: all of them, or in a run folder with a last checkpoint those from there on.
+
+    A stage that ended just where the checkpoint stands is among them, with no epoch left: fitting it restores the
+    state that the next one starts from.
+    """
+    if min(head_epochs, finetune_epochs) < 0 or not head_epochs + finetune_epochs:
+        raise ValueError(
+            f"head.epochs={head_epochs} finetune.epochs={finetune_epochs}: wanted at least one epoch in all"
+        )
+    last = run / checkpoints.LAST
+    done = checkpoints.read(last)["epoch"] + 1 if last.exists() else 0
+    stages: list[tuple[Stage, int, int]] = [
+        ("head", head_epochs, head_epochs),
+        ("finetune", finetune_epochs, head_epochs + finetune_epochs),
+    ]
+    left = [
+        Leg(stage, epochs, min(epochs, until - done), until, None)
+        for stage, epochs, until in stages
+        if epochs and until >= done
+    ]
+    if done:
+        left[0] = left[0]._replace(checkpoint=last)
+    return left

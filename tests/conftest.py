@@ -1,0 +1,80 @@
+"""Made-up photos, and runs on a painted garden: no network, no file but what a test makes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from PIL import Image, ImageFilter
+
+from flowers import paths
+from flowers.train import train
+
+# What a test run adds to any configuration: a small network on small photos, decoded in the test's own process.
+SMALL = (
+    "data=folder",
+    "data.image_size=32",
+    "data.resize=32",
+    "data.batch_size=16",
+    "data.num_workers=0",
+    "model=resnet18",
+    "model.weights=null",
+    "optimizer.lr=0.002",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "head.epochs=2",
+    "finetune.epochs=2",
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLOWERS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A garden of 60 photos of 48 pixels."""
+    root = tmp_path_factory.mktemp("painted") / "garden"
+    from flowers import garden
+
+    garden.plant(root, number=60, size=48)
+    return root
+
+
+def configuration(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(paths.CONF), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, painted: Path) -> Path:
+    """The folder of a run through both stages, and on to a test split."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    train(configuration(*SMALL, f"data.root={painted}", f"run_dir={folder}", "data.test_fraction=0.1"))
+    return folder
+
+
+@pytest.fixture
+def photo() -> Callable[..., Image.Image]:
+    """Makes a photo that no other resembles: smooth noise, its own for each seed."""
+
+    def make(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
+        noise = np.random.default_rng(seed).integers(0, 256, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
+        return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(1))
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photo: Callable[..., Image.Image]) -> Path:
+    """A folder of two classes with ten photos each."""
+    for number in range(20):
+        path = tmp_path / "photos" / ("lily" if number % 2 else "orchid") / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(number).save(path)
+    return tmp_path / "photos"

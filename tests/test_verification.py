@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from flowers import photos
+from flowers.verification import verify
+
+
+def spoil(folder: Path, good: Image.Image) -> list[str]:
+    """Files that no one can read, each for a reason of its own."""
+    good.save(folder / "whole.jpg")
+    content = (folder / "whole.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(content[: len(content) // 2])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("not a photo", encoding="utf-8")
+    (folder / "away.jpg").symlink_to(folder / "nowhere.jpg")
+    return ["truncated.jpg", "empty.jpg", "text.jpg", "away.jpg"]
+
+
+def test_each_bad_file_has_its_reason(tmp_path: Path, photo):
+    verdicts = verify(tmp_path, ["whole.jpg", *spoil(tmp_path, photo(0))])
+    reasons = {path: verdict.reason for path, verdict in verdicts.items()}
+    assert reasons.pop("whole.jpg") == ""
+    assert "truncated" in reasons["truncated.jpg"]
+    assert reasons["empty.jpg"] == "empty"
+    assert "not a JPEG" in reasons["text.jpg"]
+    assert "No such file" in reasons["away.jpg"]
+
+
+def test_a_decompression_bomb_is_refused_unopened(tmp_path: Path):
+    Image.new("1", (14_000, 14_000)).save(tmp_path / "bomb.png")
+    Image.new("1", (10_000, 9_500)).save(tmp_path / "large.png")
+    verdicts = verify(tmp_path, ["bomb.png", "large.png"])
+    assert all("over the limit" in verdict.reason for verdict in verdicts.values())
+
+
+def test_a_second_call_reads_only_what_has_changed(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
+    for number in range(3):
+        photo(number).save(tmp_path / f"{number}.png")
+    files = ["0.png", "1.png", "2.png"]
+    first = verify(tmp_path, files)
+    (tmp_path / "1.png").write_bytes(b"")
+
+    read = []
+    original = photos.read
+    monkeypatch.setattr(photos, "read", lambda source: (read.append(source), original(source))[1])
+    second = verify(tmp_path, files)
+    assert second["0.png"] == first["0.png"]
+    assert second["1.png"].reason == "empty"
+    assert read == []
+
+
+def test_the_cache_of_a_broken_disk_is_read_again(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "photos").mkdir()
+    photo(0).save(tmp_path / "photos" / "a.png")
+    first = verify(tmp_path / "photos", ["a.png"])
+    (kept,) = (tmp_path / "cache" / "verdicts").iterdir()
+    kept.write_text("{half a", encoding="utf-8")
+    assert verify(tmp_path / "photos", ["a.png"]) == first
