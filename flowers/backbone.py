@@ -1,5 +1,6 @@
 """A torchvision classifier with the weights asked for and without its last layer."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,15 @@ def build(architecture: str, weights: str | Path | None, options: Mapping[str, A
         _load(network, state, last=name, source=f"model.weights={weights}")
     network.set_submodule(name, nn.Identity())
     return network, last.in_features
+
+
+def digest(network: nn.Module) -> str:
+    """The SHA-256 of a network's parameters and buffers, names and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _last_linear(architecture: str, network: nn.Module) -> tuple[str, nn.Linear]:

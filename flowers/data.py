@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from flowers import photos, transforms
-from flowers.sampler import EpochSampler
+from flowers.sampler import EpochSampler, seeded
 from flowers.split import Photo, Row, contradictions, crossing, decide, digest, groups, load
 from flowers.verification import verify
 
@@ -166,6 +166,7 @@ class FlowersData(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # its own: what an epoch draws shall not depend on how it is loaded
         )
 
     def _verified(self, found: Sequence[photos.Found]) -> list[Photo]:
@@ -197,8 +198,7 @@ class PhotoSet(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         index, seed = key if isinstance(key, tuple) else (key, 0)
         photo = v2.functional.pil_to_tensor(photos.read(self.paths[index]))  # (3, height, width) uint8
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return self.transform(photo), self.labels[index]
 
 

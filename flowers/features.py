@@ -63,7 +63,9 @@ class FrozenFeatures(LightningDataModule):
         return features
 
     def _loader(self, features: "FeatureSet", sampler: EpochSampler | None = None) -> DataLoader[Any]:
-        return DataLoader(features, self.data.batch_size, sampler=sampler, collate_fn=_as_it_is)
+        return DataLoader(
+            features, self.data.batch_size, sampler=sampler, collate_fn=_as_it_is, generator=torch.Generator()
+        )
 
 
 class FeatureSet(Dataset[tuple[Tensor, Tensor]]):

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image, ImageFilter
 
-from flowers import paths
+from flowers import garden, paths
 from flowers.train import train
 
 # What a test run adds to any configuration: a small network on small photos, decoded in the test's own process.
@@ -40,8 +40,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
 def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A garden of 60 photos of 48 pixels."""
     root = tmp_path_factory.mktemp("painted") / "garden"
-    from flowers import garden
-
     garden.plant(root, number=60, size=48)
     return root
 

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import configuration
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
 from flowers import backbone, paths
+from tests.conftest import configuration
 
 MODELS = sorted(path.stem for path in (paths.CONF / "model").glob("*.yaml"))
 

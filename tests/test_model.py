@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -8,9 +6,9 @@ from flowers.model import FlowerClassifier
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[FlowerClassifier]:
+def model() -> FlowerClassifier:
     torch.manual_seed(0)
-    yield FlowerClassifier("resnet18", classes=["a", "b", "c"])
+    return FlowerClassifier("resnet18", classes=["a", "b", "c"])
 
 
 @pytest.fixture

@@ -74,7 +74,9 @@ def fill(root: Path, *files: str) -> Path:
 
 
 def test_find_walks_classes_and_passes_over_hidden_files_and_those_at_the_top(tmp_path: Path):
-    root = fill(tmp_path, "README.md", ".git/x", "薔薇/a.jpg", "薔薇/more/b.jpg", "薔薇/.c.jpg", "tulip/Thumbs.db", "tulip/d")
+    root = fill(
+        tmp_path, "README.md", ".git/x", "薔薇/a.jpg", "薔薇/more/b.jpg", "薔薇/.c.jpg", "tulip/Thumbs.db", "tulip/d"
+    )
     assert [(item.path, item.label) for item in photos.find(root)] == [
         ("tulip/d", "tulip"),
         ("薔薇/a.jpg", "薔薇"),
@@ -89,7 +91,7 @@ def test_folders_named_train_and_val_are_a_given_split(tmp_path: Path):
 
 def test_a_class_that_is_only_in_val_is_an_error(tmp_path: Path):
     root = fill(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/c/3.jpg")
-    with pytest.raises(ValueError, match="train lacks the class.* c "):
+    with pytest.raises(ValueError, match=r"train lacks the class.* c "):
         photos.find(root)
 
 

@@ -90,7 +90,7 @@ def test_one_photo_under_two_classes_is_a_contradiction_and_twice_under_one_is_n
 
 
 def test_a_saved_split_loads_as_it_was_and_its_digest_is_that_of_the_file(tmp_path: Path):
-    rows = split.decide(made_up({"a, \"b\"": 10, "薔薇": 10}))
+    rows = split.decide(made_up({'a, "b"': 10, "薔薇": 10}))
     split.save(rows, tmp_path / "split.csv")
     assert split.load(tmp_path / "split.csv") == rows
     import hashlib

@@ -1,0 +1,26 @@
+"""A callback that kills its own process, without any chance to tidy up, where the environment says so."""
+
+import os
+import signal
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+
+class KillAt(Callback):
+    """`KILL_AT=3.1`: in epoch 3 (from 0), after batch 1; `KILL_AT=3.save`: while epoch 3's checkpoint is written."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if os.environ.get("KILL_AT") == f"{trainer.current_epoch}.{batch_idx}":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if os.environ.get("KILL_AT") == f"{trainer.current_epoch}.save":
+            checkpoint["bomb"] = _Bomb()
+
+
+class _Bomb:
+    def __reduce__(self) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)

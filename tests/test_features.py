@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor
+
+from flowers.data import FlowersData
+from flowers.features import FeatureSet, FrozenFeatures, extract
+from flowers.model import FlowerClassifier
+from flowers.schedules import constant
+
+
+def fitted(folder: Path, views: int, epochs: int = 3) -> FlowerClassifier:
+    """A head trained with SGD from one start; without augmentation where `views` is 1."""
+    whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": 0.0}
+    plain = whole | {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
+    data = FlowersData(folder, image_size=32, resize=32, batch_size=4, num_workers=0, **plain)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    model = FlowerClassifier(
+        "resnet18", data.classes, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), scheduler=constant
+    )
+    model.enter("head", epochs)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, FrozenFeatures(data, model, views) if views else data)
+    return model
+
+
+@pytest.fixture
+def square(folder: Path) -> Path:
+    """Square photos: their random crop of the whole area is the centre crop."""
+    from PIL import Image
+
+    for path in folder.glob("*/*.png"):
+        Image.open(path).resize((64, 64)).save(path)
+    return folder
+
+
+def test_a_head_trained_on_kept_features_is_the_head_trained_through_the_backbone(square: Path):
+    kept, through = fitted(square, views=1), fitted(square, views=0)
+    torch.testing.assert_close(kept.head.weight, through.head.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_the_backbone_is_bit_for_bit_what_it_was_after_either_head_stage(square: Path):
+    for views in (0, 1, 2):
+        torch.manual_seed(0)
+        before = FlowerClassifier("resnet18", ["lily", "orchid"]).backbone.state_dict()
+        after = fitted(square, views).backbone.state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_epoch_takes_one_of_each_photos_views():
+    features = torch.arange(2 * 3 * 4.0).reshape(2, 3, 4)  # (V, N, F)
+    views = FeatureSet(features, torch.tensor([7, 8, 9]))
+    taken, labels = views.__getitems__([(2, 10), (0, 11)])
+    assert torch.equal(taken, torch.stack([features[0, 2], features[1, 0]]))
+    assert labels.tolist() == [9, 7]
+
+
+def test_features_do_not_depend_on_the_batches(square: Path):
+    data = FlowersData(square, image_size=32, resize=32, num_workers=0)
+    model = FlowerClassifier("resnet18", data.classes)
+    model.enter("head", epochs=1)
+    dataset = data.dataset("train")
+
+    def features(batch_size: int) -> Tensor:
+        data.batch_size = batch_size
+        return extract(model, data.batches(dataset), torch.autocast("cpu", enabled=False))
+
+    torch.testing.assert_close(features(3), features(16), rtol=1e-4, atol=1e-5)
+
+
+def test_views_below_zero_are_refused(folder: Path):
+    data = FlowersData(folder)
+    with pytest.raises(ValueError, match=r"head.views=-1: wanted 0"):
+        FrozenFeatures(data, FlowerClassifier("resnet18", data.classes), views=-1)

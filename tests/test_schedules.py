@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from flowers import schedules
+
+
+def rates(schedule: schedules.Schedule, steps: int = 100) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = schedule(optimizer, steps)
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_constant_stays():
+    assert set(rates(schedules.constant)) == {1.0}
+
+
+def test_step_drops_tenfold_at_each_third():
+    seen = rates(schedules.step)
+    assert [seen[0], seen[50], seen[99]] == pytest.approx([1, 0.1, 0.01])
+
+
+def test_cosine_rises_over_the_warm_up_and_falls_to_almost_nothing():
+    seen = rates(schedules.cosine)
+    assert seen[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert seen[5:] == sorted(seen[5:], reverse=True)
+    assert seen[-1] < 0.001
+
+
+def test_one_cycle_peaks_at_the_given_rate_and_lasts_exactly_the_steps():
+    seen = rates(schedules.one_cycle)
+    assert max(seen) == pytest.approx(1.0, abs=1e-3)
+    assert seen[-1] < 1e-4
+
+
+@pytest.mark.parametrize("name", ["constant", "step", "cosine", "one_cycle"])
+def test_a_stage_of_one_step_is_no_special_case(name: str):
+    assert len(rates(getattr(schedules, name), steps=1)) == 1

@@ -1,0 +1,184 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from flowers import backbone, checkpoints, results
+from flowers.model import FlowerClassifier
+from flowers.train import main, train
+from tests.conftest import SMALL, configuration
+
+STATIC = ("val", "best_epoch", "classes", "seed", "digest", "device", "precision", "versions", "git")
+
+
+def program(*arguments: str, name: str = "train", **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"flowers.{name}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+def weights(run: Path, name: str = checkpoints.LAST) -> dict[str, torch.Tensor]:
+    return dict(checkpoints.read(run / name)["state_dict"])
+
+
+def backbone_digests(run: Path, name: str) -> tuple[bool, int]:
+    """Whether the backbone is what the run started from, and after how many epochs."""
+    model = FlowerClassifier.load_from_checkpoint(run / name, weights_only=True)
+    epochs = checkpoints.read(run / name)["epoch"] + 1
+    return backbone.digest(model.backbone) == model.hparams["weights_digest"], epochs
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "photos_per_second" and not tag.startswith("best/")]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def test_a_run_folder_holds_all_of_a_run(trained: Path):
+    files = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
+    assert {"config.yaml", "split.csv", "result.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
+    assert all(file.startswith(("tensorboard/events", "tensorboard/hparams")) for file in files - {
+        "config.yaml", "split.csv", "result.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+    })  # fmt: skip
+
+
+def test_the_result_says_how_good_how_sure_and_what_it_took(trained: Path):
+    result = results.load(trained / "result.json")
+    val = result["val"]
+    assert val["n"] == 12
+    assert result["test"]["n"] == 6
+    assert val["interval"][0] < val["accuracy"] < val["interval"][1] or val["accuracy"] in (0, 1)
+    assert set(result["cost"]["seconds"]) == {"head", "finetune"}
+    assert result["cost"]["peak_memory_bytes"] > 1e8
+    assert result["versions"]["torch"] == torch.__version__
+    with (trained / "split.csv").open(encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 60
+
+
+def test_the_backbone_changes_in_the_second_stage_only(painted: Path, trained: Path, tmp_path: Path):
+    frozen = [f"data.root={painted}", "finetune.epochs=0", "head.epochs=1"]
+    for views in (0, 1):
+        run = tmp_path / f"views{views}"
+        train(configuration(*SMALL, *frozen, f"run_dir={run}", f"head.views={views}"))
+        assert backbone_digests(run, checkpoints.LAST) == (True, 1)
+    assert backbone_digests(trained, checkpoints.LAST) == (False, 4)
+
+
+def test_a_checkpoint_is_enough_to_classify_a_photo(trained: Path):
+    model = FlowerClassifier.load_from_checkpoint(trained / checkpoints.BEST, weights_only=True).eval()
+    assert model.classes == ["daisy", "dandelion", "rose", "sunflower", "tulip"]
+    assert (model.hparams["image_size"], model.hparams["resize"]) == (32, 32)
+    assert model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 5)
+    assert model.hparams["split_digest"] == results.load(trained / "result.json")["digest"]["split"]
+
+
+def test_evaluate_gives_exactly_what_training_reported(trained: Path, tmp_path: Path):
+    for split in ("val", "test"):
+        done = program(f"run={trained}", f"split={split}", f"output={tmp_path}/{split}.json", name="evaluate")
+        assert done.returncode == 0, done.stderr
+        assert results.load(tmp_path / f"{split}.json")[split] == results.load(trained / "result.json")[split]
+
+
+def test_tensorboard_has_both_stages_curves_the_photos_and_the_hyperparameters(trained: Path):
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    tags = events.Tags()
+    assert {
+        "train/loss",
+        "train/accuracy",
+        "val/loss",
+        "val/accuracy",
+        "lr/head",
+        "lr/backbone",
+        "photos_per_second",
+    } <= set(tags["scalars"])
+    assert set(tags["images"]) == {"photos/train", "photos/val"}
+    assert len(events.Scalars("val/accuracy")) == 4
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_a_run_killed_in_each_stage_and_in_a_checkpoint_ends_as_the_uninterrupted_one(painted: Path, tmp_path: Path):
+    recipe = [*SMALL, f"data.root={painted}", "model.architecture=mobilenet_v3_small", "scheduler=cosine"]
+    recipe += ["head.views=2", "+callbacks.kill._target_=tests.killing.KillAt"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(configuration(*recipe, f"run_dir={whole}"))
+    first = program(*recipe, f"hydra.run.dir={killed}", KILL_AT="1.0")
+    second = program(f"resume={killed}", KILL_AT="2.save")
+    third = program(f"resume={killed}", KILL_AT="3.1")
+    last = program(f"resume={killed}")
+    assert [done.returncode for done in (first, second, third)] == [-signal.SIGKILL] * 3
+    assert last.returncode == 0, last.stderr
+
+    for name in (checkpoints.BEST, checkpoints.LAST):
+        ours, theirs = weights(killed, name), weights(whole, name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    killed_result, whole_result = (results.load(run / "result.json") for run in (killed, whole))
+    assert {key: killed_result[key] for key in STATIC} == {key: whole_result[key] for key in STATIC}
+    assert curves(killed) == curves(whole)
+
+
+def test_the_same_command_gives_the_same_result(painted: Path, tmp_path: Path):
+    runs = []
+    for name in "ab":
+        main(
+            configuration(
+                *SMALL, f"data.root={painted}", f"run_dir={tmp_path / name}", "head.epochs=1", "finetune.epochs=1"
+            )
+        )
+        runs.append(results.load(tmp_path / name / "result.json"))
+    assert {key: runs[0][key] for key in STATIC} == {key: runs[1][key] for key in STATIC}
+
+
+def test_a_run_folder_is_not_written_over(trained: Path, painted: Path):
+    before = (trained / "result.json").read_bytes()
+    with pytest.raises(ValueError, match="holds a run already"):
+        train(configuration(*SMALL, f"data.root={painted}", f"run_dir={trained}"))
+    assert (trained / "result.json").read_bytes() == before
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_a_clear_line(painted: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"training loss became (nan|inf).*smaller optimizer.lr"):
+        train(configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path / 'run'}", "optimizer.lr=1e30"))
+    assert not (tmp_path / "run" / checkpoints.BEST).exists()
+
+
+def test_stages_that_are_left_out_and_none_at_all(painted: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="wanted at least one epoch"):
+        train(
+            configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path}", "head.epochs=0", "finetune.epochs=0")
+        )
+
+
+def test_a_multirun_goes_past_a_failing_job_and_ends_with_the_table(painted: Path, tmp_path: Path):
+    done = program("-m", *SMALL, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", "seed=0,1",
+                   "optimizer.lr=0.001,1e30", f"hydra.sweep.dir={tmp_path}")  # fmt: skip
+    assert done.returncode == 1
+    with (tmp_path / "runs.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert [row["accuracy"] != "" for row in rows] == [True, True, False, False]
+    assert float(rows[0]["accuracy"]) >= float(rows[1]["accuracy"])
+    failed = rows[-1]["run"]
+    assert "Traceback" in (tmp_path / failed / "train.log").read_text(encoding="utf-8")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "2 of 4 runs failed" in done.stderr
+    good = json.loads((tmp_path / rows[0]["run"] / "result.json").read_text(encoding="utf-8"))
+    assert good["val"]["accuracy"] == float(rows[0]["accuracy"])
+
+
+def test_a_users_mistake_is_one_line_and_no_traceback(tmp_path: Path):
+    runs: list[tuple[list[str], str]] = [
+        (["data=folder", "data.root=/nowhere"], "no folder of photos at /nowhere"),
+        ([f"resume={tmp_path}"], "no run there"),
+    ]
+    for arguments, answer in runs:
+        done = program(*arguments, *([] if "resume" in arguments[0] else [f"hydra.run.dir={tmp_path}/run"]))
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert answer in done.stderr
+        assert done.stderr.count("\n") == 1
