@@ -38,6 +38,7 @@ class Clock(Callback):
         self._stage = ""
         self._last = self._epoch_start = 0.0
         self._epoch_photos = 0
+        self._rate = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Starts the stage's clock."""
@@ -59,7 +60,11 @@ class Clock(Callback):
         if trainer.is_last_batch:
             seconds = time.perf_counter() - self._epoch_start
             self.photos[self._stage] += self._epoch_photos
-            pl_module.log("photos_per_second", self._epoch_photos / seconds)
+            self._rate = self._epoch_photos / seconds
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the epoch's photos a second, validation not counted."""
+        pl_module.log("photos_per_second", self._rate)
 
     def _tick(self) -> None:
         now = time.perf_counter()

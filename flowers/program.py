@@ -26,10 +26,11 @@ MISTAKES = (ValueError, HydraException, OmegaConfBaseException)
 
 def program(
     task: Callable[[DictConfig], Any], config_name: str, arguments: Callable[[Sequence[str]], list[str]] = list
-) -> Callable[[], None]:
+) -> Callable[..., Any]:
     """The `main` of a program that composes `conf/<config_name>.yaml` with the command line's overrides.
 
-    In a multirun, a job that fails is logged and the next one runs.
+    In a multirun, a job that fails is logged and the next one runs. Given a configuration, `main` does `task` with it
+    and gives back what that gives.
 
     Args:
         task: what to do with the configuration; a ValueError from it is shown as its text alone.
@@ -39,13 +40,15 @@ def program(
     hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_logged(task))
 
     @functools.wraps(task)
-    def main() -> None:
+    def main(cfg: DictConfig | None = None) -> Any:
+        if cfg is not None:
+            return task(cfg)
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through to here
         try:
             given = get_args_parser().parse_args().overrides
             wanted = overrides.checked(arguments(given), config_name)
             sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in given] + wanted
-            hydra_main()
+            return hydra_main()
         except MISTAKES as error:
             sys.exit(f"error: {_text(error)}")
 

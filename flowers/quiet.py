@@ -10,10 +10,12 @@ HARMLESS = (
     "Checkpoint directory .* exists and is not empty",
     # log_every_n_steps is for long epochs; a short one is logged at its end.
     "The number of training batches .* is smaller than the logging interval",
+    # The frozen backbone is in eval mode on purpose.
+    "Found .* module.s. in eval mode at the start of training",
     # Lightning's own call of PyTorch's pytree, which has moved.
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
-    # CUDA is not there, which is no surprise on a CPU.
-    "GPU available but not used",
+    # Workers are forked before they use what may be locked, as in any program with a DataLoader.
+    "This process .* is multi-threaded, use of fork",
 )
 
 

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image, ImageFilter
 
-from flowers import garden, paths
+from flowers import garden, paths, quiet
 from flowers.train import train
 
 # What a test run adds to any configuration: a small network on small photos, decoded in the test's own process.
@@ -27,6 +27,12 @@ SMALL = (
     "head.epochs=2",
     "finetune.epochs=2",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Warnings are errors here, but for those that the programs themselves silence, each with its reason.
+    for message in quiet.HARMLESS:
+        config.addinivalue_line("filterwarnings", f"ignore:{message}")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -51,12 +51,12 @@ def test_a_run_folder_holds_all_of_a_run(trained: Path):
 def test_the_result_says_how_good_how_sure_and_what_it_took(trained: Path):
     result = results.load(trained / "result.json")
     val = result["val"]
-    assert val["n"] == 12
-    assert result["test"]["n"] == 6
+    assert val["n"] == 10
+    assert result["test"]["n"] == 5
     assert val["interval"][0] < val["accuracy"] < val["interval"][1] or val["accuracy"] in (0, 1)
     assert set(result["cost"]["seconds"]) == {"head", "finetune"}
     assert result["cost"]["peak_memory_bytes"] > 1e8
-    assert result["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(result["versions"]["torch"])
     with (trained / "split.csv").open(encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == 60
 
@@ -143,7 +143,7 @@ def test_a_run_folder_is_not_written_over(trained: Path, painted: Path):
 
 def test_a_loss_that_is_no_number_stops_the_run_with_a_clear_line(painted: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"training loss became (nan|inf).*smaller optimizer.lr"):
-        train(configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path / 'run'}", "optimizer.lr=1e30"))
+        train(configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path / 'run'}", "optimizer.lr=1e38"))
     assert not (tmp_path / "run" / checkpoints.BEST).exists()
 
 
@@ -156,7 +156,7 @@ def test_stages_that_are_left_out_and_none_at_all(painted: Path, tmp_path: Path)
 
 def test_a_multirun_goes_past_a_failing_job_and_ends_with_the_table(painted: Path, tmp_path: Path):
     done = program("-m", *SMALL, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", "seed=0,1",
-                   "optimizer.lr=0.001,1e30", f"hydra.sweep.dir={tmp_path}")  # fmt: skip
+                   "optimizer.lr=0.001,1e38", f"hydra.sweep.dir={tmp_path}")  # fmt: skip
     assert done.returncode == 1
     with (tmp_path / "runs.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
