@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -151,11 +151,16 @@ class FlowersData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """The photos of train, augmented and shuffled."""
         dataset = self.dataset("train", augmented=True)
-        return self.batches(dataset, EpochSampler(len(dataset), self.seed))
+        return self.batches(dataset, self.order(len(dataset), self.trainer))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The photos of val, centred."""
         return self.batches(self.dataset("val"))
+
+    def order(self, length: int, trainer: Trainer | None) -> EpochSampler:
+        """The order of training over `length` items: this process's share of it."""
+        rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        return EpochSampler(length, self.seed, rank, ranks)
 
     def batches(self, dataset: "PhotoSet", keys: Iterable[int | tuple[int, int]] | None = None) -> DataLoader[Any]:
         """Batches of `dataset`, decoded in parallel, in its own order or that of `keys`."""

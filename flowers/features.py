@@ -44,7 +44,7 @@ class FrozenFeatures(LightningDataModule):
         ]
         views = [self._compute(self.data.batches(dataset, keys=view), len(dataset), "train") for view in keys]
         features = FeatureSet(torch.stack(views), torch.tensor(dataset.labels))
-        return self._loader(features, EpochSampler(len(dataset), self.data.seed))
+        return self._loader(features, self.data.order(len(dataset), self.trainer))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The features of val, in the order of split.csv."""

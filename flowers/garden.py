@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -17,6 +18,8 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 
 from flowers import blossoms, progress
+
+log = logging.getLogger(__name__)
 
 KINDS = tuple(blossoms.PETALS)
 
@@ -70,6 +73,7 @@ def plant(root: str | Path, number: int = 1000, size: int = 128, seed: int = 0) 
     with FileLock(root.with_name(f".{root.name}.lock")):
         if _is_planted(root, settings):
             return
+        log.info("painting %d flowers of %d pixels into %s", number, size, root)
         beside = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".part", dir=root.parent))
         try:
             for kind in KINDS:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 
 def settled(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,7 +17,8 @@ def settled(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     definite = dict(settings)
     if definite["accelerator"] == "auto":
-        definite["accelerator"] = _AcceleratorConnector._choose_auto_accelerator()
+        found = torch.accelerator.current_accelerator(check_available=True)
+        definite["accelerator"] = "cpu" if found is None else found.type
     if definite["precision"] == "auto":
         definite["precision"] = "bf16-mixed" if has_bf16(definite["accelerator"]) else "32-true"
     if definite["deterministic"] == "auto":

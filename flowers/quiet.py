@@ -3,6 +3,8 @@
 import logging
 import warnings
 
+from flowers import run
+
 HARMLESS = (
     # The datasets here are small and local; the number of workers is set and was chosen (data.num_workers).
     "The '.*_dataloader' does not have many workers",
@@ -23,6 +25,8 @@ def silence() -> None:
     """Filters the warnings above, by message; leaves of Lightning's log what is a warning or worse, each line once."""
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)
+    if not run.is_first_process():
+        logging.getLogger().setLevel(logging.WARNING)
     import lightning.pytorch  # noqa: F401  # gives its loggers a handler of their own, beside Hydra's on the root logger
 
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -48,7 +48,8 @@ def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -
             "peak_memory_bytes": hardware.peak_memory(trainer.strategy.root_device),
         },
     }
-    save(result, run_dir / RESULT)
+    if run.is_first_process():
+        save(result, run_dir / RESULT)
     tensorboard.log_hyperparameters(
         trainer, config, {f"best/{name}": scores["val"][name] for name in ("accuracy", "loss")}
     )

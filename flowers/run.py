@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ def arguments(given: Sequence[str]) -> list[str]:
     started = folder / ".hydra" / "overrides.yaml"
     if not started.is_file():
         raise ValueError(f"resume={folders[-1]}: no run there (no .hydra/overrides.yaml): give the folder of a run")
+    with suppress(FileNotFoundError):  # relative paths in them mean what they meant, where that folder is still there
+        os.chdir(OmegaConf.load(started.with_name("hydra.yaml")).hydra.runtime.cwd)
     overrides = [str(line) for line in OmegaConf.load(started) if not str(line).startswith("resume=")]
     return [*overrides, *given, f"hydra.run.dir={_quoted(folder)}"]
 
@@ -44,11 +46,8 @@ def begin(cfg: DictConfig) -> Path:
     """
     folder = Path(cfg.run_dir).resolve()
     cfg.run_dir, cfg.data.root = str(folder), str(Path(cfg.data.root).resolve())
-    if (
-        HydraConfig.initialized()
-        and HydraConfig.get().mode == RunMode.MULTIRUN
-        and "ddp" in cfg.trainer.get("strategy", "")
-    ):
+    is_multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if is_multirun and "ddp" in cfg.trainer.strategy:
         raise ValueError(
             "a multirun with trainer=ddp would run the whole sweep once a process: start each run by itself"
         )
@@ -120,16 +119,17 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "--", str(here)], capture_output=True, text=True, check=True
+    def git(*arguments: str) -> str:
+        return subprocess.check_output(
+            ["git", *arguments], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
         )
+
+    try:
+        if git("rev-parse", "--show-prefix").strip() != "flowers/":  # installed below somebody else's checkout
+            return None
+        return git("rev-parse", "HEAD").strip() + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{commit}-dirty" if changes.stdout else commit
 
 
 def _quoted(path: Path) -> str:

@@ -1,5 +1,6 @@
 """The order of training, a function of seed and epoch alone, so that a resumed run sees what it would have seen."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,23 +13,29 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     The seed belongs to that item in that epoch: an augmentation drawn from it does not depend on which worker draws it,
     how many there are, or what was drawn before. Lightning calls `set_epoch`.
+
+    Of `ranks` processes that train together, number `rank` takes every so-manieth item; the first items fill up the
+    last round, so that all take as many.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
+    def __init__(self, length: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
+        self.length, self.seed, self.rank, self.ranks = length, seed, rank, ranks
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Turns to `epoch`, counted from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return math.ceil(self.length / self.ranks)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator)
         seeds = torch.randint(2**62, (self.length,), generator=generator)
-        return zip(order.tolist(), seeds.tolist(), strict=True)
+        keys = list(zip(order.tolist(), seeds.tolist(), strict=True))
+        keys += keys[: len(self) * self.ranks - self.length]
+        return iter(keys[self.rank :: self.ranks])
 
 
 @contextmanager

@@ -42,7 +42,8 @@ def train(cfg: DictConfig) -> float:
         default_root_dir=folder,
     )
     summary.log_start(data, model, legs, trainer)
-    tensorboard.log_photos(trainer, data)
+    if legs[0].checkpoint is None:
+        tensorboard.log_photos(trainer, data)
     with run.resumable(folder):
         for leg in legs:
             frozen = FrozenFeatures(data, model, cfg.head.views) if leg.stage == "head" and cfg.head.views else data

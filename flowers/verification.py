@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ import imagehash
 from PIL import Image, UnidentifiedImageError
 
 from flowers import atomic, paths, photos, progress
+
+log = logging.getLogger(__name__)
 
 _FORMAT = 1  # of the kept verdicts: another number forgets them all
 _HASH_SIZE = 16  # a perceptual hash of 16 x 16 bits
@@ -37,6 +40,7 @@ def verify(root: str | Path, files: Sequence[str]) -> dict[str, Verdict]:
     states = {file: _state(root / file) for file in files}
     new = [file for file in files if kept.get(file, [None])[0] != states[file]]
     if new:
+        log.info("checking %d files in %s", len(new), root)
         # Threads suffice: Pillow and hashlib release the interpreter while they decode and digest.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             verdicts = pool.map(lambda file: _read(root / file), new)

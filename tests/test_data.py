@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,8 +7,9 @@ from PIL import Image
 from torch import Tensor
 
 from flowers.data import FlowersData
+from flowers.sampler import EpochSampler
 
-SMALL = {"image_size": 32, "resize": 36, "batch_size": 4, "num_workers": 0}
+SMALL: dict[str, Any] = {"image_size": 32, "resize": 36, "batch_size": 4, "num_workers": 0}
 
 
 def epoch(data: FlowersData, number: int) -> Tensor:
@@ -110,3 +112,10 @@ def test_photos_of_a_class_that_the_model_does_not_know_are_refused(folder: Path
 def test_settings_that_cannot_be_are_refused(folder: Path, wrong: dict[str, object]):
     with pytest.raises(ValueError, match="wanted"):
         FlowersData(folder, **wrong)  # type: ignore[arg-type]
+
+
+def test_processes_that_train_together_share_an_epoch_and_take_as_many():
+    whole = dict(EpochSampler(7, seed=0))
+    shares = [list(EpochSampler(7, seed=0, rank=rank, ranks=3)) for rank in range(3)]
+    assert [len(share) for share in shares] == [3, 3, 3]
+    assert {key for share in shares for key in share} == set(whole.items())

@@ -42,13 +42,10 @@ def test_a_second_call_reads_only_what_has_changed(tmp_path: Path, photo, monkey
     first = verify(tmp_path, files)
     (tmp_path / "1.png").write_bytes(b"")
 
-    read = []
-    original = photos.read
-    monkeypatch.setattr(photos, "read", lambda source: (read.append(source), original(source))[1])
+    monkeypatch.setattr(photos, "read", None)  # an empty file is not even given to it
     second = verify(tmp_path, files)
     assert second["0.png"] == first["0.png"]
     assert second["1.png"].reason == "empty"
-    assert read == []
 
 
 def test_the_cache_of_a_broken_disk_is_read_again(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
