@@ -21,8 +21,22 @@ def progress() -> Callback:
 class EpochLines(ProgressBar):
     """Logs one line an epoch: both losses and accuracies."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_on = True
+
+    def enable(self) -> None:
+        """Lines are logged, by Lightning's wish."""
+        self._is_on = True
+
+    def disable(self) -> None:
+        """None are: this is not the first of several processes."""
+        self._is_on = False
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the line once validation has run too."""
+        if not self._is_on:
+            return
         metrics = trainer.callback_metrics
         names = [f"{split}/{metric}" for split in ("train", "val") for metric in ("loss", "accuracy")]
         values = "  ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
@@ -59,12 +73,12 @@ class Clock(Callback):
         self._epoch_photos += len(batch[1])
         if trainer.is_last_batch:
             seconds = time.perf_counter() - self._epoch_start
-            self.photos[self._stage] += self._epoch_photos
+            self.photos[self._stage] += self._epoch_photos * trainer.world_size
             self._rate = self._epoch_photos / seconds
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the epoch's photos a second, validation not counted."""
-        pl_module.log("photos_per_second", self._rate)
+        pl_module.log("photos_per_second", self._rate, sync_dist=True, reduce_fx="sum")
 
     def _tick(self) -> None:
         now = time.perf_counter()

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from flowers import atomic
+from flowers.model import FlowerClassifier
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 
@@ -18,6 +19,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Saves `checkpoint` at `path`, whole or not at all."""
         with atomic.writing(Path(path)) as beside:
             torch.save(checkpoint, beside)
+
+
+def load(path: str | Path) -> FlowerClassifier:
+    """The model of a checkpoint, on the CPU; no code in the file is run."""
+    return FlowerClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ def evaluate(cfg: DictConfig) -> float:
 
     from flowers import checkpoints, results, run
     from flowers.data import FlowersData
-    from flowers.model import FlowerClassifier
 
     path = Path(cfg.checkpoint) if cfg.checkpoint else run.existing(cfg.run) / checkpoints.BEST
     trained = checkpoints.read(path)["hyper_parameters"]
@@ -29,9 +28,8 @@ def evaluate(cfg: DictConfig) -> float:
         data = FlowersData(settings["root"], split_file=split_file, on_bad_photo=settings["on_bad_photo"], **seen)
         dataset = data.dataset(cfg.split)
 
-    model = FlowerClassifier.load_from_checkpoint(path, map_location="cpu")
     given = {name: cfg[name] for name in ("accelerator", "precision") if cfg[name] is not None}
-    scored = results.score(model, data.batches(dataset), trained["config"]["trainer"] | given)
+    scored = results.score(checkpoints.load(path), data.batches(dataset), trained["config"]["trainer"] | given)
     Console().print(results.table({name: scored}))
     if cfg.output:
         results.save({name: scored}, cfg.output)

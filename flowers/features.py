@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flowers import progress
-from flowers.data import FlowersData
+from flowers.data import FlowersData, PhotoSet
 from flowers.model import FlowerClassifier
-from flowers.sampler import EpochSampler, epoch_seed
+from flowers.sampler import EpochSampler
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +37,10 @@ class FrozenFeatures(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """The features of train, shuffled. Computes them on the device where the trainer has put the model."""
         dataset = self.data.dataset("train", augmented=self.views > 1)
-        # A view's augmentations are those of an epoch that fresh augmentation would never come to.
-        keys = [
-            list(enumerate(torch.randint(2**62, (len(dataset),), generator=_generator(self.data.seed, view)).tolist()))
+        views = [
+            self._compute(self.data.batches(dataset, self._keys(dataset, view)), len(dataset), "train")
             for view in range(self.views)
         ]
-        views = [self._compute(self.data.batches(dataset, keys=view), len(dataset), "train") for view in keys]
         features = FeatureSet(torch.stack(views), torch.tensor(dataset.labels))
         return self._loader(features, self.data.order(len(dataset), self.trainer))
 
@@ -51,6 +49,12 @@ class FrozenFeatures(LightningDataModule):
         dataset = self.data.dataset("val")
         features = self._compute(self.data.batches(dataset), len(dataset), "val")
         return self._loader(FeatureSet(features[None], torch.tensor(dataset.labels)))
+
+    def _keys(self, dataset: PhotoSet, view: int) -> list[tuple[int, int]]:
+        """The photos in their own order, with the seeds of an epoch that fresh augmentation never comes to."""
+        sampler = EpochSampler(len(dataset), self.data.seed)
+        sampler.set_epoch(-1 - view)
+        return sorted(sampler)
 
     def _compute(self, batches: Iterable[tuple[Tensor, Tensor]], count: int, split: str) -> Tensor:
         assert self.trainer is not None, "the trainer says where and how precisely to compute"
@@ -91,10 +95,6 @@ def extract(
     assert not model.backbone.training, "a backbone in training mode is not a pure function"
     with context:
         return torch.cat([model.features(photos.to(model.device, non_blocking=True)).cpu() for photos, _ in batches])
-
-
-def _generator(seed: int, view: int) -> torch.Generator:
-    return torch.Generator().manual_seed(epoch_seed(seed, -1 - view) % 2**63)
 
 
 def _as_it_is(batch: Any) -> Any:

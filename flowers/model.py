@@ -108,7 +108,7 @@ class FlowerClassifier(LightningModule):
         logits = self(inputs)
         loss = cross_entropy(logits, labels)
         accuracy(logits, labels)
-        self.log(f"{split}/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=split == "val")
+        self.log(f"{split}/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
         self.log(f"{split}/accuracy", accuracy, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 

@@ -54,7 +54,9 @@ def runs(folder: Path) -> list[dict[str, Any]]:
 
 def _show(rows: list[dict[str, Any]], folder: Path) -> None:
     table = Table(*COLUMNS, title=f"{len(rows)} runs in {folder}, best first", title_justify="left", box=box.SIMPLE)
+    common = set.intersection(*(set(row["overrides"].split()) for row in rows)) if len(rows) > 1 else set()
     for row in rows:
+        row = row | {"overrides": " ".join(part for part in row["overrides"].split() if part not in common)}
         cells = [
             f"{value:.4f}" if isinstance(value, float) and name != "seconds" else str(value)
             for name, value in row.items()

@@ -56,7 +56,10 @@ def program(
 
 
 def _logged(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """`task`, with what it raises in the job's log; in a multirun a failed job gives NaN in place of an error."""
+    """`task`, with the traceback of what it raises in the job's log file and one line of it on the terminal.
+
+    A multirun goes past a failed job, which gives NaN; else the program ends.
+    """
 
     @functools.wraps(task)
     def run(cfg: DictConfig) -> Any:
@@ -64,25 +67,26 @@ def _logged(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         try:
             return task(cfg)
         except Exception as error:
-            _to_log_file(error)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                log.error("this job failed: %s", _text(error))  # its traceback is in the log file
-                return float("nan")
-            if isinstance(error, MISTAKES):
-                sys.exit(f"error: {_text(error)}")
-            raise
+            log_file = _write_traceback(error)
+            if log_file is None and not isinstance(error, MISTAKES):
+                raise
+            line = _text(error) if isinstance(error, MISTAKES) else f"{error!r} (traceback in {log_file})"
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                sys.exit(f"error: {line}")
+            log.error("this job failed: %s", line)
+            return float("nan")
 
     return run
 
 
-def _to_log_file(error: Exception) -> None:
-    """Writes the traceback to the job's log file and not to the terminal."""
-    record = log.makeRecord(
-        log.name, logging.ERROR, __file__, 0, "the run failed", (), (type(error), error, error.__traceback__)
-    )
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(record)
+def _write_traceback(error: Exception) -> str | None:
+    """Writes it to the job's log file and not to the terminal; returns that file's name, None where there is none."""
+    info = (type(error), error, error.__traceback__)
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "the run failed", (), info)
+    files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+    for handler in files:
+        handler.handle(record)
+    return files[0].baseFilename if files else None
 
 
 def _text(error: BaseException) -> str:

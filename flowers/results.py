@@ -27,10 +27,9 @@ RESULT = "result.json"
 def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -> dict[str, Any]:
     """Scores the best checkpoint on val, and on test where there is one; writes result.json, logs and returns it."""
     kept = checkpoints.read(run_dir / checkpoints.BEST)
-    model = FlowerClassifier.load_from_checkpoint(run_dir / checkpoints.BEST, map_location="cpu")
     config = kept["hyper_parameters"]["config"]
     scores = {
-        split: score(model, data.batches(data.dataset(split)), config["trainer"])
+        split: score(checkpoints.load(run_dir / checkpoints.BEST), data.batches(data.dataset(split)), config["trainer"])
         for split in ("val", "test")
         if data.counts(split)
     }

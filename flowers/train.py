@@ -49,7 +49,7 @@ def train(cfg: DictConfig) -> float:
             frozen = FrozenFeatures(data, model, cfg.head.views) if leg.stage == "head" and cfg.head.views else data
             model.enter(leg.stage, leg.epochs)
             trainer.fit_loop.max_epochs = leg.until
-            trainer.fit(model, frozen if leg.left else data, ckpt_path=leg.checkpoint)
+            trainer.fit(model, frozen if leg.left else data, ckpt_path=leg.checkpoint, weights_only=True)
     return float(results.conclude(folder, data, trainer, clock)["val"]["accuracy"])
 
 

@@ -50,9 +50,9 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def configuration(*overrides: str) -> DictConfig:
+def configuration(*overrides: str, name: str = "train") -> DictConfig:
     with initialize_config_dir(str(paths.CONF), version_base="1.3"):
-        return compose("train", list(overrides))
+        return compose(name, list(overrides))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,66 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowers import checkpoints, results
+from flowers.evaluate import main
+from tests.conftest import configuration
+
+
+def evaluated(*overrides: str) -> float:
+    return float(main(configuration(*overrides, name="evaluate")))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluate_gives_exactly_what_training_reported(trained: Path, tmp_path: Path, split: str):
+    reported = results.load(trained / "result.json")[split]
+    assert evaluated(f"run={trained}", f"split={split}", f"output={tmp_path}/scores.json") == reported["accuracy"]
+    assert results.load(tmp_path / "scores.json") == {split: reported}
+
+
+def test_the_program_prints_the_score_and_leaves_nothing_behind(trained: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "flowers.evaluate", f"run={trained}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{results.load(trained / 'result.json')['val']['accuracy']:.6f}" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_photos_are_scored_whole_also_by_a_checkpoint_alone(trained: Path, painted: Path, tmp_path: Path):
+    alone = tmp_path / "alone.ckpt"
+    shutil.copy(trained / checkpoints.BEST, alone)
+    evaluated(f"checkpoint={alone}", f"photos={painted}", f"output={tmp_path}/scores.json")
+    (scored,) = results.load(tmp_path / "scores.json").values()
+    assert scored["n"] == 60
+    with pytest.raises(ValueError, match=r"lies in no run folder.*photos=FOLDER"):
+        evaluated(f"checkpoint={alone}")
+
+
+def test_photos_of_other_classes_are_refused(trained: Path, folder: Path):
+    with pytest.raises(ValueError, match=r"lily, orchid: wanted those of the model, daisy"):
+        evaluated(f"run={trained}", f"photos={folder}")
+
+
+def test_what_is_no_run_and_no_checkpoint_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"Give run=FOLDER"):
+        evaluated()
+    with pytest.raises(ValueError, match=r"no run there"):
+        evaluated(f"run={tmp_path}")
+    with pytest.raises(ValueError, match=r"No such file"):
+        evaluated(f"checkpoint={tmp_path}/missing.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"not a checkpoint of flowers"):
+        evaluated(f"checkpoint={tmp_path}/other.ckpt")
+
+
+def test_a_split_that_was_changed_since_is_refused(trained: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    lines = (run / "split.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (run / "split.csv").write_text("".join(lines[:-1]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"is not the split"):
+        evaluated(f"run={run}")
