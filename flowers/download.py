@@ -2,9 +2,7 @@
 
 import hashlib
 import logging
-import shutil
 import tarfile
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +34,8 @@ def fetch(root: str | Path, url: str, sha256: str, size: int) -> None:
     with FileLock(root.with_name(f".{root.name}.lock")):
         if root.is_dir():
             return
+        for left in root.parent.glob(f".{archive.name}.*.part"):  # by a download that was killed
+            left.unlink()
         if not archive.exists():
             log.info("downloading %s (%.0f MB) to %s", url, size / 1e6, archive)
             with atomic.writing(archive) as beside:
@@ -74,15 +74,14 @@ def _check(path: Path, name: object, sha256: str, size: int) -> None:
 
 
 def _extract(archive: Path, root: Path) -> None:
-    """Unpacks beside `root`, then renames: a process killed on the way leaves no `root`."""
-    beside = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".part", dir=root.parent))
+    """Unpacks the one folder inside the archive as `root`."""
     try:
-        with tarfile.open(archive) as tar:
+        with atomic.filling(root) as beside, tarfile.open(archive) as tar:
             # "data": no absolute path, no "..", no link that leads out, no device.
             tar.extractall(beside, filter="data")
-        (folder,) = [entry for entry in beside.iterdir() if entry.is_dir()]
-        folder.rename(root)
+            (inside,) = beside.iterdir()
+            for entry in inside.iterdir():
+                entry.rename(beside / entry.name)
+            inside.rmdir()
     except (tarfile.TarError, ValueError) as error:
         raise ValueError(f"{archive} cannot be unpacked: {error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

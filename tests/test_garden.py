@@ -1,4 +1,5 @@
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,42 @@ def test_a_garden_cut_short_leaves_no_folder_and_the_next_call_paints_it(
 def test_a_garden_too_small_is_refused(tmp_path: Path, wrong: dict[str, int]):
     with pytest.raises(ValueError, match="wanted at least 10"):
         garden.plant(tmp_path / "garden", **wrong)
+
+
+def test_what_a_killed_planting_left_is_cleared_by_the_next(tmp_path: Path):
+    (tmp_path / ".garden.part" / "rose").mkdir(parents=True)
+    garden.plant(tmp_path / "garden", number=10, size=32)
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_file_in_the_place_of_the_garden_is_refused_and_left_alone(tmp_path: Path):
+    (tmp_path / "garden").write_text("dear", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"give another data\.root"):
+        garden.plant(tmp_path / "garden", number=10, size=32)
+    assert (tmp_path / "garden").read_text(encoding="utf-8") == "dear"
+
+
+def test_an_empty_folder_is_planted_in_by_any_of_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    garden.plant(tmp_path / "link", number=10, size=32)
+    assert (tmp_path / "there" / "garden.json").exists()
+    monkeypatch.chdir(tmp_path / "here")
+    garden.plant(".", number=10, size=32)
+    assert (tmp_path / "here" / "garden.json").exists()
+
+
+def test_one_thread_and_many_paint_the_same_garden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for workers in (1, 8):
+        monkeypatch.setattr("os.cpu_count", lambda workers=workers: workers)
+        garden.plant(tmp_path / str(workers), number=20, size=32)
+    for path in (tmp_path / "1").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "8" / path.relative_to(tmp_path / "1")).read_bytes()
+
+
+def test_two_at_once_paint_one_garden(tmp_path: Path):
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: garden.plant(tmp_path / "garden", number=20, size=32), range(2)))
+    assert len(list((tmp_path / "garden").glob("*/*.jpg"))) == 20
+    assert not list(tmp_path.glob(".*.part"))
