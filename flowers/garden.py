@@ -92,8 +92,8 @@ def _is_planted(root: Path, settings: dict[str, int]) -> bool:
 def _paint_all(folder: Path, number: int, size: int, seed: int) -> None:
     for kind in KINDS:
         (folder / kind).mkdir()
-    # Threads and no processes: a fifth faster on two cores, since Pillow lets others run while it blurs and encodes, with
-    # no fork of a program that may have started threads and no second import of the caller's script.
+    # Threads and no processes: a fifth faster on two cores, since Pillow lets others run while it blurs and encodes,
+    # with no fork of a program that may have started threads and no second import of the caller's script.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         paintings = pool.map(partial(_paint_one, folder, size, seed), range(number))
         for _ in progress.bar(paintings, "Painting", number):

@@ -35,25 +35,25 @@ def log_photos(trainer: Trainer, data: FlowersData) -> None:
 def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
     """One row of the HPARAMS tab; the same columns for every run, so that runs of a sweep compare."""
     optimizer, scheduler = config["optimizer"], config["scheduler"]
-    row = {
-        "model": config["model"]["architecture"],
-        "weights": str(config["model"]["weights"]),
-        "optimizer": optimizer["_target_"].rpartition(".")[2],
+    row = {  # named so that what is swept most comes first: TensorBoard shows the first five by name
         "lr": optimizer["lr"],
-        "backbone_lr": config["finetune"]["backbone_lr"],
-        "weight_decay": optimizer["weight_decay"],
-        "scheduler": scheduler["_target_"].rpartition(".")[2],
-        "head_epochs": config["head"]["epochs"],
-        "head_views": config["head"]["views"],
-        "finetune_epochs": config["finetune"]["epochs"],
-        "batch_size": config["data"]["batch_size"],
-        "image_size": config["data"]["image_size"],
-        "fold": config["data"]["fold"],
-        "precision": str(trainer.precision),
+        "lr_backbone": config["finetune"]["backbone_lr"],
+        "model": config["model"]["architecture"],
+        "optimizer": optimizer["_target_"].rpartition(".")[2],
         "seed": config["seed"],
+        "stage_finetune_epochs": config["finetune"]["epochs"],
+        "stage_head_epochs": config["head"]["epochs"],
+        "stage_head_views": config["head"]["views"],
+        "train_batch_size": config["data"]["batch_size"],
+        "train_fold": config["data"]["fold"],
+        "train_image_size": config["data"]["image_size"],
+        "train_precision": str(trainer.precision),
+        "train_schedule": scheduler["_target_"].rpartition(".")[2],
+        "weight_decay": optimizer["weight_decay"],
+        "weights": str(config["model"]["weights"]),
     }
     for board in _boards(trainer):
-        board.log_hyperparams(row, dict(metrics))
+        board.log_hyperparams(row, dict(metrics), step=trainer.global_step)
 
 
 def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
