@@ -144,7 +144,7 @@ def test_a_run_folder_is_not_written_over(trained: Path, painted: Path):
 
 def test_a_loss_that_is_no_number_stops_the_run_with_a_clear_line(painted: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"training loss became (nan|inf).*smaller optimizer.lr"):
-        train(configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path / 'run'}", "optimizer.lr=1e38"))
+        train(configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path / 'run'}", "optimizer.lr=1e37"))
     assert not (tmp_path / "run" / checkpoints.BEST).exists()
 
 
@@ -157,7 +157,7 @@ def test_stages_that_are_left_out_and_none_at_all(painted: Path, tmp_path: Path)
 
 def test_a_multirun_goes_past_a_failing_job_and_ends_with_the_table(painted: Path, tmp_path: Path):
     done = program("-m", *SMALL, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", "seed=0,1",
-                   "optimizer.lr=0.001,1e38", f"hydra.sweep.dir={tmp_path}")  # fmt: skip
+                   "optimizer.lr=0.001,1e37", f"hydra.sweep.dir={tmp_path}")  # fmt: skip
     assert done.returncode == 1
     with (tmp_path / "runs.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
