@@ -26,7 +26,7 @@ def arguments(given: Sequence[str]) -> list[str]:
 
     Raises ValueError where FOLDER holds no run.
     """
-    folders = [argument.removeprefix("resume=") for argument in given if argument.startswith("resume=")]
+    folders = [argument.removeprefix("resume=").strip("'\"") for argument in given if argument.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
         return list(given)
     folder = Path(folders[-1]).resolve()
@@ -35,8 +35,8 @@ def arguments(given: Sequence[str]) -> list[str]:
         raise ValueError(f"resume={folders[-1]}: no run there (no .hydra/overrides.yaml): give the folder of a run")
     with suppress(FileNotFoundError):  # relative paths in them mean what they meant, where that folder is still there
         os.chdir(OmegaConf.load(started.with_name("hydra.yaml")).hydra.runtime.cwd)
-    overrides = [str(line) for line in OmegaConf.load(started) if not str(line).startswith("resume=")]
-    return [*overrides, *given, f"hydra.run.dir={_quoted(folder)}"]
+    overrides = [line for line in [*OmegaConf.load(started), *given] if not str(line).startswith("resume=")]
+    return [*map(str, overrides), f"resume={_quoted(folder)}", f"hydra.run.dir={_quoted(folder)}"]
 
 
 def begin(cfg: DictConfig) -> Path:
