@@ -44,10 +44,15 @@ class EpochLines(ProgressBar):
 
 
 class Clock(Callback):
-    """Counts each stage's seconds and trained photos, over all the sessions of a run, and logs photos a second."""
+    """Counts each stage's seconds, over all the sessions of a run, and logs photos a second.
+
+    `seconds` holds all of a stage (features, validation, checkpoints), `training` its steps alone, `photos` how many
+    went through them.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.training: dict[str, float] = defaultdict(float)
         self.photos: dict[str, int] = defaultdict(int)
         self._stage = ""
         self._last = self._epoch_start = 0.0
@@ -74,6 +79,7 @@ class Clock(Callback):
         if trainer.is_last_batch:
             seconds = time.perf_counter() - self._epoch_start
             self.photos[self._stage] += self._epoch_photos * trainer.world_size
+            self.training[self._stage] += seconds
             self._rate = self._epoch_photos / seconds
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,18 +94,20 @@ class Clock(Callback):
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
         self._tick()
-        return {"seconds": dict(self.seconds), "photos": dict(self.photos)}
+        return {"seconds": dict(self.seconds), "training": dict(self.training), "photos": dict(self.photos)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Adds what earlier sessions took."""
         self.seconds.update(state_dict["seconds"])
+        self.training.update(state_dict["training"])
         self.photos.update(state_dict["photos"])
 
 
 class FiniteLoss(Callback):
-    """Stops the run where the training loss is no finite number, before a checkpoint could keep what made it.
+    """Stops the run where a loss is no finite number, before a checkpoint could keep what made it.
 
-    Looks every so many steps and at each epoch's end: a look waits for the device.
+    Looks at the training loss every so many steps (a look waits for the device) and at the validation loss, which is
+    known before any checkpoint is written.
     """
 
     def __init__(self, every: int = 50) -> None:
@@ -108,10 +116,19 @@ class FiniteLoss(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Raises ValueError where it is not finite."""
-        loss = outputs["loss"]
-        if (trainer.is_last_batch or batch_idx % self.every == 0) and not torch.isfinite(loss):
-            raise ValueError(
-                f"the training loss became {loss.item()} in epoch {trainer.current_epoch + 1}: "
-                "try a smaller optimizer.lr, trainer.gradient_clip_val=1, or trainer.precision=32-true"
-            )
+        """Raises ValueError where the batch's loss is not finite."""
+        if trainer.is_last_batch or batch_idx % self.every == 0:
+            _check_finite("training", outputs["loss"], trainer.current_epoch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises ValueError where the validation loss is not finite."""
+        if "val/loss" in trainer.callback_metrics:
+            _check_finite("validation", trainer.callback_metrics["val/loss"], trainer.current_epoch)
+
+
+def _check_finite(name: str, loss: torch.Tensor, epoch: int) -> None:
+    if not torch.isfinite(loss):
+        raise ValueError(
+            f"the {name} loss became {loss.item()} in epoch {epoch + 1}: "
+            "try a smaller optimizer.lr, trainer.gradient_clip_val=1, or trainer.precision=32-true"
+        )

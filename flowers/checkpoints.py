@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from flowers import atomic
@@ -21,6 +22,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, beside)
 
 
+class Checkpoint(ModelCheckpoint):
+    """Lightning's, which forgets the best score so far where the run's folder has been moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the paths in it for those in this run's folder."""
+        old, new = str(state_dict["dirpath"]), str(self.dirpath)
+        moved = {
+            name: value.replace(old, new, 1) if isinstance(value, str) and value.startswith(old) else value
+            for name, value in state_dict.items()
+        }
+        best = {path.replace(old, new, 1): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(moved | {"best_k_models": best})
+
+
 def load(path: str | Path) -> FlowerClassifier:
     """The model of a checkpoint, on the CPU; no code in the file is run."""
     return FlowerClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
@@ -33,6 +48,8 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if "_instantiator" in checkpoint["hyper_parameters"]:  # the name of a function that Lightning would call
+            raise ValueError("it asks for a function to be called")
         checkpoint["hyper_parameters"]["classes"]
     except Exception as error:  # torch.load raises anything from OSError to UnpicklingError on a stranger's bytes
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a checkpoint of flowers"

@@ -95,10 +95,13 @@ class FlowersData(LightningDataModule):
         found, good = self._good
         if self.split_file is not None:
             return _matched(load(self.split_file), good, self.split_file)
+        left_out = set()
         for same in contradictions(good):
             log.warning("left out, one photo under several classes: %s", ", ".join(photo.path for photo in same))
-        left_out = {photo.path for same in contradictions(good) for photo in same}
+            left_out |= {photo.path for photo in same}
         good = [photo for photo in good if photo.path not in left_out]
+        if empty := sorted({item.label for item in found} - {photo.label for photo in good}):
+            raise ValueError(f"no photo is left of the class(es) {', '.join(empty)}: mend some, or remove the folder")
         given = {item.path: item.split for item in found if item.split is not None}
         return _as_given(good, given) if given else decide(good, *self.split_rule)
 
@@ -180,7 +183,7 @@ class FlowersData(LightningDataModule):
         if bad and self.on_bad_photo == "error":
             raise ValueError(
                 "\n".join([f"{len(bad)} of {len(found)} files in {self.root} cannot be read:", *bad])
-                + "\nmend or remove them, or leave them out with data.on_bad_photo=skip"
+                + "\nmend or remove them, or leave them out with on_bad_photo=skip (data.on_bad_photo=skip in training)"
             )
         if bad:
             log.warning("\n".join([f"left out, {len(bad)} files that cannot be read:", *bad]))

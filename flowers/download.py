@@ -5,6 +5,7 @@ import logging
 import tarfile
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
@@ -51,7 +52,7 @@ def _download(url: str, to: Path, archive: Path, size: int) -> None:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, to.open("wb") as file:
             for chunk in progress.bar(_chunks(response), "Downloading", -(-size // _CHUNK)):
                 file.write(chunk)
-    except (OSError, ValueError) as error:
+    except (OSError, HTTPException, ValueError) as error:
         raise ValueError(
             f"cannot download {url} ({error}): put the file at {archive} by hand, or use your own photos "
             "(data=folder data.root=PATH), or experiment=quickstart, which needs no network"
@@ -69,7 +70,7 @@ def _check(path: Path, name: object, sha256: str, size: int) -> None:
     if (path.stat().st_size, found) != (size, sha256):
         raise ValueError(
             f"{name} is not the archive wanted: found {path.stat().st_size:,} bytes with SHA-256 {found[:12]}…, "
-            f"wanted {size:,} with {sha256[:12]}…; remove it and start again"
+            f"wanted {size:,} with {sha256[:12]}…; if you put it there, remove it, and start again"
         )
 
 

@@ -13,19 +13,26 @@ def evaluate(cfg: DictConfig) -> float:
 
     from flowers import checkpoints, results, run
     from flowers.data import FlowersData
+    from flowers.nearest import nearest
+    from flowers.split import SPLITS
 
+    if cfg.split not in SPLITS:
+        raise ValueError(f"split={cfg.split}: wanted {', '.join(SPLITS)}{nearest(cfg.split, SPLITS)}")
+    if cfg.run and cfg.checkpoint:
+        raise ValueError("both run= and checkpoint= are given: wanted one of them")
     path = Path(cfg.checkpoint) if cfg.checkpoint else run.existing(cfg.run) / checkpoints.BEST
     trained = checkpoints.read(path)["hyper_parameters"]
     settings = trained["config"]["data"]
     seen = {name: settings[name] for name in ("image_size", "resize", "batch_size", "num_workers")}
+    seen["on_bad_photo"] = cfg.on_bad_photo or settings["on_bad_photo"]
     if cfg.photos:
         name = cfg.photos
-        data = FlowersData(cfg.photos, on_bad_photo=cfg.on_bad_photo, **seen)
+        data = FlowersData(cfg.photos, **seen)
         dataset = data.everything(trained["classes"])
     else:
         name = cfg.split
         split_file = run.split_of(path, trained["split_digest"])
-        data = FlowersData(settings["root"], split_file=split_file, on_bad_photo=settings["on_bad_photo"], **seen)
+        data = FlowersData(settings["root"], split_file=split_file, **seen)
         dataset = data.dataset(cfg.split)
 
     given = {name: cfg[name] for name in ("accelerator", "precision") if cfg[name] is not None}

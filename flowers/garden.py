@@ -67,6 +67,8 @@ def plant(root: str | Path, number: int = 1000, size: int = 128, seed: int = 0) 
         raise ValueError(f"a garden of {number} paintings of {size} pixels: wanted at least 10 of at least 32")
     root = Path(root).resolve()  # a link is followed, and "." has a name
     settings = {"format": _FORMAT, "number": number, "size": size, "seed": seed}
+    if _is_planted(root, settings):
+        return
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_name(f".{root.name}.lock")):
         if _is_planted(root, settings):

@@ -80,8 +80,10 @@ class FlowerClassifier(LightningModule):
 
     def features(self, photos: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) to float32 (B, F)."""
-        features: Tensor = self.backbone(self.normalise(photos.contiguous(memory_format=torch.channels_last)))
-        return features.float()
+        features = self.backbone(self.normalise(photos.contiguous(memory_format=torch.channels_last)))
+        if isinstance(features, tuple):  # Inception in training adds what its auxiliary classifiers say
+            features = features[0]
+        return torch.as_tensor(features).float()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (B, C) in float32 of photos (B, 3, H, W), or of their features (B, F) kept from a frozen backbone."""

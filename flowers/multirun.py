@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flowers import atomic
+from flowers.run import STARTED
 
 COLUMNS = ("run", "overrides", "accuracy", "low", "high", "loss", "n", "seconds")
 
@@ -41,9 +42,12 @@ def runs(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for overrides in folder.glob("*/.hydra/overrides.yaml"):
         run = overrides.parent.parent
+        asked = list(OmegaConf.load(overrides))
         row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
-        row |= {"run": run.name, "overrides": " ".join(map(str, OmegaConf.load(overrides)))}
-        if (run / "result.json").exists():
+        row |= {"run": run.name, "overrides": " ".join(map(str, asked))}
+        # A folder that held another run refused this one, and has that one's result.
+        accepted = (run / STARTED).exists() and list(OmegaConf.load(run / STARTED).overrides) == asked
+        if accepted and (run / "result.json").exists():
             result = json.loads((run / "result.json").read_text(encoding="utf-8"))
             val, (low, high) = result["val"], result["val"]["interval"]
             row |= {"accuracy": val["accuracy"], "low": low, "high": high, "loss": val["loss"], "n": val["n"]}

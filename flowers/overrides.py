@@ -23,6 +23,9 @@ _OURS = {
     "trainer.default_root_dir": "hydra.run.dir",
     "trainer.plugins": "trainer.precision or trainer.strategy",
     "trainer.fast_dev_run": "debug=steps",
+    "trainer.enable_checkpointing": "callbacks=…",
+    "trainer.enable_progress_bar": "~callbacks.progress",
+    "trainer.check_val_every_n_epoch": "fewer epochs: each is validated, so that the best one can be kept",
 }
 
 
@@ -41,7 +44,7 @@ def checked(overrides: Sequence[str], config_name: str) -> list[str]:
     for override in options:
         _check_option(override)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        base = compose(config_name, [_first(override) for override in options if not override.is_delete()])
+        base = compose(config_name, [_first(override) for override in options if _is_countable(override)])
     values = _flat(OmegaConf.to_container(base))
     added = [override.input_line for override in own if override not in options and _is_added(override, values)]
     return [f"++{line}" if line in added else line for line in overrides]
@@ -65,7 +68,7 @@ def _is_added(override: Override, values: dict[str, Any]) -> bool:
         return False
     if key in values:
         if not key.startswith("trainer."):  # Lightning knows best what its arguments may be
-            _check_type(override, values[key])
+            _check_type(override, values.get(str(values[key]).strip("${}"), values[key]))  # where it points elsewhere
         return False
     arguments = [f"trainer.{name}" for name in _trainer_arguments()] if "trainer" in values else []
     if key in _OURS:
@@ -77,7 +80,7 @@ def _is_added(override: Override, values: dict[str, Any]) -> bool:
 
 def _check_type(override: Override, valid: Any) -> None:
     for value in _values(override):
-        wanted = _wanted(value, valid)
+        wanted = None if "${" in str(value) else _wanted(value, valid)
         if wanted:
             raise ValueError(f"{override.key_or_group}={value}: wanted {wanted}, such as {valid}")
 
@@ -113,11 +116,15 @@ def _plain(value: Any) -> Any:
     return value.text if isinstance(value, QuotedString) else value
 
 
+def _is_countable(override: Override) -> bool:
+    return not override.is_delete() and next(_values(override), None) is not None
+
+
 def _first(override: Override) -> str:
     """The override itself, or of a sweep its first value."""
     if not override.is_sweep_override():
         return str(override.input_line)
-    return f"{override.key_or_group}={next(_values(override), 'null')}"
+    return f"{override.key_or_group}={next(_values(override))}"
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 89_478_485  # Pillow's own bound: a quarter of a gibibyte as RGB
 
 _SPLITS = ("train", "val", "test")
-_LITTER = {"thumbs.db", "desktop.ini"}  # what Windows leaves in any folder that it has shown
+_LITTER = {"thumbs.db", "desktop.ini", "icon\r"}  # what Windows and macOS leave in any folder that they have shown
 
 # The bound is checked below, as an error with a clear text, so Pillow's warning beside it says nothing new.
 warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=Image.DecompressionBombWarning)
@@ -38,8 +38,10 @@ def find(root: str | Path) -> list[Found]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"no folder of photos at {root}: give one with data.root=PATH, with one sub-folder a class")
+        raise ValueError(f"no folder of photos at {root}: wanted one with one sub-folder a class (data.root=PATH)")
     folders = _folders(root)
+    if "train" in folders and {"val", "test"} & set(folders) and not {"train", "val"} <= set(folders) <= set(_SPLITS):
+        raise ValueError(f"{root} has the folders {', '.join(folders)}: wanted train, val and perhaps test, or classes")
     if {"train", "val"} <= set(folders) <= set(_SPLITS):
         found = [
             Found(f"{split}/{label}/{file}", _name(label), split)
@@ -56,7 +58,7 @@ def find(root: str | Path) -> list[Found]:
 def read(path: str | Path | IO[bytes]) -> Image.Image:
     """The photo at `path` as an RGB image of 8 bits a channel, upright as its EXIF tag says.
 
-    Transparency is laid on white; 16-bit greyscale is scaled, not clipped; of a moving image, the first frame.
+    Transparency is laid on white; greyscale of 16 bits is scaled, not clipped; of a moving image, the first frame.
 
     Raises ValueError for more than MAX_PIXELS pixels; OSError or whatever Pillow raises for what it cannot read.
     """

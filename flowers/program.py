@@ -1,6 +1,7 @@
 """Turns a function of a configuration into a program with manners: a user's mistake is one line and a non-zero exit."""
 
 import functools
+import io
 import logging
 import os
 import sys
@@ -43,6 +44,9 @@ def program(
     def main(cfg: DictConfig | None = None) -> Any:
         if cfg is not None:
             return task(cfg)
+        for stream in (sys.stdout, sys.stderr):  # a file name may hold what the terminal cannot show
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through to here
         try:
             given = get_args_parser().parse_args().overrides
@@ -51,6 +55,9 @@ def program(
             return hydra_main()
         except MISTAKES as error:
             sys.exit(f"error: {_text(error)}")
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            sys.exit(130)
 
     return main
 
@@ -68,9 +75,11 @@ def _logged(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             return task(cfg)
         except Exception as error:
             log_file = _write_traceback(error)
-            if log_file is None and not isinstance(error, MISTAKES):
+            # Lightning's own word for a user's mistake; by name, since importing it here would take seconds.
+            is_mistake = isinstance(error, MISTAKES) or type(error).__name__ == "MisconfigurationException"
+            if log_file is None and not is_mistake:
                 raise
-            line = _text(error) if isinstance(error, MISTAKES) else f"{error!r} (traceback in {log_file})"
+            line = _text(error) if is_mistake else f"{error!r} (traceback in {log_file})"
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 sys.exit(f"error: {line}")
             log.error("this job failed: %s", line)

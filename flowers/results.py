@@ -43,7 +43,7 @@ def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -
         **run.provenance(),
         "cost": {
             "seconds": dict(clock.seconds),
-            "photos_per_second": {stage: clock.photos[stage] / clock.seconds[stage] for stage in clock.photos},
+            "photos_per_second": {stage: clock.photos[stage] / clock.training[stage] for stage in clock.photos},
             "peak_memory_bytes": hardware.peak_memory(trainer.strategy.root_device),
         },
     }
@@ -84,7 +84,7 @@ def interval(correct: int, n: int) -> list[float]:
 
 def save(result: Mapping[str, Any], path: str | Path) -> None:
     """Writes JSON for people: indented, whole or not at all."""
-    atomic.write_text(Path(path), json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    atomic.write_text(Path(path), json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def load(path: str | Path) -> dict[str, Any]:

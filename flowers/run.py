@@ -4,6 +4,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,13 +13,14 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from flowers import atomic, split
 
 log = logging.getLogger(__name__)
 
 CONFIG, SPLIT = "config.yaml", "split.csv"
+STARTED = "started.yaml"  # the overrides that a run was started with, and from which folder
 
 
 def arguments(given: Sequence[str]) -> list[str]:
@@ -26,55 +28,58 @@ def arguments(given: Sequence[str]) -> list[str]:
 
     Raises ValueError where FOLDER holds no run.
     """
-    folders = [argument.removeprefix("resume=").strip("'\"") for argument in given if argument.startswith("resume=")]
+    folders = [argument.removeprefix("resume=") for argument in given if argument.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
         return list(given)
-    folder = Path(folders[-1]).resolve()
-    started = folder / ".hydra" / "overrides.yaml"
-    if not started.is_file():
-        raise ValueError(f"resume={folders[-1]}: no run there (no .hydra/overrides.yaml): give the folder of a run")
-    with suppress(FileNotFoundError):  # relative paths in them mean what they meant, where that folder is still there
-        os.chdir(OmegaConf.load(started.with_name("hydra.yaml")).hydra.runtime.cwd)
-    overrides = [line for line in [*OmegaConf.load(started), *given] if not str(line).startswith("resume=")]
-    return [*map(str, overrides), f"resume={_quoted(folder)}", f"hydra.run.dir={_quoted(folder)}"]
+    folder = Path(folders[-1] if Path(folders[-1]).exists() else folders[-1].strip("'\"")).resolve()
+    if not (folder / STARTED).is_file():
+        raise ValueError(f"resume={folders[-1]}: no run there (no {STARTED}): give the folder of a run")
+    started = plain(OmegaConf.load(folder / STARTED))
+    with suppress(OSError):  # relative paths in them mean what they meant, where that folder is still there
+        os.chdir(started["cwd"])
+    overrides = [line for line in [*started["overrides"], *given] if not line.startswith("resume=")]
+    return [*overrides, f"resume={_quoted(folder)}", f"hydra.run.dir={_quoted(folder)}"]
 
 
 def begin(cfg: DictConfig) -> Path:
-    """The run's folder, with its configuration written into it, the paths in it made absolute.
+    """The run's folder; `cfg` gets the absolute paths of it and of the photos.
 
-    Raises ValueError where it holds another run already, and for a multirun of several processes a trial.
+    Raises ValueError where it holds another run already, and in a multirun for a run of several processes.
     """
     folder = Path(cfg.run_dir).resolve()
     cfg.run_dir, cfg.data.root = str(folder), str(Path(cfg.data.root).resolve())
     is_multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if is_multirun and "ddp" in cfg.trainer.strategy:
+    devices = cfg.trainer.devices
+    if is_multirun and devices not in (1, "1") and not (isinstance(devices, ListConfig) and len(devices) == 1):
         raise ValueError(
-            "a multirun with trainer=ddp would run the whole sweep once a process: start each run by itself"
+            f"a multirun with trainer.devices={devices} would run the whole sweep once a process: "
+            "give trainer.devices=1, or start each run by itself"
         )
-    if is_first_process():
-        if (folder / CONFIG).exists() and not cfg.resume:
-            raise ValueError(
-                f"{folder} holds a run already: resume={folder} goes on with it, hydra.run.dir=… starts another"
-            )
-        atomic.write_text(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+    if is_first_process() and (folder / CONFIG).exists() and not cfg.resume:
+        raise ValueError(
+            f"{folder} holds a run already: resume={folder} goes on with it, hydra.run.dir=… starts another"
+        )
     return folder
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """`cfg` as plain Python: what a checkpoint may hold and still be read without running code."""
-    return {str(name): value for name, value in OmegaConf.to_container(cfg, resolve=True).items()}  # type: ignore[union-attr]
+def accept(cfg: DictConfig, folder: Path, rows: Sequence[split.Row]) -> None:
+    """Writes what the run is: its split, its configuration, and the overrides that resuming starts from.
 
-
-def keep_split(folder: Path, rows: Sequence[split.Row]) -> None:
-    """Writes split.csv.
-
-    Raises ValueError where the run that is gone on with had another split.
+    Raises ValueError, and writes nothing, where the run that is gone on with had another split.
     """
     kept = folder / SPLIT
     if kept.exists() and split.load(kept) != list(rows):
-        raise ValueError(f"the photos have changed since {kept} was written: bring them back, or start a new run")
+        raise ValueError(f"the photos or the split differ from those of {kept}: bring them back, or start a new run")
     if is_first_process():
         split.save(rows, kept)
+        atomic.write_text(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+        atomic.write_text(folder / STARTED, OmegaConf.to_yaml({"cwd": str(Path.cwd()), "overrides": overrides}))
+
+
+def plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
+    """`cfg` as plain Python: what a checkpoint may hold and still be read without running code."""
+    return {str(name): value for name, value in OmegaConf.to_container(cfg, resolve=True).items()}  # type: ignore[union-attr]
 
 
 def existing(folder: str | None) -> Path:
@@ -127,11 +132,14 @@ def _commit() -> str | None:
     try:
         if git("rev-parse", "--show-prefix").strip() != "flowers/":  # installed below somebody else's checkout
             return None
-        return git("rev-parse", "HEAD").strip() + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+        return git("rev-parse", "HEAD").strip() + (
+            "-dirty" if git("status", "--porcelain", "--", ".", "../conf") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def _quoted(path: Path) -> str:
     """A path as a value of Hydra's override grammar, whatever characters are in it."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(path))
+    return "'" + escaped.replace("${", "\\${") + "'"

@@ -147,13 +147,15 @@ def save(rows: Iterable[Row], path: Path) -> None:
 def load(path: str | Path) -> list[Row]:
     """The rows of a split.csv. Raises ValueError where it is missing or has other columns or split names."""
     try:
-        with Path(path).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = [
                 Row(line["path"], line["class"], line["split"], line["group"], line["sha256"])
                 for line in csv.DictReader(file)
             ]
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, csv.Error) as error:
         raise ValueError(f"{path} is no split file ({error}): wanted path, class, split, group, sha256") from error
+    if not rows or any(None in row for row in rows) or len({row.path for row in rows}) < len(rows):
+        raise ValueError(f"{path} is no split file: wanted a line for each photo, whole, and none twice")
     if wrong := {row.split for row in rows} - set(SPLITS):
         raise ValueError(f"{path} has the split(s) {', '.join(sorted(wrong))}: wanted {', '.join(SPLITS)}")
     return rows

@@ -29,6 +29,11 @@ def plan(head_epochs: int, finetune_epochs: int, run: Path) -> list[Leg]:
         )
     last = run / checkpoints.LAST
     done = checkpoints.read(last)["epoch"] + 1 if last.exists() else 0
+    if done > head_epochs + finetune_epochs:
+        raise ValueError(
+            f"{run} has {done} epochs behind it: wanted head.epochs and finetune.epochs of no fewer together, "
+            f"found {head_epochs} and {finetune_epochs}"
+        )
     stages: list[tuple[Stage, int, int]] = [
         ("head", head_epochs, head_epochs),
         ("finetune", finetune_epochs, head_epochs + finetune_epochs),

@@ -18,7 +18,7 @@ _SHOWN = 32  # photos in a grid
 def logger(run_dir: str | Path) -> TensorBoardLogger:
     """Logs to `<run_dir>/tensorboard`; of an earlier session, what came after its last checkpoint is hidden."""
     last = Path(run_dir) / checkpoints.LAST
-    step = checkpoints.read(last)["global_step"] if last.exists() else None
+    step = checkpoints.read(last)["global_step"] if last.exists() else 0
     return TensorBoardLogger(run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=step)
 
 
@@ -37,7 +37,7 @@ def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Ma
     optimizer, scheduler = config["optimizer"], config["scheduler"]
     row = {  # named so that what is swept most comes first: TensorBoard shows the first five by name
         "lr": optimizer["lr"],
-        "lr_backbone": config["finetune"]["backbone_lr"],
+        "lr_backbone": config["finetune"]["backbone_lr"] or optimizer["lr"],
         "model": config["model"]["architecture"],
         "optimizer": optimizer["_target_"].rpartition(".")[2],
         "seed": config["seed"],
@@ -49,7 +49,7 @@ def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Ma
         "train_image_size": config["data"]["image_size"],
         "train_precision": str(trainer.precision),
         "train_schedule": scheduler["_target_"].rpartition(".")[2],
-        "weight_decay": optimizer["weight_decay"],
+        "weight_decay": optimizer.get("weight_decay", 0.0),
         "weights": str(config["model"]["weights"]),
     }
     for board in _boards(trainer):

@@ -21,7 +21,7 @@ def train(cfg: DictConfig) -> float:
     legs = stages.plan(cfg.head.epochs, cfg.finetune.epochs, folder)
     seed_everything(cfg.seed)
     data = FlowersData(**{**cfg.data, "source": instantiate(cfg.data.source)}, seed=cfg.seed)
-    run.keep_split(folder, data.rows)
+    run.accept(cfg, folder, data.rows)
     model = FlowerClassifier(
         **run.plain(cfg.model),
         classes=data.classes,

@@ -48,7 +48,9 @@ def verify(root: str | Path, files: Sequence[str]) -> dict[str, Verdict]:
                 file: [states[file], *verdict]
                 for file, verdict in zip(new, progress.bar(verdicts, "Checking photos", len(new)), strict=True)
             }
-        atomic.write_text(kept_at, json.dumps({"format": _FORMAT, "root": str(root), "verdicts": kept}))
+        # Not what could not be opened: that is of the moment, and may change while size and time do not.
+        lasting = {file: verdict for file, verdict in kept.items() if verdict[1]}
+        atomic.write_text(kept_at, json.dumps({"format": _FORMAT, "root": str(root), "verdicts": lasting}))
     return {file: Verdict(*kept[file][1:]) for file in files}
 
 
@@ -85,5 +87,7 @@ def _read(path: Path) -> Verdict:
         return Verdict(digest, "", "not a JPEG, PNG, WebP, BMP, GIF or TIFF image")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return Verdict(digest, "", f"over the limit of {photos.MAX_PIXELS:,} pixels")
+    except MemoryError:
+        raise
     except Exception as error:  # a stranger's bytes make Pillow raise anything from EOFError to struct.error
         return Verdict(digest, "", " ".join(str(error).split()) or type(error).__name__)

@@ -68,6 +68,13 @@ def test_bad_photos_are_skipped_where_that_is_wanted(folder: Path, caplog: pytes
     assert "lily/empty.jpg: empty" in caplog.text
 
 
+def test_a_class_without_a_single_good_photo_is_an_error_and_not_forgotten(folder: Path):
+    (folder / "rose").mkdir()
+    (folder / "rose" / "a.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no photo is left of the class.* rose"):
+        _ = FlowersData(folder, on_bad_photo="skip").rows
+
+
 def test_one_photo_under_two_classes_is_left_out_and_named(folder: Path, caplog: pytest.LogCaptureFixture):
     content = (folder / "lily" / "01.png").read_bytes()
     (folder / "orchid" / "twin.png").write_bytes(content)

@@ -48,6 +48,8 @@ def test_photos_of_other_classes_are_refused(trained: Path, folder: Path):
 def test_what_is_no_run_and_no_checkpoint_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"Give run=FOLDER"):
         evaluated()
+    with pytest.raises(ValueError, match=r"split=vall: wanted .*did you mean val"):
+        evaluated(f"run={tmp_path}", "split=vall")
     with pytest.raises(ValueError, match=r"no run there"):
         evaluated(f"run={tmp_path}")
     with pytest.raises(ValueError, match=r"No such file"):

@@ -20,6 +20,7 @@ from flowers.overrides import checked
         ("head.epochs=1,2.5", "head.epochs=2.5: wanted a whole number"),
         ("optimizer.lr=fast", "optimizer.lr=fast: wanted a number"),
         ("data.crop_scale=1", "wanted a list"),
+        ("finetune.backbone_lr=fast", "finetune.backbone_lr=fast: wanted a number"),
         ("data=1", "data=1: no such option"),
         ("optimizer.lr", "not of the form key=value"),
         ("experiment=reprot", "did you mean report?"),
@@ -48,6 +49,7 @@ def test_good_overrides_are_left_as_they_are():
         "model.weights=null",
         "experiment=report",
     ]
+    good += ["data.resize=${data.image_size}", "data.batch_size=choice(16,32)"]
     assert checked(good, "train") == good
 
 

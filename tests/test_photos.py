@@ -95,6 +95,12 @@ def test_a_class_that_is_only_in_val_is_an_error(tmp_path: Path):
         photos.find(root)
 
 
+@pytest.mark.parametrize("folders", [("train", "test"), ("train", "val", "more")])
+def test_a_split_that_is_not_whole_is_not_taken_for_classes(tmp_path: Path, folders: tuple[str, ...]):
+    with pytest.raises(ValueError, match="wanted train, val and perhaps test"):
+        photos.find(fill(tmp_path, *(f"{name}/a/1.jpg" for name in folders)))
+
+
 def test_a_missing_folder_and_a_single_class_are_errors(tmp_path: Path):
     with pytest.raises(ValueError, match="no folder of photos"):
         photos.find(tmp_path / "nowhere")

@@ -98,16 +98,24 @@ def test_a_saved_split_loads_as_it_was_and_its_digest_is_that_of_the_file(tmp_pa
     assert split.digest(rows) == hashlib.sha256((tmp_path / "split.csv").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("content", ["", "path,class\na,b\n", "path,class,split,group,sha256\na,b,dev,c,d\n"])
+HEADER = "path,class,split,group,sha256\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "path,class\na,b\n", HEADER, HEADER + "a,b,dev,c,d\n", HEADER + "a,b\n", HEADER + "a,b,val,c,d\n" * 2],
+)
 def test_a_file_that_is_no_split_is_refused(tmp_path: Path, content: str):
     (tmp_path / "split.csv").write_text(content, encoding="utf-8")
-    if content:
+    for name in ("split.csv", "missing.csv"):
         with pytest.raises(ValueError, match="wanted"):
-            split.load(tmp_path / "split.csv")
-    else:
-        assert split.load(tmp_path / "split.csv") == []
-    with pytest.raises(ValueError, match="wanted"):
-        split.load(tmp_path / "missing.csv")
+            split.load(tmp_path / name)
+
+
+def test_a_split_that_a_spreadsheet_has_saved_is_read(tmp_path: Path):
+    rows = split.decide(made_up({"a": 10, "b": 10}))
+    (tmp_path / "split.csv").write_text(split.to_csv(rows).replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+    assert split.load(tmp_path / "split.csv") == rows
 
 
 @pytest.mark.parametrize(

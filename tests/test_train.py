@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowers import backbone, checkpoints, results
+from flowers.run import arguments
 from flowers.train import main, train
 from tests.conftest import SMALL, configuration
 
@@ -41,10 +43,9 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_a_run_folder_holds_all_of_a_run(trained: Path):
     files = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
-    assert {"config.yaml", "split.csv", "result.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
-    assert all(file.startswith(("tensorboard/events", "tensorboard/hparams")) for file in files - {
-        "config.yaml", "split.csv", "result.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"
-    })  # fmt: skip
+    named = {"config.yaml", "started.yaml", "split.csv", "result.json", checkpoints.BEST, checkpoints.LAST}
+    assert named <= files
+    assert all(file.startswith(("tensorboard/events", "tensorboard/hparams")) for file in files - named)
 
 
 def test_the_result_says_how_good_how_sure_and_what_it_took(trained: Path):
@@ -99,7 +100,7 @@ def test_a_run_killed_in_each_stage_and_in_a_checkpoint_ends_as_the_uninterrupte
     recipe += ["head.views=2", "+callbacks.kill._target_=tests.killing.KillAt"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(configuration(*recipe, f"run_dir={whole}"))
-    first = program(*recipe, f"hydra.run.dir={killed}", KILL_AT="1.0")
+    first = program(*recipe, f"hydra.run.dir={killed}", KILL_AT="0.1")
     second = program(f"resume={killed}", KILL_AT="2.save")
     third = program(f"resume={killed}", KILL_AT="3.1")
     last = program(f"resume={killed}")
@@ -142,6 +143,39 @@ def test_a_run_folder_is_not_written_over(trained: Path, painted: Path):
     assert (trained / "result.json").read_bytes() == before
 
 
+def test_a_refused_start_leaves_the_run_as_it_can_be_resumed(painted: Path, tmp_path: Path):
+    start = [*SMALL, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", f"hydra.run.dir={tmp_path}/run"]
+    assert program(*start, "head.views=0").returncode == 0
+    assert "holds a run already" in program(*start, "seed=7").stderr
+    assert "differ from those of" in program(f"resume={tmp_path}/run", "data.split_seed=9").stderr
+    replayed = arguments([f"resume={tmp_path}/run"])
+    assert "head.views=0" in replayed
+    assert not {"seed=7", "data.split_seed=9"} & set(replayed)
+
+
+def test_a_moved_run_goes_on_with_the_best_that_it_had(trained: Path, painted: Path, tmp_path: Path):
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    before = (trained / checkpoints.BEST).read_bytes()
+    overrides = [f"data.root={painted}", f"run_dir={moved}", f"resume={moved}", "data.test_fraction=0.1"]
+    train(configuration(*SMALL, *overrides, "finetune.epochs=3", "optimizer.lr=1e-9", "finetune.backbone_lr=1e-9"))
+    assert results.load(moved / "result.json")["best_epoch"] == results.load(trained / "result.json")["best_epoch"]
+    assert (trained / checkpoints.BEST).read_bytes() == before
+
+
+def test_a_run_cannot_be_resumed_for_fewer_epochs_than_it_has(trained: Path, painted: Path):
+    overrides = [f"data.root={painted}", f"run_dir={trained}", f"resume={trained}", "finetune.epochs=1"]
+    with pytest.raises(ValueError, match="has 4 epochs behind it"):
+        train(configuration(*SMALL, *overrides))
+
+
+def test_a_loss_that_is_lost_in_an_epochs_only_step_is_noticed_before_it_is_kept(painted: Path, tmp_path: Path):
+    overrides = ["optimizer.lr=1e37", "data.batch_size=64", "head.epochs=1", "finetune.epochs=0"]
+    with pytest.raises(ValueError, match="validation loss became"):
+        train(configuration(*SMALL, *overrides, f"data.root={painted}", f"run_dir={tmp_path / 'run'}"))
+    assert not (tmp_path / "run" / checkpoints.LAST).exists()
+
+
 def test_a_loss_that_is_no_number_stops_the_run_with_a_clear_line(painted: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"training loss became (nan|inf).*smaller optimizer.lr"):
         train(configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path / 'run'}", "optimizer.lr=1e37"))
@@ -177,8 +211,8 @@ def test_a_users_mistake_is_one_line_and_no_traceback(tmp_path: Path):
         (["data=folder", "data.root=/nowhere"], "no folder of photos at /nowhere"),
         ([f"resume={tmp_path}"], "no run there"),
     ]
-    for arguments, answer in runs:
-        done = program(*arguments, *([] if "resume" in arguments[0] else [f"hydra.run.dir={tmp_path}/run"]))
+    for given, answer in runs:
+        done = program(*given, *([] if "resume" in given[0] else [f"hydra.run.dir={tmp_path}/run"]))
         assert done.returncode == 1
         assert done.stderr.startswith("error: ")
         assert answer in done.stderr

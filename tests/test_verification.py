@@ -48,6 +48,14 @@ def test_a_second_call_reads_only_what_has_changed(tmp_path: Path, photo, monkey
     assert second["1.png"].reason == "empty"
 
 
+def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
+    photo(0).save(tmp_path / "a.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        assert "Permission denied" in verify(tmp_path, ["a.png"])["a.png"].reason
+    assert verify(tmp_path, ["a.png"])["a.png"].reason == ""
+
+
 def test_the_cache_of_a_broken_disk_is_read_again(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "photos").mkdir()
