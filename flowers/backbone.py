@@ -1,6 +1,9 @@
 """A torchvision classifier with the weights asked for and without its last layer."""
 
+import copy
+import functools
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,21 @@ def build(architecture: str, weights: str | Path | None, options: Mapping[str, A
     known = models.list_models(module=models)
     if architecture not in known:
         raise ValueError(f"model.architecture={architecture} is not in torchvision{nearest(architecture, known)}")
-    state = None if weights is None else _state(architecture, str(weights))
+    if weights is None:
+        return _built(architecture, None, dict(options))
+    path = Path(weights)
+    changed = path.stat().st_mtime_ns if path.is_file() else 0
+    network, width = _pretrained(architecture, str(weights), changed, json.dumps(dict(options)))
+    return copy.deepcopy(network), width
+
+
+@functools.lru_cache(maxsize=1)  # a multirun's jobs start from the same weights
+def _pretrained(architecture: str, weights: str, changed: int, options: str) -> tuple[nn.Module, int]:
+    return _built(architecture, weights, json.loads(options))
+
+
+def _built(architecture: str, weights: str | None, options: Mapping[str, Any]) -> tuple[nn.Module, int]:
+    state = None if weights is None else _state(architecture, weights)
     network = models.get_model(architecture, weights=None, **options)
     name, last = _last_linear(architecture, network)
     if state is not None:

@@ -1,5 +1,7 @@
 """Checkpoints that are whole at any moment, and how far a run had come in one."""
 
+import copy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,49 @@ BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the file, then renames: Lightning's own goes through the temporary folder, perhaps another disk."""
+    """Writes beside the file, then renames: Lightning's own goes through the temporary folder, perhaps another disk.
+
+    An epoch of the head stage can take milliseconds, less than its files. There a checkpoint waits in memory, the
+    frozen backbone not copied, until the last writing is `HEAD_SECONDS` ago or the stage ends. What a killed process
+    had waiting, a resumed one does again, to the same bits.
+    """
+
+    HEAD_SECONDS = 30.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: dict[Path, dict[str, Any]] = {}
+        self._written = time.monotonic()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Saves `checkpoint` at `path`, whole or not at all."""
-        with atomic.writing(Path(path)) as beside:
-            torch.save(checkpoint, beside)
+        """Saves `checkpoint` at `path`, whole or not at all, now or in a while."""
+        if checkpoint["stage"] != "head":
+            self._waiting.pop(Path(path), None)
+            _write(checkpoint, Path(path))
+            return
+        shared = {name: checkpoint[name] for name in ("hyper_parameters",) if name in checkpoint}
+        weights = {
+            name: tensor if name.startswith("backbone.") else tensor.clone()
+            for name, tensor in checkpoint["state_dict"].items()
+        }
+        rest = {name: value for name, value in checkpoint.items() if name not in {"state_dict", *shared}}
+        self._waiting[Path(path)] = {"state_dict": weights, **shared, **copy.deepcopy(rest)}
+        # last.ckpt names the best score so far: it is written after best.ckpt, and both at once.
+        if Path(path).name == Path(LAST).name and time.monotonic() - self._written >= self.HEAD_SECONDS:
+            self.teardown()
+
+    def teardown(self) -> None:
+        """Writes what waits. Lightning calls it at the end of each stage, also of an interrupted one."""
+        while self._waiting:
+            path = next(iter(sorted(self._waiting)))
+            _write(self._waiting[path], path)
+            del self._waiting[path]
+        self._written = time.monotonic()
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    with atomic.writing(path) as beside:
+        torch.save(checkpoint, beside)
 
 
 class Checkpoint(ModelCheckpoint):

@@ -10,12 +10,11 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule, Trainer
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader
 
-from flowers import photos, transforms
-from flowers.sampler import EpochSampler, seeded
+from flowers import decoded, photos, transforms
+from flowers.photoset import PhotoSet
+from flowers.sampler import EpochSampler
 from flowers.split import Photo, Row, contradictions, crossing, decide, digest, groups, load
 from flowers.verification import verify
 
@@ -35,6 +34,7 @@ class FlowersData(LightningDataModule):
         crop_scale, crop_ratio, flip, brightness, contrast, saturation, hue: see `transforms.augmenting`.
         batch_size: photos a step.
         num_workers: processes that decode; None for one a core, eight at most.
+        memory_share: of the free memory, what decoded photos may take; 0 to read them from disk in each epoch.
         seed: of the order of training and the augmentations.
 
     Raises ValueError, from `setup`, for a folder, a photo or a split that cannot be used.
@@ -62,6 +62,7 @@ class FlowersData(LightningDataModule):
         hue: float = 0.02,
         batch_size: int = 64,
         num_workers: int | None = None,
+        memory_share: float = 0.5,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -69,6 +70,8 @@ class FlowersData(LightningDataModule):
             raise ValueError(f"data.on_bad_photo={on_bad_photo}: wanted error or skip")
         if not 0 < image_size <= resize:
             raise ValueError(f"data.image_size={image_size} data.resize={resize}: wanted 0 < image_size <= resize")
+        if not 0 <= memory_share < 1:
+            raise ValueError(f"data.memory_share={memory_share}: wanted a share from 0 up to, but not, 1")
         if batch_size < 1:
             raise ValueError(f"data.batch_size={batch_size}: wanted at least 1")
         self.root = Path(root).resolve()
@@ -79,8 +82,10 @@ class FlowersData(LightningDataModule):
         self.augment = transforms.augmenting(
             image_size, crop_scale, crop_ratio, flip, brightness, contrast, saturation, hue
         )
+        self.shrink = transforms.Shrink(max(resize, transforms.useful_side(image_size, crop_scale, crop_ratio)))
         self.centre = transforms.centred(image_size, resize)
         self.batch_size = batch_size
+        self.memory_share = memory_share
         self.num_workers = min(_cores(), 8) if num_workers is None else num_workers
         self.seed = seed
 
@@ -126,18 +131,21 @@ class FlowersData(LightningDataModule):
         """Photos of each class in `split`."""
         return Counter(row.label for row in self.rows if row.split == split)
 
-    def dataset(self, split: str, augmented: bool = False) -> "PhotoSet":
-        """The photos of `split` in the order of split.csv, centred or freshly augmented."""
+    def dataset(self, split: str, augmented: bool = False, kept: bool = False) -> PhotoSet:
+        """The photos of `split` in the order of split.csv, centred or freshly augmented; `kept`: decoded once."""
         rows = [row for row in self.rows if row.split == split]
         if not rows:
             raise ValueError(
                 f"no photo is in {split}: wanted a split that has some (data.test_fraction, data.split_file)"
             )
         labels = [self.classes.index(row.label) for row in rows]
-        transform = self.augment if augmented else self.centre
-        return PhotoSet([self.root / row.path for row in rows], labels, transform)
+        digests = [row.sha256 for row in rows]
+        prepare, augment = (self.shrink, self.augment) if augmented else (self.centre, None)
+        key = digest(rows), str(prepare)
+        store = decoded.store(key, split, len(rows), self.memory_share / 2) if kept else None  # train and val share it
+        return PhotoSet([self.root / row.path for row in rows], labels, digests, prepare, augment, store)
 
-    def everything(self, classes: Sequence[str]) -> "PhotoSet":
+    def everything(self, classes: Sequence[str]) -> PhotoSet:
         """All photos that can be read, centred, whatever their split, labelled by their place in `classes`.
 
         Raises ValueError for a class that is not among them.
@@ -149,27 +157,33 @@ class FlowersData(LightningDataModule):
                 f"wanted those of the model, {', '.join(classes)}"
             )
         labels = [list(classes).index(photo.label) for photo in good]
-        return PhotoSet([self.root / photo.path for photo in good], labels, self.centre)
+        digests = [photo.sha256 for photo in good]
+        return PhotoSet([self.root / photo.path for photo in good], labels, digests, self.centre)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The photos of train, augmented and shuffled."""
-        dataset = self.dataset("train", augmented=True)
+        dataset = self.dataset("train", augmented=True, kept=True)
         return self.batches(dataset, self.order(len(dataset), self.trainer))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The photos of val, centred."""
-        return self.batches(self.dataset("val"))
+        return self.batches(self.dataset("val", kept=True))
 
     def order(self, length: int, trainer: Trainer | None) -> EpochSampler:
         """The order of training over `length` items: this process's share of it."""
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         return EpochSampler(length, self.seed, rank, ranks)
 
-    def batches(self, dataset: "PhotoSet", keys: Iterable[int | tuple[int, int]] | None = None) -> DataLoader[Any]:
-        """Batches of `dataset`, decoded in parallel, in its own order or that of `keys`."""
+    def batches(
+        self,
+        dataset: PhotoSet,
+        keys: Iterable[int | tuple[int, int]] | None = None,
+        batch_size: int | None = None,
+    ) -> DataLoader[Any]:
+        """Batches of `dataset`, decoded in parallel, in its own order or that of `keys`; of the data's own size."""
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
+            batch_size=batch_size or self.batch_size,
             sampler=keys,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -192,22 +206,6 @@ class FlowersData(LightningDataModule):
             for item in found
             if not verdicts[item.path].reason
         ]
-
-
-class PhotoSet(Dataset[tuple[Tensor, int]]):
-    """Photos read from disk: item i, or item `(i, seed)` with that seed for its augmentation."""
-
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int], transform: v2.Transform) -> None:
-        self.paths, self.labels, self.transform = paths, labels, transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
-        index, seed = key if isinstance(key, tuple) else (key, 0)
-        photo = v2.functional.pil_to_tensor(photos.read(self.paths[index]))  # (3, height, width) uint8
-        with seeded(seed):
-            return self.transform(photo), self.labels[index]
 
 
 def _as_given(good: Sequence[Photo], split_of: dict[str, str]) -> list[Row]:

@@ -36,7 +36,8 @@ def evaluate(cfg: DictConfig) -> float:
         dataset = data.dataset(cfg.split)
 
     given = {name: cfg[name] for name in ("accelerator", "precision") if cfg[name] is not None}
-    scored = results.score(checkpoints.load(path), data.batches(dataset), trained["config"]["trainer"] | given)
+    config = trained["config"] | {"trainer": trained["config"]["trainer"] | given}
+    scored = results.score(checkpoints.load(path), data, dataset, name, config)
     Console().print(results.table({name: scored}))
     if cfg.output:
         results.save({name: scored}, cfg.output)

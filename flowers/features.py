@@ -1,9 +1,10 @@
 """The head stage's data: a frozen backbone is a pure function, so its features are computed once and kept."""
 
+import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -12,11 +13,76 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flowers import progress
-from flowers.data import FlowersData, PhotoSet
+from flowers.data import FlowersData
+from flowers.frozen import FrozenPass, dtype_of
+from flowers.kept import Kept
 from flowers.model import FlowerClassifier
+from flowers.photoset import PhotoSet
 from flowers.sampler import EpochSampler
 
 log = logging.getLogger(__name__)
+
+
+class Features:
+    """The features that a model's backbone, as it stands, has for photos: kept ones where there are, else computed.
+
+    Args:
+        data: how photos are transformed and read.
+        model: whose backbone is used, on the device where it is.
+        precision: a name of Lightning's, such as "bf16-mixed".
+        cache: whether they are kept on disk; only for a backbone whose digest is the model's `weights_digest`.
+        max_gb: see `Kept`.
+    """
+
+    def __init__(
+        self, data: FlowersData, model: FlowerClassifier, precision: str, cache: bool = True, max_gb: float = 10.0
+    ) -> None:
+        self.data, self.model, self.precision = data, model, precision
+        self.cache, self.max_gb = cache, max_gb
+
+    def of(self, dataset: PhotoSet, name: str, view: int | None = None) -> Tensor:
+        """Features (N, F) in the precision of the pass, on the CPU, in the order of `dataset`.
+
+        Args:
+            dataset: the photos, augmented where `view` is given.
+            name: of the photos, for people.
+            view: which of the augmented views; None for the photos as in validation.
+        """
+        computed = 0
+
+        def compute(places: Sequence[int]) -> Iterator[Tensor]:
+            nonlocal computed
+            computed = len(places)
+            frozen = FrozenPass(self.model, self.precision)
+            keys = [(place, 0 if view is None else _seed(dataset.digests[place], view)) for place in places]
+            batches = self.data.batches(dataset, keys, frozen.batch_size)
+            for photos, _ in progress.bar(batches, f"Features of {name}"):
+                yield frozen(photos).cpu()
+
+        start = time.perf_counter()
+        if self.cache:
+            features = Kept(self._recipe(view), self.max_gb).fetch(dataset.digests, compute)
+        else:
+            features = torch.cat(list(compute(range(len(dataset)))))
+        seconds = time.perf_counter() - start
+        if computed:
+            rate = f"{seconds:.1f} s, {computed / seconds:.0f} photos/s"
+            log.info("features of %d %s photos: %d computed in %s", len(dataset), name, computed, rate)
+        else:
+            log.info("features of %d %s photos: found in %.1f s", len(dataset), name, seconds)
+        return features
+
+    def _recipe(self, view: int | None) -> dict[str, str]:
+        model, transform = self.model, self.data.centre if view is None else self.data.augment
+        return {
+            "format": "1",
+            "backbone": str(model.hparams["weights_digest"]),
+            "architecture": json.dumps([model.hparams["architecture"], model.hparams["options"]]),
+            "pixels": f"{transform} {self.data.centre} {model.normalise}",
+            "view": str(view),
+            "precision": f"{dtype_of(self.precision)} on {model.device.type}",
+            "versions": " ".join(version(name) for name in ("torch", "torchvision", "pillow")),
+        }
 
 
 class FrozenFeatures(LightningDataModule):
@@ -26,57 +92,43 @@ class FrozenFeatures(LightningDataModule):
         data: the photos.
         model: whose backbone is frozen.
         views: 1 for each training photo as in validation; V > 1 for V augmented views of it, an epoch taking one.
+        cache, max_gb: see `Features`.
     """
 
-    def __init__(self, data: FlowersData, model: FlowerClassifier, views: int = 1) -> None:
+    def __init__(
+        self, data: FlowersData, model: FlowerClassifier, views: int = 1, cache: bool = True, max_gb: float = 10.0
+    ) -> None:
         super().__init__()
         if views < 1:
             raise ValueError(f"head.views={views}: wanted 0 (fresh augmentation each epoch) or more")
         self.data, self.model, self.views = data, model, views
+        self.keeping = {"cache": cache, "max_gb": max_gb}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The features of train, shuffled. Computes them on the device where the trainer has put the model."""
         dataset = self.data.dataset("train", augmented=self.views > 1)
-        views = [
-            self._compute(self.data.batches(dataset, self._keys(dataset, view)), len(dataset), "train")
-            for view in range(self.views)
-        ]
-        features = FeatureSet(torch.stack(views), torch.tensor(dataset.labels))
-        return self._loader(features, self.data.order(len(dataset), self.trainer))
+        views = range(self.views) if self.views > 1 else (None,)
+        features = torch.stack([self._features.of(dataset, "train", view) for view in views])
+        return _loader(
+            FeatureSet(features, dataset.labels), self.data.batch_size, self.data.order(len(dataset), self.trainer)
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The features of val, in the order of split.csv."""
+        """The features of val, in the order of split.csv, as one batch: they are small."""
         dataset = self.data.dataset("val")
-        features = self._compute(self.data.batches(dataset), len(dataset), "val")
-        return self._loader(FeatureSet(features[None], torch.tensor(dataset.labels)))
+        return _loader(FeatureSet(self._features.of(dataset, "val")[None], dataset.labels), len(dataset))
 
-    def _keys(self, dataset: PhotoSet, view: int) -> list[tuple[int, int]]:
-        """The photos in their own order, with the seeds of an epoch that fresh augmentation never comes to."""
-        sampler = EpochSampler(len(dataset), self.data.seed)
-        sampler.set_epoch(-1 - view)
-        return sorted(sampler)
-
-    def _compute(self, batches: Iterable[tuple[Tensor, Tensor]], count: int, split: str) -> Tensor:
+    @property
+    def _features(self) -> Features:
         assert self.trainer is not None, "the trainer says where and how precisely to compute"
-        start = time.perf_counter()
-        features = extract(
-            self.model, progress.bar(batches, f"Features of {split}"), self.trainer.precision_plugin.forward_context()
-        )
-        seconds = time.perf_counter() - start
-        log.info("features of %d %s photos: %.1f s, %.0f photos/s", count, split, seconds, count / seconds)
-        return features
-
-    def _loader(self, features: "FeatureSet", sampler: EpochSampler | None = None) -> DataLoader[Any]:
-        return DataLoader(
-            features, self.data.batch_size, sampler=sampler, collate_fn=_as_it_is, generator=torch.Generator()
-        )
+        return Features(self.data, self.model, str(self.trainer.precision), **self.keeping)  # type: ignore[arg-type]
 
 
 class FeatureSet(Dataset[tuple[Tensor, Tensor]]):
     """Kept features (V, N, F) and labels (N,), a batch at a time: item `(i, seed)` is view `seed % V` of photo i."""
 
-    def __init__(self, features: Tensor, labels: Tensor) -> None:
-        self.features, self.labels = features, labels
+    def __init__(self, features: Tensor, labels: Sequence[int]) -> None:
+        self.features, self.labels = features, torch.tensor(labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,18 +136,17 @@ class FeatureSet(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> tuple[Tensor, Tensor]:
         pairs = torch.tensor([key if isinstance(key, tuple) else (key, 0) for key in keys])
         index, seed = pairs.unbind(1)
-        return self.features[seed % len(self.features), index], self.labels[index]
+        return self.features[seed % len(self.features), index].float(), self.labels[index]
 
 
-@torch.inference_mode()
-def extract(
-    model: FlowerClassifier, batches: Iterable[tuple[Tensor, Tensor]], context: AbstractContextManager[Any]
-) -> Tensor:
-    """The features float32 (N, F) of the photos in `batches`, on the CPU; the backbone is used as it stands."""
-    assert not model.backbone.training, "a backbone in training mode is not a pure function"
-    with context:
-        return torch.cat([model.features(photos.to(model.device, non_blocking=True)).cpu() for photos, _ in batches])
+def _loader(features: FeatureSet, batch_size: int, sampler: EpochSampler | None = None) -> DataLoader[Any]:
+    return DataLoader(features, batch_size, sampler=sampler, collate_fn=_as_it_is, generator=torch.Generator())
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _seed(digest: str, view: int) -> int:
+    """A view's augmentation belongs to the photo: another split or another run's seed finds the same view."""
+    return (int(digest[:14], 16) + view) % 2**62

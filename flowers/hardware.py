@@ -26,6 +26,20 @@ def settled(settings: Mapping[str, Any]) -> dict[str, Any]:
     return definite
 
 
+def device(accelerator: str) -> torch.device:
+    """The one device of an accelerator by Lightning's name for it: "cpu", "gpu", "cuda", "mps".
+
+    Raises ValueError where there is none.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    if found is None or accelerator not in ("gpu", found.type):
+        there = "cpu" if found is None else f"cpu, gpu, {found.type}"
+        raise ValueError(f"accelerator={accelerator}: not on this machine, which has {there}")
+    return found
+
+
 def has_bf16(accelerator: str) -> bool:
     """Whether bf16 is computed natively and not emulated."""
     if accelerator in ("cuda", "gpu"):

@@ -10,10 +10,11 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from flowers import backbone, transforms
-from flowers.sampler import epoch_seed
+from flowers.sampler import epoch_seed, seeded
 from flowers.schedules import Schedule
 
 Stage = Literal["head", "finetune"]
@@ -67,9 +68,12 @@ class FlowerClassifier(LightningModule):
         self.backbone.to(memory_format=torch.channels_last)  # twice as fast on a CPU with bf16, faster on GPUs too
         weights_digest = weights_digest or backbone.digest(self.backbone)
         self.save_hyperparameters(ignore=["weights", "optimizer", "scheduler", "backbone_lr"], logger=False)
-        self.head = nn.Linear(width, len(classes))
-        self.train_accuracy = MulticlassAccuracy(len(classes), average="micro")
-        self.val_accuracy = MulticlassAccuracy(len(classes), average="micro")
+        with seeded(seed):  # the same head whatever was drawn before: a multirun's later jobs draw no backbone
+            self.head = nn.Linear(width, len(classes))
+        # Labels are in range by how they are made; to check them each step would wait for the device.
+        self.train_accuracy = MulticlassAccuracy(len(classes), average="micro", validate_args=False)
+        self.val_accuracy = MulticlassAccuracy(len(classes), average="micro", validate_args=False)
+        self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.enter("finetune", epochs=1)
 
     def enter(self, stage: Stage, epochs: int) -> None:
@@ -94,35 +98,40 @@ class FlowerClassifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The cross-entropy loss of a batch."""
-        return self._loss(batch, "train", self.train_accuracy)
+        return self._loss(batch, "train", self.train_loss, self.train_accuracy)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The same on validation photos."""
-        return self._loss(batch, "val", self.val_accuracy)
+        return self._loss(batch, "val", self.val_loss, self.val_accuracy)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and labels (B,)."""
         inputs, labels = batch
         return self(inputs), labels
 
-    def _loss(self, batch: tuple[Tensor, Tensor], split: str, accuracy: MulticlassAccuracy) -> Tensor:
+    def _loss(self, batch: tuple[Tensor, Tensor], split: str, mean: MeanMetric, accuracy: MulticlassAccuracy) -> Tensor:
         inputs, labels = batch
         logits = self(inputs)
         loss = cross_entropy(logits, labels)
-        accuracy(logits, labels)
-        self.log(f"{split}/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
-        self.log(f"{split}/accuracy", accuracy, on_step=False, on_epoch=True, batch_size=len(labels))
+        mean.update(loss.detach(), len(labels))
+        accuracy.update(logits, labels)
+        if split == "val" or self.trainer.is_last_batch:  # a step on kept features takes less than logging it
+            self.log(f"{split}/loss", mean, on_step=False, on_epoch=True)
+            self.log(f"{split}/accuracy", accuracy, on_step=False, on_epoch=True)
         return loss
 
     def configure_optimizers(self) -> Any:
-        """Both parts are there from the start, each with its learning rate: adding one later breaks schedulers."""
+        """Each part is a group with its learning rate; in the head stage the backbone's has nothing to walk over."""
         assert self.optimizer is not None, "an optimizer is needed to train"
         assert self.scheduler is not None, "a scheduler is needed to train"
         head = {"name": "head", "params": list(self.head.parameters())}
-        body: dict[str, Any] = {"name": "backbone", "params": list(self.backbone.parameters())}
+        trained = self.backbone.parameters() if self.stage == "finetune" else ()
+        body: dict[str, Any] = {"name": "backbone", "params": list(trained)}
         if self.backbone_lr is not None:
             body["lr"] = self.backbone_lr
         optimizer = self.optimizer([head, body])
+        # Lightning refuses to clip the gradients of what could unscale them itself: fused ones need not, and shall not.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         epoch_steps = self.trainer.estimated_stepping_batches / (self.trainer.max_epochs or 1)
         schedule = self.scheduler(optimizer, math.ceil(epoch_steps * self.stage_epochs))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
@@ -131,6 +140,10 @@ class FlowerClassifier(LightningModule):
         """Makes what the epoch draws (dropout) a function of seed and epoch, resumed or not."""
         torch.manual_seed(epoch_seed(self.seed, self.current_epoch))
         self._set_mode()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes the stage: in the head stage, the backbone is still the one that was loaded."""
+        checkpoint["stage"] = self.stage
 
     def _set_mode(self) -> None:
         # In training mode BatchNorm's statistics would drift and dropout would act, gradients or none.

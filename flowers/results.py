@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Trainer
@@ -12,12 +12,13 @@ from rich import box
 from rich.table import Table
 from scipy.stats import binomtest
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
-from flowers import atomic, checkpoints, hardware, run, tensorboard
+from flowers import atomic, backbone, checkpoints, hardware, run, tensorboard
 from flowers.callbacks import Clock
 from flowers.data import FlowersData
+from flowers.features import Features
 from flowers.model import FlowerClassifier
+from flowers.photoset import PhotoSet
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +29,10 @@ def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -
     """Scores the best checkpoint on val, and on test where there is one; writes result.json, logs and returns it."""
     kept = checkpoints.read(run_dir / checkpoints.BEST)
     config = kept["hyper_parameters"]["config"]
+    model = cast(FlowerClassifier, trainer.lightning_module)
+    model.load_state_dict(kept["state_dict"])
     scores = {
-        split: score(checkpoints.load(run_dir / checkpoints.BEST), data.batches(data.dataset(split)), config["trainer"])
-        for split in ("val", "test")
-        if data.counts(split)
+        split: score(model, data, data.dataset(split), split, config) for split in ("val", "test") if data.counts(split)
     }
     result = scores | {
         "best_epoch": kept["epoch"] + 1,
@@ -58,15 +59,32 @@ def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -
     return result
 
 
-def score(model: FlowerClassifier, batches: DataLoader[Any], trainer_settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy, mean cross-entropy loss, number of photos, and the accuracy's 95 % interval, on one device."""
-    bare: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    settings = {name: trainer_settings[name] for name in ("accelerator", "precision", "deterministic")}
-    trainer = Trainer(**hardware.settled(settings), devices=1, enable_progress_bar=False, **bare)
-    predictions = trainer.predict(model, batches)
-    assert predictions is not None, "predict returns what it predicts"
-    logits = torch.cat([logits for logits, _ in predictions]).double()
-    labels = torch.cat([labels for _, labels in predictions])
+@torch.inference_mode()
+def score(
+    model: FlowerClassifier,
+    data: FlowersData,
+    dataset: PhotoSet,
+    name: str,
+    config: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Accuracy, mean cross-entropy loss, number of photos, and the accuracy's 95 % interval, on one device.
+
+    The backbone is taken as frozen, as in the head stage; features of one that was never trained are kept.
+
+    Args:
+        model: what is scored; it is left in evaluation mode.
+        data: how photos are read.
+        dataset: the photos, as in validation.
+        name: of the photos, for people.
+        config: `trainer` and `features` of a run's configuration.
+    """
+    settings = hardware.settled(config["trainer"])
+    model.eval().to(hardware.device(settings["accelerator"]))
+    keeping = dict(config["features"])
+    keeping["cache"] = keeping["cache"] and backbone.digest(model.backbone) == model.hparams["weights_digest"]
+    features = Features(data, model, str(settings["precision"]), **keeping).of(dataset, name)
+    logits = model(features.float().to(model.device)).double().cpu()
+    labels = torch.tensor(dataset.labels)
     correct = int((logits.argmax(1) == labels).sum())
     return {
         "accuracy": correct / len(labels),

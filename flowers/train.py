@@ -34,6 +34,9 @@ def train(cfg: DictConfig) -> float:
         backbone_lr=cfg.finetune.backbone_lr,
         seed=cfg.seed,
     )
+    if cfg.finetune.compile:
+        model.backbone.compile()
+    kept = FrozenFeatures(data, model, max(cfg.head.views, 1), **cfg.features)
     trainer = Trainer(
         **hardware.settled(cfg.trainer),
         callbacks=[clock := callbacks.Clock(), *map(instantiate, cfg.callbacks.values())],
@@ -46,7 +49,7 @@ def train(cfg: DictConfig) -> float:
         tensorboard.log_photos(trainer, data)
     with run.resumable(folder):
         for leg in legs:
-            frozen = FrozenFeatures(data, model, cfg.head.views) if leg.stage == "head" and cfg.head.views else data
+            frozen = kept if leg.stage == "head" and cfg.head.views else data
             model.enter(leg.stage, leg.epochs)
             trainer.fit_loop.max_epochs = leg.until
             trainer.fit(model, frozen if leg.left else data, ckpt_path=leg.checkpoint, weights_only=True)

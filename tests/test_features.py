@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +7,8 @@ from lightning import Trainer
 from torch import Tensor
 
 from flowers.data import FlowersData
-from flowers.features import FeatureSet, FrozenFeatures, extract
+from flowers.features import Features, FeatureSet, FrozenFeatures
+from flowers.frozen import FrozenPass
 from flowers.model import FlowerClassifier
 from flowers.schedules import constant
 
@@ -58,23 +60,52 @@ def test_the_backbone_is_bit_for_bit_what_it_was_after_either_head_stage(square:
 
 def test_an_epoch_takes_one_of_each_photos_views():
     features = torch.arange(2 * 3 * 4.0).reshape(2, 3, 4)  # (V, N, F)
-    views = FeatureSet(features, torch.tensor([7, 8, 9]))
+    views = FeatureSet(features, [7, 8, 9])
     taken, labels = views.__getitems__([(2, 10), (0, 11)])
     assert torch.equal(taken, torch.stack([features[0, 2], features[1, 0]]))
     assert labels.tolist() == [9, 7]
 
 
-def test_features_do_not_depend_on_the_batches(square: Path):
-    data = FlowersData(square, image_size=32, resize=32, num_workers=0)
+def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of photos in each batch that goes through a backbone from here on."""
+    passes: list[int] = []
+    through = FrozenPass.__call__
+
+    def counted(self: FrozenPass, photos: Tensor) -> Tensor:
+        passes.append(len(photos))
+        return through(self, photos)
+
+    monkeypatch.setattr(FrozenPass, "__call__", counted)
+    return passes
+
+
+def features_of(root: Path, seed: int = 0, view: int | None = None, cache: bool = True, **settings: Any) -> Tensor:
+    data = FlowersData(root, image_size=32, resize=32, batch_size=4, num_workers=0, seed=seed, **settings)
+    torch.manual_seed(0)
     model = FlowerClassifier("resnet18", data.classes)
     model.enter("head", epochs=1)
-    dataset = data.dataset("train")
+    dataset = data.dataset("train", augmented=view is not None)
+    return Features(data, model, "32-true", cache).of(dataset, "train", view)
 
-    def features(batch_size: int) -> Tensor:
-        data.batch_size = batch_size
-        return extract(model, data.batches(dataset), torch.autocast("cpu", enabled=False))
 
-    torch.testing.assert_close(features(3), features(16), rtol=1e-4, atol=1e-5)
+def test_another_seed_and_other_folds_find_what_is_kept(square: Path, monkeypatch: pytest.MonkeyPatch):
+    features_of(square, folds=3, fold=0)
+    features_of(square, folds=3, fold=1)  # together all photos
+    features_of(square, folds=3, fold=0, view=1)
+    features_of(square, folds=3, fold=1, view=1)
+    passes = count_passes(monkeypatch)
+    features_of(square, folds=3, fold=2, seed=5)
+    features_of(square, folds=3, fold=2, seed=5, view=1)
+    assert passes == []
+    features_of(square, folds=3, fold=2, view=2)
+    features_of(square, crop_scale=(0.1, 0.2), view=1)
+    assert len(passes) > 1
+
+
+def test_kept_features_are_those_computed(square: Path):
+    computed = features_of(square, cache=False)
+    for _ in range(2):
+        assert torch.equal(features_of(square), computed)
 
 
 def test_views_below_zero_are_refused(folder: Path):

@@ -153,14 +153,16 @@ def test_a_refused_start_leaves_the_run_as_it_can_be_resumed(painted: Path, tmp_
     assert not {"seed=7", "data.split_seed=9"} & set(replayed)
 
 
-def test_a_moved_run_goes_on_with_the_best_that_it_had(trained: Path, painted: Path, tmp_path: Path):
-    moved = tmp_path / "moved"
-    shutil.copytree(trained, moved)
-    before = (trained / checkpoints.BEST).read_bytes()
-    overrides = [f"data.root={painted}", f"run_dir={moved}", f"resume={moved}", "data.test_fraction=0.1"]
-    train(configuration(*SMALL, *overrides, "finetune.epochs=3", "optimizer.lr=1e-9", "finetune.backbone_lr=1e-9"))
-    assert results.load(moved / "result.json")["best_epoch"] == results.load(trained / "result.json")["best_epoch"]
-    assert (trained / checkpoints.BEST).read_bytes() == before
+def test_a_moved_run_goes_on_with_the_best_that_it_had(painted: Path, tmp_path: Path):
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    recipe = (*SMALL, f"data.root={painted}", "callbacks.best.monitor=val/loss", "callbacks.best.mode=min")
+    train(configuration(*recipe, f"run_dir={first}", "finetune.epochs=0"))
+    shutil.copytree(first, moved)
+    before = (first / checkpoints.BEST).read_bytes()
+    worse = "optimizer.lr=1", "finetune.backbone_lr=1"
+    train(configuration(*recipe, f"run_dir={moved}", f"resume={moved}", "finetune.epochs=1", *worse))
+    assert results.load(moved / "result.json")["best_epoch"] == results.load(first / "result.json")["best_epoch"]
+    assert (moved / checkpoints.BEST).read_bytes() == before
 
 
 def test_a_run_cannot_be_resumed_for_fewer_epochs_than_it_has(trained: Path, painted: Path):

@@ -1,0 +1,118 @@
+"""Features kept on disk, each under the photo's contents and all that made it: found again by nothing else."""
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flowers import atomic, paths
+
+log = logging.getLogger(__name__)
+
+_SHARD = 8192  # photos a file, at most: so many are lost where a long pass is killed
+
+
+class Kept:
+    """The features of one way to compute them, in files below the cache folder; safe with several processes.
+
+    Args:
+        recipe: all that features depend on but the photo: weights, transform, precision, versions.
+        max_gb: gibibytes that the features of all recipes may take; those used longest ago are dropped first.
+    """
+
+    def __init__(self, recipe: Mapping[str, str], max_gb: float) -> None:
+        self.recipe, self.max_bytes = dict(recipe), int(max_gb * 2**30)
+        name = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:32]
+        self.folder = paths.cache() / "features" / name
+
+    def fetch(self, digests: Sequence[str], compute: Callable[[list[int]], Iterator[Tensor]]) -> Tensor:
+        """The features (N, F) of photos whose contents have these SHA-256.
+
+        Args:
+            digests: N of them, hexadecimal.
+            compute: gives the features of the photos at some of the N places, in batches and in that order.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _held(FileLock(self.folder / ".lock")):
+            found = self._found()
+            first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
+            missing = sorted(index for digest, index in first.items() if digest not in found)
+            for places, features in _shards(missing, compute(missing) if missing else ()):
+                new = [digests[place] for place in places]
+                self._write(new, features)
+                found |= dict(zip(new, features, strict=True))
+            if missing:
+                _trim(self.folder.parent, self.max_bytes)
+        return torch.stack([found[digest] for digest in digests])
+
+    def _found(self) -> dict[str, Tensor]:
+        """What is kept: the feature (F,) of each photo's SHA-256. A file that cannot be read is as good as none."""
+        found: dict[str, Tensor] = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    digests = [bytes(row).hex() for row in file.get_tensor("sha256").numpy()]
+                    found |= dict(zip(digests, file.get_tensor("features"), strict=True))
+                os.utime(path)  # what is used is dropped last
+            except (OSError, SafetensorError, KeyError, ValueError):
+                log.warning("%s cannot be read: its features are computed again", path)
+                path.unlink(missing_ok=True)
+        return found
+
+    def _write(self, digests: Sequence[str], features: Tensor) -> None:
+        keys = torch.frombuffer(bytearray.fromhex("".join(digests)), dtype=torch.uint8).view(-1, 32)
+        with atomic.writing(self.folder / f"{uuid.uuid4().hex}.safetensors") as beside:
+            save_file({"sha256": keys, "features": features.contiguous()}, beside, metadata=self.recipe)
+
+
+@contextmanager
+def _held(lock: FileLock) -> Iterator[None]:
+    """Holds the lock, and says so where another process makes it wait."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("another process computes these features: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _shards(places: Sequence[int], batches: Iterable[Tensor]) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Features batch by batch, joined to so many as a file holds, with their places."""
+    waiting: list[Tensor] = []
+    done = 0
+    for batch in batches:
+        waiting.append(batch)
+        count = sum(map(len, waiting))
+        if count >= _SHARD or done + count == len(places):
+            yield places[done : done + count], torch.cat(waiting)
+            done, waiting = done + count, []
+
+
+def _trim(root: Path, max_bytes: int) -> None:
+    """Drops the files used longest ago until the rest fits."""
+    files = []
+    for path in root.glob("*/*.safetensors"):
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # another process was faster
+            continue
+        files.append((status.st_mtime_ns, status.st_size, path))
+    surplus = sum(size for _, size, _ in files) - max_bytes
+    for _, size, path in sorted(files):
+        if surplus <= 0:
+            return
+        path.unlink(missing_ok=True)
+        surplus -= size

@@ -1,0 +1,60 @@
+"""Photos as a data set: read, prepared once, augmented anew each time."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from flowers import photos
+from flowers.decoded import Decoded
+from flowers.sampler import seeded
+
+
+class PhotoSet(Dataset[tuple[Tensor, int]]):
+    """Photos uint8 (3, H, W) and labels: item i, or item `(i, seed)` with that seed for its augmentation.
+
+    Args:
+        paths, labels, digests: of each photo; the digests are the files' SHA-256, hexadecimal.
+        prepare: from the photo as it is decoded to what is kept.
+        augment: what is drawn anew on top each time; None for nothing.
+        store: keeps prepared photos; None to read them from disk each time.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: Sequence[int],
+        digests: Sequence[str],
+        prepare: Callable[[Tensor], Tensor],
+        augment: Callable[[Tensor], Tensor] | None = None,
+        store: Decoded | None = None,
+    ) -> None:
+        self.paths, self.labels, self.digests = paths, labels, digests
+        self.prepare, self.augment, self.store = prepare, augment, store
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers that are not forked get a copy without the store: they cannot share it.
+        return self.__dict__ | {"store": None}
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = key if isinstance(key, tuple) else (key, 0)
+        photo = self._prepared(index)
+        if self.augment is not None:
+            with seeded(seed):
+                photo = self.augment(photo)
+        return photo.contiguous(), self.labels[index]
+
+    def _prepared(self, index: int) -> Tensor:
+        kept = self.store.get(index) if self.store else None
+        if kept is not None:
+            return kept
+        photo = self.prepare(v2.functional.pil_to_tensor(photos.read(self.paths[index])))
+        if self.store:
+            self.store.put(index, photo)
+        return photo

@@ -1,0 +1,96 @@
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowers import kept
+from flowers.kept import Kept
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path / "cache"))
+
+
+def digests(*names: int) -> list[str]:
+    return [hashlib.sha256(str(name).encode()).hexdigest() for name in names]
+
+
+class Backbone:
+    """Computes `[name, name]` for each photo, three at a time, and notes which it was asked for."""
+
+    def __init__(self, *names: int) -> None:
+        self.names, self.asked = names, list[int]()
+
+    def __call__(self, places: list[int]) -> Iterator[Tensor]:
+        wanted = [self.names[place] for place in places]
+        self.asked += wanted
+        for start in range(0, len(wanted), 3):
+            yield torch.tensor(wanted[start : start + 3])[:, None].repeat(1, 2).bfloat16()
+
+
+def fetched(*names: int, recipe: str = "a", max_gb: float = 1.0) -> tuple[list[float], list[int]]:
+    """The features' first column, and the photos that had to be computed."""
+    backbone = Backbone(*names)
+    features = Kept({"recipe": recipe}, max_gb).fetch(digests(*names), backbone)
+    assert features.dtype == torch.bfloat16
+    return features[:, 0].tolist(), backbone.asked
+
+
+def test_each_photo_is_computed_once_whatever_split_it_is_in():
+    assert fetched(1, 2, 3, 4, 5) == ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])
+    assert fetched(5, 1) == ([5, 1], [])
+    assert fetched(6, 2, 7) == ([6, 2, 7], [6, 7])
+
+
+def test_another_recipe_finds_nothing():
+    fetched(1, 2)
+    assert fetched(1, 2, recipe="b") == ([1, 2], [1, 2])
+
+
+def test_a_photo_that_is_there_twice_is_computed_once():
+    assert fetched(1, 2, 1, 1) == ([1, 2, 1, 1], [1, 2])
+
+
+def test_a_long_pass_is_kept_piece_by_piece(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kept, "_SHARD", 3)
+    names = 1, 2, 3, 4, 5, 6, 7
+
+    def killed(places: list[int]) -> Iterator[Tensor]:
+        yield from list(Backbone(*names)(places))[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Kept({"recipe": "a"}, 1.0).fetch(digests(*names), killed)
+    assert fetched(*names) == ([1, 2, 3, 4, 5, 6, 7], [7])
+
+
+def test_a_broken_file_is_computed_again(tmp_path: Path):
+    fetched(1, 2)
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-3])
+    assert fetched(1, 2) == ([1, 2], [1, 2])
+    assert fetched(1, 2) == ([1, 2], [])
+
+
+def test_what_was_used_longest_ago_is_dropped_first(tmp_path: Path):
+    for age, recipe in ((2, "old"), (3, "used again"), (1, "new")):
+        fetched(1, 2, recipe=recipe)
+        for file in Kept({"recipe": recipe}, 1.0).folder.glob("*.safetensors"):
+            os.utime(file, (1e9 - age, 1e9 - age))
+    fetched(1, recipe="used again")
+    size = next(tmp_path.rglob("*.safetensors")).stat().st_size
+    fetched(1, 2, recipe="newest", max_gb=3.5 * size / 2**30)
+    assert [fetched(1, 2, recipe=name)[1] for name in ("used again", "new", "newest", "old")] == [[], [], [], [1, 2]]
+
+
+def test_of_several_that_want_the_same_one_computes_it():
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: fetched(1, 2, 3), range(4)))
+    assert all(features == [1, 2, 3] for features, _ in results)
+    assert sorted(len(asked) for _, asked in results) == [0, 0, 0, 3]
