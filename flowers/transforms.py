@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def augmenting(
         [
             v2.RandomResizedCrop(image_size, tuple(crop_scale), tuple(crop_ratio), antialias=True),
             v2.RandomHorizontalFlip(flip),
-            v2.ColorJitter(brightness, contrast, saturation, hue),
+            ColourTwist(brightness, contrast, saturation, hue),
         ]
     )
 
@@ -34,6 +35,57 @@ def augmenting(
 def centred(image_size: int, resize: int) -> v2.Transform:
     """For judging: the shorter side resized to `resize` pixels, then the centre `image_size` square."""
     return v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(image_size)])
+
+
+_GREY = torch.tensor([0.299, 0.587, 0.114])  # of red, green and blue
+
+
+class ColourTwist(v2.ColorJitter):  # type: ignore[misc]
+    """Torchvision's jitter, drawn as there and of the same effect within two levels of 255, in less time.
+
+    Brightness, contrast and saturation are affine maps of a pixel's colour: those in a row are applied as one. The hue
+    is turned without the detour over saturation and value. Pixels are clipped and rounded once, at the end.
+    """
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Takes and gives uint8 (3, H, W)."""
+        pixels = inpt.flatten(1).float()  # (3, H * W)
+        factors = [("brightness", "contrast", "saturation", "hue")[step] for step in params["fn_idx"].tolist()]
+        matrix, offset, mean = torch.eye(3), torch.zeros(3), pixels.mean(1)
+        for name in factors:
+            factor = params[f"{name}_factor"]
+            if factor is None:
+                continue
+            if name == "brightness":
+                matrix, offset = matrix * factor, offset * factor
+            elif name == "contrast":
+                grey = _GREY @ (matrix @ mean + offset)
+                matrix, offset = matrix * factor, offset * factor + (1 - factor) * grey
+            elif name == "saturation":
+                blend = torch.eye(3) * factor + (1 - factor) * _GREY.expand(3, 3)
+                matrix, offset = blend @ matrix, blend @ offset
+            else:
+                pixels = _turned(torch.addmm(offset[:, None], matrix, pixels).clamp_(0, 255), factor)
+                matrix, offset, mean = torch.eye(3), torch.zeros(3), pixels.mean(1)
+        twisted = torch.addmm(offset[:, None], matrix, pixels).add_(0.5).clamp_(0, 255)
+        return twisted.to(torch.uint8).view(inpt.shape)
+
+
+def _turned(pixels: Tensor, share: float) -> Tensor:
+    """Colours (3, N) with their hue turned by a share of the circle: https://en.wikipedia.org/wiki/HSL_and_HSV."""
+    red, green, blue = pixels
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    inverse = chroma.clamp(min=1e-6).reciprocal_()
+    # The hue in sixths of the circle, from red, by which channel is the greatest.
+    hue = torch.where(value == green, (blue - red).mul_(inverse).add_(2), (red - green).mul_(inverse).add_(4))
+    hue = torch.where(value == red, (green - blue).mul_(inverse), hue)
+    turned = torch.empty_like(pixels)
+    for channel, place in enumerate((3.0, 1.0, -1.0)):  # of the hue where that channel is lowest
+        far = hue + (place + 6 * share)
+        far -= (far + 3).div_(6).floor_().mul_(6)  # now from -3 to 3
+        turned[channel] = value - (2 - far.abs_()).clamp_(0, 1).mul_(chroma)
+    return turned
 
 
 class Shrink:

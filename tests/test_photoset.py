@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from flowers import decoded, transforms
 from flowers.data import FlowersData
@@ -68,6 +69,19 @@ def test_what_is_kept_can_still_fill_the_smallest_crop():
     assert shrink(torch.zeros(3, 300, 200, dtype=torch.uint8)).shape == (3, 300, 200)
 
 
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_each_part_of_the_colour_jitter_agrees_with_torchvisions(name: str):
+    photo = torch.randint(60, 190, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    params: dict[str, Any] = dict.fromkeys(("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor"))
+    for factor in (-0.02, 0.01, 0.02) if name == "hue" else (0.8, 1.1, 1.2):
+        params |= {"fn_idx": torch.arange(4), f"{name}_factor": factor}
+        ours = transforms.ColourTwist(0.2, 0.2, 0.2, 0.02).transform(photo, params)
+        theirs = getattr(v2.functional, f"adjust_{name}")(photo, factor)
+        off = (ours.float() - theirs.float()).abs()
+        assert off.max() <= 2  # of 255 levels
+        assert off.mean() < 0.6
+
+
 def test_the_augmentations_have_the_statistics_of_the_plain_ones(tmp_path: Path):
     """Torchvision's on PIL images, with the same settings: means and spreads over many draws."""
     from torchvision import transforms as plain
@@ -86,8 +100,8 @@ def test_the_augmentations_have_the_statistics_of_the_plain_ones(tmp_path: Path)
     )
     torch.manual_seed(0)
     statistics = []
-    for draw in (lambda: ours(pixels), lambda: theirs(image)):
-        drawn = torch.stack([draw() for _ in range(600)]).float()  # (600, 3, 64, 64)
+    for draw, photo in ((ours, pixels), (theirs, image)):
+        drawn = torch.stack([draw(photo) for _ in range(600)]).float()  # (600, 3, 64, 64)
         sides = drawn[:, 0, :, :8].mean((1, 2)) - drawn[:, 0, :, -8:].mean((1, 2))
         spread = drawn.mean((2, 3)).std(0)
         statistics.append(
