@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,11 +64,11 @@ def decide(
     """
     _check(photos, val_fraction, test_fraction, folds, fold)
     group_of = groups(photos)
-    members = defaultdict(list)
+    labels: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for photo in photos:
-        members[group_of[photo.path]].append(photo)
-    order = sorted(members, key=lambda group: hashlib.sha256(f"{seed} {group}".encode()).digest())
-    labels = {group: Counter(photo.label for photo in members[group]) for group in order}
+        counts = labels[group_of[photo.path]]
+        counts[photo.label] = counts.get(photo.label, 0) + 1
+    order = sorted(labels, key=lambda group: hashlib.sha256(f"{seed} {group}".encode()).digest())
     total = Counter(photo.label for photo in photos)
 
     test = _fill(order, labels, {label: round(count * test_fraction) for label, count in total.items()})
@@ -96,24 +96,25 @@ def _check(photos: Sequence[Photo], val_fraction: float, test_fraction: float, f
         raise ValueError(f"class {rarest} has {count} good photo(s): wanted at least {max(2, folds)} to split")
 
 
-def _fill(order: Sequence[str], labels: dict[str, Counter[str]], quota: dict[str, int]) -> set[str]:
+def _fill(order: Sequence[str], labels: Mapping[str, Mapping[str, int]], quota: dict[str, int]) -> set[str]:
     """The first groups that fit into what is left of each class's quota."""
     left = Counter(quota)
     chosen = set()
     for group in order:
         if all(left[label] >= count for label, count in labels[group].items()):
-            left -= labels[group]
             chosen.add(group)
+            for label, count in labels[group].items():
+                left[label] -= count
     return chosen
 
 
-def _deal(order: Sequence[str], labels: dict[str, Counter[str]], folds: int) -> dict[str, int]:
+def _deal(order: Sequence[str], labels: Mapping[str, Mapping[str, int]], folds: int) -> dict[str, int]:
     """A fold for each group: the one that has the fewest photos of the group's classes so far."""
     dealt: list[Counter[str]] = [Counter() for _ in range(folds)]
     fold_of = {}
     for group in order:
         fold_of[group] = min(range(folds), key=lambda fold: (sum(dealt[fold][label] for label in labels[group]), fold))
-        dealt[fold_of[group]] += labels[group]
+        dealt[fold_of[group]].update(labels[group])
     return fold_of
 
 
