@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flowers import atomic, duplicates
+from flowers import atomic
 
 SPLITS = ("train", "val", "test")
 
@@ -42,6 +42,8 @@ def contradictions(photos: Iterable[Photo]) -> list[list[Photo]]:
 
 def groups(photos: Sequence[Photo]) -> dict[str, str]:
     """The group of each photo by path: the smallest SHA-256 (16 digits) among the photos that are nearly the same."""
+    from flowers import duplicates  # torch takes seconds to import: not before the configuration is known to be good
+
     numbers = duplicates.group([photo.phash for photo in photos])
     smallest: dict[int, str] = {}
     for number, photo in zip(numbers, photos, strict=True):
