@@ -80,7 +80,7 @@ def _components(distinct: Sequence[str]) -> NDArray[np.int32]:
     threads = torch.get_num_threads()
     # A thread a block, not all threads for one: six times as fast where other processes keep the cores busy.
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pairs = np.concatenate(list(pool.map(lambda block: _forest(_near(bits, *block)), blocks)))
+        pairs = np.concatenate(list(pool.map(lambda block: _near(bits, *block), blocks)))
     torch.set_num_threads(threads)  # for threads to come; those of the pool changed their own and the default
     return _connected(pairs, len(distinct))
 
@@ -94,26 +94,28 @@ def _bits(phashes: Sequence[str]) -> Tensor:
 
 
 def _near(bits: Tensor, top: int, left: int) -> NDArray[np.int64]:
-    """Pairs (K, 2) of one of _BLOCK rows from `top` and one from `left` that differ in at most NEAR bits."""
+    """Pairs (K, 2) of rows, at most 2 * _BLOCK, that connect what differs in at most NEAR bits in one block.
+
+    The block compares _BLOCK rows from `top` with as many from `left`.
+    """
     agreement = bits.shape[1] - 2 * NEAR  # of two rows that differ in NEAR bits: their product's value
+    nodes = np.r_[top : min(top + _BLOCK, len(bits)), left : min(left + _BLOCK, len(bits))]
     products = bits[top : top + _BLOCK] @ bits[left : left + _BLOCK].T
     if left == top:
         products.fill_diagonal_(-bits.shape[1])
     # Reading the rows' largest first is much cheaper than listing what exceeds, and most rows have nothing.
     rows = (products.amax(dim=1) >= agreement).nonzero()[:, 0]
-    hits = (products[rows] >= agreement).nonzero()
-    return torch.stack([rows[hits[:, 0]] + top, hits[:, 1] + left], dim=1).numpy()
+    if not len(rows):
+        return np.empty((0, 2), dtype=np.int64)
+    hits = (products[rows] >= agreement).nonzero().int()
+    ends = torch.stack([rows.int()[hits[:, 0]], hits[:, 1] + len(products)], dim=1).numpy()
+    numbers = _connected(ends, len(nodes))
+    first = np.unique(numbers, return_index=True)[1][numbers]
+    joined = np.flatnonzero(first != np.arange(len(nodes)))
+    return np.stack([nodes[joined], nodes[first[joined]]], axis=1)
 
 
-def _forest(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """At most 2 * _BLOCK pairs that connect what `pairs`, of which there may be _BLOCK squared, connect."""
-    nodes, ends = np.unique(pairs, return_inverse=True)
-    numbers = _connected(ends.reshape(-1, 2), len(nodes))
-    first = np.unique(numbers, return_index=True)[1]
-    return np.stack([nodes, nodes[first][numbers]], axis=1)
-
-
-def _connected(pairs: NDArray[np.int64], count: int) -> NDArray[np.int32]:
+def _connected(pairs: NDArray[np.int32] | NDArray[np.int64], count: int) -> NDArray[np.int32]:
     """The number of its connected component for each of `count` nodes."""
     graph = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     numbers: NDArray[np.int32] = connected_components(graph, directed=False)[1]
