@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from flowers import atomic, paths
+from flowers import atomic, hardware, paths
 
 # Of 256 bits. Among the 5.4 million pairs of flower_photos, re-encodings and shots of one burst differ in 0 to 58 bits
 # and the first two unlike photos in 84; halfway lies too near the latter for a larger set.
@@ -89,7 +89,7 @@ def _bits(phashes: Sequence[str]) -> Tensor:
     """(N, 256) of -1 and 1; products and their sums up to 256 are exact in bfloat16 as well."""
     packed = np.frombuffer(bytes.fromhex("".join(phashes)), dtype=np.uint8).reshape(len(phashes), -1)
     # Where the processor has no instructions for bfloat16, it is slower than float32.
-    dtype = torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
+    dtype = torch.bfloat16 if hardware.has_bf16("cpu") else torch.float32
     return torch.from_numpy(np.unpackbits(packed, axis=1)).to(dtype) * 2 - 1
 
 
