@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -46,12 +46,23 @@ def _pretrained(architecture: str, weights: str, changed: int, options: str) -> 
 
 def _built(architecture: str, weights: str | None, options: Mapping[str, Any]) -> tuple[nn.Module, int]:
     state = None if weights is None else _state(architecture, weights)
-    network = models.get_model(architecture, weights=None, **options)
+    network = (
+        models.get_model(architecture, weights=None, **options) if state is None else _shape(architecture, options)
+    )
     name, last = _last_linear(architecture, network)
     if state is not None:
         _load(network, state, last=name, source=f"model.weights={weights}")
     network.set_submodule(name, nn.Identity())
     return network, last.in_features
+
+
+def _shape(architecture: str, options: Mapping[str, Any]) -> nn.Module:
+    """The network without values where it can be had so: to draw a ResNet-152's and drop them takes a second."""
+    try:
+        with torch.device("meta"):
+            return cast(nn.Module, models.get_model(architecture, weights=None, **options))
+    except NotImplementedError:  # RegNet computes its widths with tensors
+        return cast(nn.Module, models.get_model(architecture, weights=None, **options))
 
 
 def digest(network: nn.Module) -> str:
@@ -122,7 +133,10 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], last: str, source: st
         kinds = {"missing": missing, "not in the model": surplus, "of another shape": misshapen}
         listed = "; ".join(f"{len(keys)} {kind} ({_few(keys)})" for kind, keys in kinds.items() if keys)
         raise ValueError(f"{source} does not fit {type(network).__name__} (is it of another architecture?): {listed}")
-    network.load_state_dict({key: state[key] for key in found}, strict=False)
+    loaded = network.state_dict()  # with its modules' versions, which MNASNet asks for
+    for key in wanted:
+        loaded[key] = state[key].to(loaded[key].dtype).clone() if key in found else torch.tensor(0)
+    network.load_state_dict(loaded, assign=True)
 
 
 def _few(keys: list[str], count: int = 3) -> str:

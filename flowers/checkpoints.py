@@ -20,7 +20,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     An epoch of the head stage can take milliseconds, less than its files. There a checkpoint waits in memory, the
     frozen backbone not copied, until the last writing is `HEAD_SECONDS` ago or the stage ends. What a killed process
-    had waiting, a resumed one does again, to the same bits.
+    had waiting, a resumed one does again, to the same bits. In that stage last.ckpt leaves the backbone out: it is in
+    best.ckpt, and in the weights that a resumed run begins with.
     """
 
     HEAD_SECONDS = 30.0
@@ -40,6 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         weights = {
             name: tensor if name.startswith("backbone.") else tensor.clone()
             for name, tensor in checkpoint["state_dict"].items()
+            if Path(path).name != Path(LAST).name or not name.startswith("backbone.")
         }
         rest = {name: value for name, value in checkpoint.items() if name not in {"state_dict", *shared}}
         self._waiting[Path(path)] = {"state_dict": weights, **shared, **copy.deepcopy(rest)}

@@ -22,6 +22,17 @@ from flowers.sampler import EpochSampler
 
 log = logging.getLogger(__name__)
 
+_BLOCK = 64  # steps
+_UNDISTURBED = {  # of a Trainer that neither counts batches nor touches gradients
+    "world_size": 1,
+    "gradient_clip_val": None,
+    "accumulate_grad_batches": 1,
+    "limit_train_batches": 1.0,
+    "overfit_batches": 0.0,
+    "val_check_interval": 1.0,
+    "max_steps": -1,
+}
+
 
 class Features:
     """The features that a model's backbone, as it stands, has for photos: kept ones where there are, else computed.
@@ -104,14 +115,19 @@ class FrozenFeatures(LightningDataModule):
         self.data, self.model, self.views = data, model, views
         self.keeping = {"cache": cache, "max_gb": max_gb}
 
+    def setup(self, stage: str) -> None:
+        """Has the head take its steps by the block, unless something is to happen between two of them."""
+        if all(getattr(self.trainer, name) == value for name, value in _UNDISTURBED.items()):
+            self.model.take_steps_of(self.data.batch_size)
+
     def train_dataloader(self) -> DataLoader[Any]:
         """The features of train, shuffled. Computes them on the device where the trainer has put the model."""
         dataset = self.data.dataset("train", augmented=self.views > 1)
         views = range(self.views) if self.views > 1 else (None,)
         features = torch.stack([self._features.of(dataset, "train", view) for view in views])
-        return _loader(
-            FeatureSet(features, dataset.labels), self.data.batch_size, self.data.order(len(dataset), self.trainer)
-        )
+        batch_size = self.data.batch_size * (1 if self.model.step_photos is None else _BLOCK)
+        order = self.data.order(len(dataset), self.trainer)
+        return _loader(FeatureSet(features, dataset.labels), batch_size, order)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The features of val, in the order of split.csv, as one batch: they are small."""

@@ -1,5 +1,6 @@
 """What the machine at hand does best: its accelerator, and the precision that it computes natively."""
 
+import os
 import platform
 import resource
 import sys
@@ -19,6 +20,8 @@ def settled(settings: Mapping[str, Any]) -> dict[str, Any]:
     if definite["accelerator"] == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         definite["accelerator"] = "cpu" if found is None else found.type
+    if not torch.cuda.is_available():  # else Adam asks NVML before each step, by Lightning's setting of this
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     if definite["precision"] == "auto":
         definite["precision"] = "bf16-mixed" if has_bf16(definite["accelerator"]) else "32-true"
     if definite["deterministic"] == "auto":

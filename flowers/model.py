@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -79,8 +81,18 @@ class FlowerClassifier(LightningModule):
     def enter(self, stage: Stage, epochs: int) -> None:
         """Freezes the backbone for the head stage, or frees it for fine-tuning, for so many epochs."""
         self.stage, self.stage_epochs = stage, epochs
+        self.take_steps_of(None)
         self.backbone.requires_grad_(stage == "finetune")
         self._set_mode()
+
+    def take_steps_of(self, photos: int | None) -> None:
+        """Makes a training batch a block of several steps, each of so many photos; None for one step a batch.
+
+        Lightning's own work for a step takes longer than a head's on kept features. In a block nothing clips or
+        accumulates gradients, and callbacks see the block.
+        """
+        self.step_photos = photos
+        self.automatic_optimization = photos is None
 
     def features(self, photos: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) to float32 (B, F)."""
@@ -97,28 +109,56 @@ class FlowerClassifier(LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The cross-entropy loss of a batch."""
-        return self._loss(batch, "train", self.train_loss, self.train_accuracy)
+        """The cross-entropy loss of a batch; of a block of steps, the last one's."""
+        inputs, labels = batch
+        if self.step_photos is None:
+            logits = self(inputs)
+            loss = cross_entropy(logits, labels)
+            self._log("train", loss.detach(), logits, labels)
+            return loss
+        losses, logits, counts = self._steps(
+            torch.split(inputs, self.step_photos), torch.split(labels, self.step_photos)
+        )
+        self._log("train", losses, logits, labels, counts)
+        return losses[-1]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The same on validation photos."""
-        return self._loss(batch, "val", self.val_loss, self.val_accuracy)
+        inputs, labels = batch
+        logits = self(inputs)
+        loss = cross_entropy(logits, labels)
+        self._log("val", loss, logits, labels)
+        return loss
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and labels (B,)."""
         inputs, labels = batch
         return self(inputs), labels
 
-    def _loss(self, batch: tuple[Tensor, Tensor], split: str, mean: MeanMetric, accuracy: MulticlassAccuracy) -> Tensor:
-        inputs, labels = batch
-        logits = self(inputs)
-        loss = cross_entropy(logits, labels)
-        mean.update(loss.detach(), len(labels))
+    def _steps(self, inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Trains a step on each pair; returns losses (S,), logits (N, C) and the steps' numbers of photos (S,)."""
+        optimizer, schedule = cast(LightningOptimizer, self.optimizers()), cast(LRScheduler, self.lr_schedulers())
+        losses, logits = [], []
+        for step_inputs, step_labels in zip(inputs, labels, strict=True):
+            optimizer.zero_grad()
+            logits.append(self(step_inputs))
+            losses.append(cross_entropy(logits[-1], step_labels))
+            self.manual_backward(losses[-1])
+            optimizer.step()
+            schedule.step()
+        # Lightning takes the block for one step: its loggers count on, and so does a later stage of one step a batch.
+        loop = self.trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped += len(losses) - 1
+        loop.automatic_optimization.optim_progress.optimizer.step.total.completed += len(losses)
+        return torch.stack(losses).detach(), torch.cat(logits).detach(), torch.tensor([len(part) for part in labels])
+
+    def _log(self, split: str, losses: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+        mean, accuracy = getattr(self, f"{split}_loss"), getattr(self, f"{split}_accuracy")
+        mean.update(losses, len(labels) if weights is None else weights)
         accuracy.update(logits, labels)
         if split == "val" or self.trainer.is_last_batch:  # a step on kept features takes less than logging it
             self.log(f"{split}/loss", mean, on_step=False, on_epoch=True)
             self.log(f"{split}/accuracy", accuracy, on_step=False, on_epoch=True)
-        return loss
 
     def configure_optimizers(self) -> Any:
         """Each part is a group with its learning rate; in the head stage the backbone's has nothing to walk over."""
@@ -133,6 +173,9 @@ class FlowerClassifier(LightningModule):
         # Lightning refuses to clip the gradients of what could unscale them itself: fused ones need not, and shall not.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         epoch_steps = self.trainer.estimated_stepping_batches / (self.trainer.max_epochs or 1)
+        if self.step_photos is not None:
+            photos = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+            epoch_steps = math.ceil(len(photos) / self.step_photos)
         schedule = self.scheduler(optimizer, math.ceil(epoch_steps * self.stage_epochs))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
@@ -144,6 +187,18 @@ class FlowerClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes the stage: in the head stage, the backbone is still the one that was loaded."""
         checkpoint["stage"] = self.stage
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the frozen backbone, which last.ckpt leaves out in the head stage. ValueError where this is another."""
+        if not any(name.startswith("backbone.") for name in checkpoint["state_dict"]):
+            wanted, found = checkpoint["hyper_parameters"]["weights_digest"], backbone.digest(self.backbone)
+            if found != wanted:
+                raise ValueError(
+                    f"this checkpoint of the head stage goes with the backbone {wanted[:8]}…, not {found[:8]}…: "
+                    "resume the run with the model.weights that it began with; to score or use it, take best.ckpt"
+                )
+            for name, tensor in self.backbone.state_dict(prefix="backbone.").items():
+                checkpoint["state_dict"][name] = tensor
 
     def _set_mode(self) -> None:
         # In training mode BatchNorm's statistics would drift and dropout would act, gradients or none.

@@ -12,7 +12,7 @@ from torchvision.utils import make_grid
 from flowers import checkpoints
 from flowers.data import FlowersData
 
-_SHOWN = 32  # photos in a grid
+_SHOWN = 16  # photos in a grid
 
 
 def logger(run_dir: str | Path) -> TensorBoardLogger:

@@ -6,21 +6,22 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
+from flowers import features
 from flowers.data import FlowersData
 from flowers.features import Features, FeatureSet, FrozenFeatures
 from flowers.frozen import FrozenPass
 from flowers.model import FlowerClassifier
-from flowers.schedules import constant
+from flowers.schedules import Schedule, constant, cosine
 
 
-def fitted(folder: Path, views: int, epochs: int = 3) -> FlowerClassifier:
+def fitted(folder: Path, views: int, epochs: int = 3, schedule: Schedule = constant) -> FlowerClassifier:
     """A head trained with SGD from one start; without augmentation where `views` is 1."""
     whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": 0.0}
     plain = whole | {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
     data = FlowersData(folder, image_size=32, resize=32, batch_size=4, num_workers=0, **plain)  # type: ignore[arg-type]
     torch.manual_seed(0)
     model = FlowerClassifier(
-        "resnet18", data.classes, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), scheduler=constant
+        "resnet18", data.classes, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), scheduler=schedule
     )
     model.enter("head", epochs)
     trainer = Trainer(
@@ -50,6 +51,19 @@ def test_a_head_trained_on_kept_features_is_the_head_trained_through_the_backbon
     torch.testing.assert_close(kept.head.weight, through.head.weight, rtol=1e-4, atol=1e-5)
 
 
+def test_steps_by_the_block_are_the_steps_one_by_one(square: Path, monkeypatch: pytest.MonkeyPatch):
+    by_the_block = fitted(square, views=1, schedule=cosine)
+    monkeypatch.setitem(features._UNDISTURBED, "world_size", 2)
+    one_by_one = fitted(square, views=1, schedule=cosine)
+    assert (by_the_block.step_photos, one_by_one.step_photos) == (4, None)
+    assert torch.equal(by_the_block.head.weight, one_by_one.head.weight)
+    assert by_the_block.trainer.global_step == one_by_one.trainer.global_step == 3 * 4
+    measured, expected = by_the_block.trainer.callback_metrics, one_by_one.trainer.callback_metrics
+    assert measured.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(measured[name], value)
+
+
 def test_the_backbone_is_bit_for_bit_what_it_was_after_either_head_stage(square: Path):
     for views in (0, 1, 2):
         torch.manual_seed(0)
@@ -59,10 +73,10 @@ def test_the_backbone_is_bit_for_bit_what_it_was_after_either_head_stage(square:
 
 
 def test_an_epoch_takes_one_of_each_photos_views():
-    features = torch.arange(2 * 3 * 4.0).reshape(2, 3, 4)  # (V, N, F)
-    views = FeatureSet(features, [7, 8, 9])
+    kept = torch.arange(2 * 3 * 4.0).reshape(2, 3, 4)  # (V, N, F)
+    views = FeatureSet(kept, [7, 8, 9])
     taken, labels = views.__getitems__([(2, 10), (0, 11)])
-    assert torch.equal(taken, torch.stack([features[0, 2], features[1, 0]]))
+    assert torch.equal(taken, torch.stack([kept[0, 2], kept[1, 0]]))
     assert labels.tolist() == [9, 7]
 
 

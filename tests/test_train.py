@@ -66,8 +66,18 @@ def test_the_backbone_changes_in_the_second_stage_only(painted: Path, trained: P
     for views in (0, 1):
         run = tmp_path / f"views{views}"
         train(configuration(*SMALL, *frozen, f"run_dir={run}", f"head.views={views}"))
-        assert backbone_digests(run, checkpoints.LAST) == (True, 1)
+        assert backbone_digests(run, checkpoints.BEST) == (True, 1)
     assert backbone_digests(trained, checkpoints.LAST) == (False, 4)
+
+
+def test_the_head_stages_last_checkpoint_goes_with_the_weights_that_it_began_with(painted: Path, tmp_path: Path):
+    recipe = [*SMALL, f"data.root={painted}", "finetune.epochs=0"]
+    train(configuration(*recipe, f"run_dir={tmp_path}"))
+    assert not [name for name in weights(tmp_path) if name.startswith("backbone.")]
+    with pytest.raises(ValueError, match=r"head stage goes with the backbone .* take best\.ckpt"):
+        checkpoints.load(tmp_path / checkpoints.LAST)
+    train(configuration(*recipe, f"run_dir={tmp_path}", f"resume={tmp_path}", "head.epochs=3"))
+    assert checkpoints.read(tmp_path / checkpoints.LAST)["epoch"] + 1 == 3
 
 
 def test_a_checkpoint_is_enough_to_classify_a_photo(trained: Path):
@@ -100,7 +110,7 @@ def test_a_run_killed_in_each_stage_and_in_a_checkpoint_ends_as_the_uninterrupte
     recipe += ["head.views=2", "+callbacks.kill._target_=tests.killing.KillAt"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(configuration(*recipe, f"run_dir={whole}"))
-    first = program(*recipe, f"hydra.run.dir={killed}", KILL_AT="0.1")
+    first = program(*recipe, f"hydra.run.dir={killed}", KILL_AT="1.0")
     second = program(f"resume={killed}", KILL_AT="2.save")
     third = program(f"resume={killed}", KILL_AT="3.1")
     last = program(f"resume={killed}")
