@@ -37,7 +37,7 @@ def evaluate(cfg: DictConfig) -> float:
 
     given = {name: cfg[name] for name in ("accelerator", "precision") if cfg[name] is not None}
     config = trained["config"] | {"trainer": trained["config"]["trainer"] | given}
-    scored = results.score(checkpoints.load(path), data, dataset, name, config)
+    scored = results.score(results.predict(checkpoints.load(path), data, dataset, name, config))
     Console().print(results.table({name: scored}))
     if cfg.output:
         results.save({name: scored}, cfg.output)

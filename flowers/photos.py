@@ -66,7 +66,12 @@ def read(path: str | Path | IO[bytes]) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,}")
         image.load()
-        return _rgb(ImageOps.exif_transpose(image))
+        return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, turned as its EXIF tag says; see `read`."""
+    return _rgb(ImageOps.exif_transpose(image))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -13,12 +13,13 @@ from rich.table import Table
 from scipy.stats import binomtest
 from torch.nn.functional import cross_entropy
 
-from flowers import atomic, backbone, checkpoints, hardware, run, tensorboard
+from flowers import atomic, backbone, calibration, checkpoints, hardware, run, tensorboard
 from flowers.callbacks import Clock
 from flowers.data import FlowersData
 from flowers.features import Features
 from flowers.model import FlowerClassifier
 from flowers.photoset import PhotoSet
+from flowers.predictions import FOLDER, Predictions
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,14 @@ def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -
     config = kept["hyper_parameters"]["config"]
     model = cast(FlowerClassifier, trainer.lightning_module)
     model.load_state_dict(kept["state_dict"])
-    scores = {
-        split: score(model, data, data.dataset(split), split, config) for split in ("val", "test") if data.counts(split)
+    said = {
+        split: predict(model, data, data.dataset(split), split, config)
+        for split in ("val", "test")
+        if data.counts(split)
     }
+    scores = {split: score(predictions) for split, predictions in said.items()}
     result = scores | {
+        "temperature": calibration.temperature(said["val"].logits, said["val"].labels),
         "best_epoch": kept["epoch"] + 1,
         "classes": data.classes,
         "seed": config["seed"],
@@ -49,6 +54,8 @@ def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -
         },
     }
     if run.is_first_process():
+        for split, predictions in said.items():
+            predictions.save(run_dir / FOLDER / f"{split}.csv")
         save(result, run_dir / RESULT)
     tensorboard.log_hyperparameters(
         trainer, config, {f"best/{name}": scores["val"][name] for name in ("accuracy", "loss")}
@@ -60,19 +67,19 @@ def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -
 
 
 @torch.inference_mode()
-def score(
+def predict(
     model: FlowerClassifier,
     data: FlowersData,
     dataset: PhotoSet,
     name: str,
     config: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Accuracy, mean cross-entropy loss, number of photos, and the accuracy's 95 % interval, on one device.
+) -> Predictions:
+    """What a model says of photos, on one device.
 
     The backbone is taken as frozen, as in the head stage; features of one that was never trained are kept.
 
     Args:
-        model: what is scored; it is left in evaluation mode.
+        model: what is asked; it is left in evaluation mode.
         data: how photos are read.
         dataset: the photos, as in validation.
         name: of the photos, for people.
@@ -84,13 +91,18 @@ def score(
     keeping["cache"] = keeping["cache"] and backbone.digest(model.backbone) == model.hparams["weights_digest"]
     features = Features(data, model, str(settings["precision"]), **keeping).of(dataset, name)
     logits = model(features.float().to(model.device)).double().cpu()
-    labels = torch.tensor(dataset.labels)
-    correct = int((logits.argmax(1) == labels).sum())
+    paths = [path.relative_to(data.root).as_posix() for path in dataset.paths]
+    return Predictions(paths, torch.tensor(dataset.labels), logits, model.classes)
+
+
+def score(predictions: Predictions) -> dict[str, Any]:
+    """Accuracy, mean cross-entropy loss, number of photos, and the accuracy's 95 % interval."""
+    correct = int(predictions.correct.sum())
     return {
-        "accuracy": correct / len(labels),
-        "loss": cross_entropy(logits, labels).item(),
-        "n": len(labels),
-        "interval": interval(correct, len(labels)),
+        "accuracy": correct / len(predictions),
+        "loss": cross_entropy(predictions.logits, predictions.labels).item(),
+        "n": len(predictions),
+        "interval": interval(correct, len(predictions)),
     }
 
 

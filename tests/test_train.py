@@ -44,6 +44,7 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 def test_a_run_folder_holds_all_of_a_run(trained: Path):
     files = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
     named = {"config.yaml", "started.yaml", "split.csv", "result.json", checkpoints.BEST, checkpoints.LAST}
+    named |= {"predictions/val.csv", "predictions/test.csv"}
     assert named <= files
     assert all(file.startswith(("tensorboard/events", "tensorboard/hparams")) for file in files - named)
 
