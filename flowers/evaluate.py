@@ -11,7 +11,7 @@ def evaluate(cfg: DictConfig) -> float:
 
     from rich.console import Console
 
-    from flowers import checkpoints, results, run
+    from flowers import checkpoints, gallery, metrics, report, results, run
     from flowers.data import FlowersData
     from flowers.nearest import nearest
     from flowers.split import SPLITS
@@ -37,10 +37,20 @@ def evaluate(cfg: DictConfig) -> float:
 
     given = {name: cfg[name] for name in ("accelerator", "precision") if cfg[name] is not None}
     config = trained["config"] | {"trainer": trained["config"]["trainer"] | given}
-    scored = results.score(results.predict(checkpoints.load(path), data, dataset, name, config))
-    Console().print(results.table({name: scored}))
+    predictions = results.predict(checkpoints.load(path), data, dataset, name, config)
+    scored = metrics.detailed(predictions)
+    for table in results.tables(name, scored):
+        Console().print(table)
     if cfg.output:
         results.save({name: scored}, cfg.output)
+    folder = Path(cfg.report or (cfg.run if cfg.run and not cfg.photos else ""))
+    if folder != Path():
+        suffix = "" if cfg.photos or cfg.split == "val" else f"-{cfg.split}"
+        folder.mkdir(parents=True, exist_ok=True)
+        gallery.save_mistakes(gallery.said(predictions), folder / f"mistakes{suffix}.csv")
+        page = folder / f"report{suffix}.html"
+        report.write(page, path.resolve().parent.parent, config, name, data.root, predictions, scored)
+        Console().print(f"{page} and mistakes{suffix}.csv say more", soft_wrap=True, highlight=False)
     return float(scored["accuracy"])
 
 

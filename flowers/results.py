@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -122,14 +122,42 @@ def load(path: str | Path) -> dict[str, Any]:
     return dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
-def table(scores: Mapping[str, Any]) -> Table:
-    """The scores for people, a row each."""
-    rows = Table("photos", "accuracy", "95 % interval", "loss", "n", box=box.SIMPLE)
+def tables(name: str, scores: Mapping[str, Any]) -> list[Table]:
+    """`metrics.detailed` of the photos `name` for people: as a whole, by class, and which is taken for which."""
+    error = scores["calibration"]["error"]
+    whole = Table(name, "", "95 % interval", box=box.SIMPLE)
+    whole.add_row("accuracy", f"{scores['accuracy']:.6f}", _interval(scores["interval"]))
+    whole.add_row("top-2 accuracy", f"{scores['top2']['value']:.6f}", _interval(scores["top2"]["interval"]))
+    whole.add_row("loss", f"{scores['loss']:.4f}", "")
+    whole.add_row("calibration error", f"{error['before']:.4f}", "")
+    whole.add_row("  calibrated", f"{error['after']:.4f}", "")
+    whole.add_row("photos", str(scores["n"]), "")
+    by_class = Table("class", "n", "precision", "recall", "F1", box=box.SIMPLE)
+    averaged = {"mean of classes": {"n": scores["n"], **scores["macro"]}}
+    for label, row in (scores["classes"] | averaged).items():
+        by_class.add_row(label, str(row["n"]), *(_measured(row[name]) for name in ("precision", "recall", "f1")))
+    confusion = Table("true \\ predicted", *scores["classes"], box=box.SIMPLE)
+    for label, counts in zip(scores["classes"], scores["confusion"], strict=True):
+        confusion.add_row(label, *map(str, counts))
+    return [whole, by_class, confusion]
+
+
+def ranking(scores: Mapping[str, Any], against_best: Mapping[str, Any]) -> Table:
+    """Runs for people, the best first, each with what the best is ahead of it by (`paired.compare`)."""
+    rows = Table("run", "accuracy", "95 % interval", "best is ahead by", "95 % interval", "p", box=box.SIMPLE)
     for name, scored in scores.items():
-        low, high = scored["interval"]
-        cells = f"{scored['accuracy']:.6f}", f"{low:.4f} to {high:.4f}", f"{scored['loss']:.4f}", str(scored["n"])
-        rows.add_row(name, *cells)
+        pair = against_best.get(name)
+        ahead = [f"{pair['difference']:.4f}", _interval(pair["interval"]), f"{pair['p']:.3g}"] if pair else []
+        rows.add_row(name, f"{scored['accuracy']:.4f}", _interval(scored["interval"]), *ahead)
     return rows
+
+
+def _measured(number: Mapping[str, Any]) -> str:
+    return "none" if number["value"] is None else f"{number['value']:.3f} {_interval(number['interval'], 3, '-')}"
+
+
+def _interval(pair: Sequence[float], digits: int = 4, between: str = " to ") -> str:
+    return f"{pair[0]:.{digits}f}{between}{pair[1]:.{digits}f}"
 
 
 def line(split: str, scored: Mapping[str, Any]) -> str:

@@ -1,3 +1,5 @@
+import csv
+import re
 import shutil
 import subprocess
 import sys
@@ -6,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers import checkpoints, results
+from flowers import checkpoints, metrics, predictions, report, results
 from flowers.evaluate import main
 from tests.conftest import configuration
 
@@ -19,7 +21,8 @@ def evaluated(*overrides: str) -> float:
 def test_evaluate_gives_exactly_what_training_reported(trained: Path, tmp_path: Path, split: str):
     reported = results.load(trained / "result.json")[split]
     assert evaluated(f"run={trained}", f"split={split}", f"output={tmp_path}/scores.json") == reported["accuracy"]
-    assert results.load(tmp_path / "scores.json") == {split: reported}
+    scored = results.load(tmp_path / "scores.json")[split]
+    assert {name: scored[name] for name in reported} == reported
 
 
 def test_the_program_prints_the_score_and_leaves_nothing_behind(trained: Path, tmp_path: Path):
@@ -28,6 +31,27 @@ def test_the_program_prints_the_score_and_leaves_nothing_behind(trained: Path, t
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{results.load(trained / 'result.json')['val']['accuracy']:.6f}" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_says_it_all_needs_nothing_else_and_escapes_what_it_is_given(trained: Path, tmp_path: Path):
+    evaluated(f"run={trained}", f"report={tmp_path}/a")
+    page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+    val = results.load(trained / "result.json")["val"]
+    assert f"{100 * val['accuracy']:.2f} %" in page
+    assert page.count("<svg") == 3
+    assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?\s*(?!data:)[a-z]+:", page)
+    with (tmp_path / "a" / "mistakes.csv").open(encoding="utf-8") as file:
+        mistakes = list(csv.DictReader(file))
+    assert len(mistakes) == val["n"] - round(val["accuracy"] * val["n"])
+    assert all(row["true"] != row["predicted"] for row in mistakes)
+
+    said = predictions.load(trained / "predictions" / "val.csv")
+    classes = ["<script>alert(1)</script>", *said.classes[1:]]
+    stranger = predictions.Predictions(said.paths, said.labels, said.logits, classes)
+    config = checkpoints.read(trained / checkpoints.BEST)["hyper_parameters"]["config"]
+    page_path = tmp_path / "b.html"
+    report.write(page_path, tmp_path, config, "x", tmp_path, stranger, metrics.detailed(stranger))
+    assert "<script" not in page_path.read_text(encoding="utf-8")
 
 
 def test_other_photos_are_scored_whole_also_by_a_checkpoint_alone(trained: Path, painted: Path, tmp_path: Path):
