@@ -122,13 +122,13 @@ class FlowerClassifier(LightningModule):
         self._log("train", losses, logits, labels, counts)
         return losses[-1]
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The same on validation photos."""
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """The `loss` of a batch of validation photos, and their `logits` (B, C)."""
         inputs, labels = batch
         logits = self(inputs)
         loss = cross_entropy(logits, labels)
         self._log("val", loss, logits, labels)
-        return loss
+        return {"loss": loss, "logits": logits}
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and labels (B,)."""

@@ -50,8 +50,8 @@ def verdict(compared: Mapping[str, Any]) -> str:
     """In words, at the level of 5 %."""
     if compared["p"] >= 0.05:
         return f"no difference shown (McNemar's p = {compared['p']:.3g})"
-    better = "second" if compared["difference"] > 0 else "first"
-    return f"the {better} is better (McNemar's p = {compared['p']:.3g})"
+    word = "better" if compared["difference"] > 0 else "worse"
+    return f"{word} by more than chance (McNemar's p = {compared['p']:.3g})"
 
 
 def spread(accuracies: Sequence[float]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from lightning import Trainer
 from rich import box
 from rich.table import Table
 from scipy.stats import binomtest
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from flowers import atomic, backbone, calibration, checkpoints, hardware, run, tensorboard
@@ -32,11 +33,9 @@ def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -
     config = kept["hyper_parameters"]["config"]
     model = cast(FlowerClassifier, trainer.lightning_module)
     model.load_state_dict(kept["state_dict"])
-    said = {
-        split: predict(model, data, data.dataset(split), split, config)
-        for split in ("val", "test")
-        if data.counts(split)
-    }
+    asked = {split: data.dataset(split) for split in ("val", "test") if data.counts(split)}
+    features = {split: embed(model, data, dataset, split, config) for split, dataset in asked.items()}
+    said = {split: predict(model, features[split], dataset, data.root) for split, dataset in asked.items()}
     scores = {split: score(predictions) for split, predictions in said.items()}
     result = scores | {
         "temperature": calibration.temperature(said["val"].logits, said["val"].labels),
@@ -57,6 +56,7 @@ def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -
         for split, predictions in said.items():
             predictions.save(run_dir / FOLDER / f"{split}.csv")
         save(result, run_dir / RESULT)
+    tensorboard.log_embeddings(trainer, features["val"], said["val"], data.root)
     tensorboard.log_hyperparameters(
         trainer, config, {f"best/{name}": scores["val"][name] for name in ("accuracy", "loss")}
     )
@@ -66,20 +66,19 @@ def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -
     return result
 
 
-@torch.inference_mode()
-def predict(
+def embed(
     model: FlowerClassifier,
     data: FlowersData,
     dataset: PhotoSet,
     name: str,
     config: Mapping[str, Any],
-) -> Predictions:
-    """What a model says of photos, on one device.
+) -> Tensor:
+    """A model's features (N, F) of photos, computed on one device, on the CPU.
 
     The backbone is taken as frozen, as in the head stage; features of one that was never trained are kept.
 
     Args:
-        model: what is asked; it is left in evaluation mode.
+        model: whose backbone is asked; it is left in evaluation mode.
         data: how photos are read.
         dataset: the photos, as in validation.
         name: of the photos, for people.
@@ -89,9 +88,14 @@ def predict(
     model.eval().to(hardware.device(settings["accelerator"]))
     keeping = dict(config["features"])
     keeping["cache"] = keeping["cache"] and backbone.digest(model.backbone) == model.hparams["weights_digest"]
-    features = Features(data, model, str(settings["precision"]), **keeping).of(dataset, name)
+    return Features(data, model, str(settings["precision"]), **keeping).of(dataset, name)
+
+
+@torch.inference_mode()
+def predict(model: FlowerClassifier, features: Tensor, dataset: PhotoSet, root: Path) -> Predictions:
+    """What a model's head says of features (N, F) of the photos of `dataset`, which lie below `root`."""
     logits = model(features.float().to(model.device)).double().cpu()
-    paths = [path.relative_to(data.root).as_posix() for path in dataset.paths]
+    paths = [path.relative_to(root).as_posix() for path in dataset.paths]
     return Predictions(paths, torch.tensor(dataset.labels), logits, model.classes)
 
 
@@ -144,11 +148,11 @@ def tables(name: str, scores: Mapping[str, Any]) -> list[Table]:
 
 def ranking(scores: Mapping[str, Any], against_best: Mapping[str, Any]) -> Table:
     """Runs for people, the best first, each with what the best is ahead of it by (`paired.compare`)."""
-    rows = Table("run", "accuracy", "95 % interval", "best is ahead by", "95 % interval", "p", box=box.SIMPLE)
+    rows = Table("run", "accuracy", "best is ahead by", "95 % interval", "p", box=box.SIMPLE)
     for name, scored in scores.items():
         pair = against_best.get(name)
         ahead = [f"{pair['difference']:.4f}", _interval(pair["interval"]), f"{pair['p']:.3g}"] if pair else []
-        rows.add_row(name, f"{scored['accuracy']:.4f}", _interval(scored["interval"]), *ahead)
+        rows.add_row(name, f"{scored['accuracy']:.4f}", *ahead)
     return rows
 
 

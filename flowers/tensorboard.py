@@ -7,12 +7,17 @@ from typing import Any
 import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+from torchvision.transforms import v2
 from torchvision.utils import make_grid
 
-from flowers import checkpoints
+from flowers import checkpoints, figures, gallery
 from flowers.data import FlowersData
+from flowers.predictions import Predictions
 
 _SHOWN = 16  # photos in a grid
+_EMBEDDED = 256  # photos in the projector
 
 
 def logger(run_dir: str | Path) -> TensorBoardLogger:
@@ -24,12 +29,42 @@ def logger(run_dir: str | Path) -> TensorBoardLogger:
 
 def log_photos(trainer: Trainer, data: FlowersData) -> None:
     """A grid of training photos, augmented, and one of validation photos: eight a row."""
-    for board in _boards(trainer):
+    for board in boards(trainer):
         for split, augmented in (("train", True), ("val", False)):
             dataset = data.dataset(split, augmented)
             spread = torch.linspace(0, len(dataset) - 1, min(_SHOWN, len(dataset))).long().tolist()
             grid = make_grid([dataset[index, index][0] for index in spread], pad_value=255)
             board.experiment.add_image(f"photos/{split}", grid)
+
+
+def log_predictions(trainer: Trainer, predictions: Predictions, root: Path) -> None:
+    """The confusion matrix, the surest mistakes and the least sure photos, which lie below `root`."""
+    said = gallery.said(predictions)
+    matrix = multiclass_confusion_matrix(predictions.predicted, predictions.labels, len(predictions.classes)).tolist()
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped  # that of the curves
+    chosen = {"val/surest_mistakes": gallery.mistakes(said), "val/least_sure": gallery.least_sure(said)}
+    for board in boards(trainer):
+        figure = figures.confusion(matrix, predictions.classes)
+        board.experiment.add_figure("val/confusion", figure, step, close=False)
+        for name, rows in chosen.items():
+            if rows:
+                board.experiment.add_image(name, gallery.grid(root, rows[:_SHOWN]), step)
+
+
+def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions, root: Path) -> None:
+    """For the PROJECTOR: features (N, F) of photos below `root`, in 64 principal components, with thumbnails."""
+    spread = torch.linspace(0, len(predictions) - 1, min(_EMBEDDED, len(predictions))).long().tolist()
+    centred = features[spread].double() - features[spread].double().mean(0)
+    components = torch.linalg.svd(centred, full_matrices=False)
+    points = (components.U * components.S)[:, :64].float()
+    labels = [
+        [predictions.classes[int(predictions.labels[place])], predictions.classes[int(predictions.predicted[place])]]
+        for place in spread
+    ]
+    for board in boards(trainer):
+        thumbnails = [gallery.thumbnail(root / predictions.paths[place], 48) for place in spread]
+        pixels = torch.stack([v2.functional.pil_to_tensor(image) for image in thumbnails]).float() / 255
+        board.experiment.add_embedding(points, labels, pixels, trainer.global_step, "val", ["true", "predicted"])
 
 
 def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
@@ -52,9 +87,10 @@ def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Ma
         "weight_decay": optimizer.get("weight_decay", 0.0),
         "weights": str(config["model"]["weights"]),
     }
-    for board in _boards(trainer):
+    for board in boards(trainer):
         board.log_hyperparams(row, dict(metrics), step=trainer.global_step)
 
 
-def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
+def boards(trainer: Trainer) -> list[TensorBoardLogger]:
+    """The loggers of this kind that a trainer has; none in any process but the first."""
     return [board for board in trainer.loggers if isinstance(board, TensorBoardLogger) and trainer.is_global_zero]

@@ -27,7 +27,7 @@ def test_the_difference_is_that_of_the_photos_that_changed_sides():
     assert compared["lost"][0] == "p1"
     assert compared["p"] == binomtest(18, 21).pvalue
     assert compared["interval"][0] < 0.5 < compared["interval"][1]
-    assert paired.verdict(compared).startswith("the second is better")
+    assert paired.verdict(compared).startswith("better by more than chance")
 
 
 def test_a_run_does_not_differ_from_itself_nor_from_one_a_photo_away():
