@@ -54,7 +54,7 @@ class Classifier:
         settings = {"accelerator": accelerator or "auto", "precision": precision or "auto", "deterministic": "auto"}
         settled = hardware.settled(settings)
         result = file.resolve().parent.parent / results.RESULT
-        temperature = results.load(result)["temperature"] if result.is_file() else 1.0
+        temperature = results.load(result).get("temperature", 1.0) if result.is_file() else 1.0
         model = checkpoints.load(file).to(hardware.device(settled["accelerator"])).eval()
         return cls(model, temperature, settled["precision"])
 
