@@ -24,8 +24,9 @@ _RESAMPLES, _BINS = 1000, 15
 def detailed(predictions: Predictions) -> dict[str, Any]:
     """All that `results.score` says, and more, as plain Python; intervals are `[low, high]`.
 
-    Proportions have Wilson's interval; F1 and what is averaged over classes have the bootstrap's percentiles, which have
-    no width where there is no mistake. The confusion matrix has a row a true class. Probabilities are calibrated, each by a temperature fitted to others.
+    Proportions have Wilson's interval; F1 and what is averaged over classes have the bootstrap's percentiles, which
+    have no width where there is no mistake. The confusion matrix has a row a true class. Probabilities are calibrated,
+    each by a temperature fitted to others.
     """
     labels, predicted = predictions.labels, predictions.predicted
     names, number = list(predictions.classes), len(predictions.classes)
