@@ -1,11 +1,13 @@
 """A trained run as a function of a photo."""
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from flowers import checkpoints, hardware, photos, results, run, transforms
@@ -70,6 +72,20 @@ class Classifier:
         image = photos.upright(photo) if isinstance(photo, Image.Image) else photos.read(photo)
         return torch.as_tensor(self.centre(v2.functional.pil_to_tensor(image)))
 
+    def stream(self, files: Sequence[str], num_workers: int = 0) -> Iterator[tuple[str, Prediction | str]]:
+        """Each of `files` in their order, with its prediction or why it cannot be read; memory does not grow.
+
+        Args:
+            files: any number of paths.
+            num_workers: processes that decode; 0 for this one.
+        """
+        batches = DataLoader(
+            _Files(files, self.pixels), self.backbone.batch_size, num_workers=num_workers, collate_fn=_sorted_out
+        )
+        for names, pixels, reasons in batches:
+            good = iter(self.predictions(self.probabilities(pixels)) if len(pixels) else [])
+            yield from ((name, reason or next(good)) for name, reason in zip(names, reasons, strict=True))
+
     @torch.inference_mode()
     def probabilities(self, batch: Tensor) -> Tensor:
         """Calibrated probabilities (B, C) in float64, on the CPU, of photos uint8 (B, 3, H, W)."""
@@ -85,3 +101,29 @@ class Classifier:
             label = next(iter(ranked))
             answers.append(Prediction(label, ranked[label], ranked))
         return answers
+
+
+class _Files(Dataset[tuple[str, Tensor | None, str]]):
+    """Path, pixels (3, H, W) or None, and why there are none."""
+
+    def __init__(self, files: Sequence[str], pixels: Callable[[str], Tensor]) -> None:
+        self.files, self.pixels = files, pixels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor | None, str]:
+        file = self.files[index]
+        try:
+            return file, self.pixels(file), ""
+        except MemoryError:
+            raise
+        except Exception as error:  # a stranger's bytes make Pillow raise anything from EOFError to struct.error
+            return file, None, photos.reason(error)
+
+
+def _sorted_out(items: Sequence[tuple[str, Tensor | None, str]]) -> tuple[list[str], Tensor, list[str]]:
+    """Names, the pixels (B, 3, H, W) of those that could be read, and reasons, empty for these."""
+    good = [pixels for _, pixels, _ in items if pixels is not None]
+    pixels = torch.stack(good) if good else torch.empty(0)
+    return [name for name, _, _ in items], pixels, [reason for _, _, reason in items]

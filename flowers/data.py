@@ -86,7 +86,7 @@ class FlowersData(LightningDataModule):
         self.centre = transforms.centred(image_size, resize)
         self.batch_size = batch_size
         self.memory_share = memory_share
-        self.num_workers = min(_cores(), 8) if num_workers is None else num_workers
+        self.num_workers = min(cores(), 8) if num_workers is None else num_workers
         self.seed = seed
 
     def prepare_data(self) -> None:
@@ -231,5 +231,6 @@ def _matched(rows: Sequence[Row], good: Sequence[Photo], split_file: str | Path)
     return list(rows)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Of the processor, those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

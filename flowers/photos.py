@@ -1,13 +1,15 @@
 """Finds the photos of a folder and reads each as an upright RGB image, whatever its format."""
 
+import glob
 import os
 import unicodedata
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Pillow knows more formats than these; some of them (EPS) hand a stranger's file to another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -67,6 +69,37 @@ def read(path: str | Path | IO[bytes]) -> Image.Image:
             raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,}")
         image.load()
         return upright(image)
+
+
+def reason(error: Exception) -> str:
+    """Why `read` could not read a photo, in a few words without a path."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"over the limit of {MAX_PIXELS:,} pixels"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be opened ({error.strerror})"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def given(names: str | Iterable[str]) -> list[str]:
+    """The files that a user names: a file, a folder (all files below it), a pattern such as `a/**/*.jpg`, or several.
+
+    Hidden files in folders are passed over. Raises ValueError for a name that leads to nothing.
+    """
+    files = []
+    for name in [names] if isinstance(names, str) else names:
+        if Path(name).is_dir():
+            found = sorted(str(Path(name) / file) for file in _files(Path(name)))
+        elif Path(name).exists() or Path(name).is_symlink():
+            found = [name]
+        else:
+            matches = glob.glob(name, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
+            found = sorted(path for path in matches if not Path(path).is_dir())
+        if not found:
+            raise ValueError(f"photos={name}: no file there: wanted a file, a folder, a pattern, or a list of them")
+        files += found
+    return files
 
 
 def upright(image: Image.Image) -> Image.Image:

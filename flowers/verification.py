@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import imagehash
-from PIL import Image, UnidentifiedImageError
 
 from flowers import atomic, paths, photos, progress
 
@@ -76,18 +75,14 @@ def _read(path: Path) -> Verdict:
     try:
         content = path.read_bytes()
     except OSError as error:
-        return Verdict("", "", f"cannot be opened ({error.strerror})")
+        return Verdict("", "", photos.reason(error))
     digest = hashlib.sha256(content).hexdigest()
     if not content:
         return Verdict(digest, "", "empty")
     try:
         image = photos.read(io.BytesIO(content))
         return Verdict(digest, str(imagehash.phash(image, hash_size=_HASH_SIZE)), "")
-    except UnidentifiedImageError:
-        return Verdict(digest, "", "not a JPEG, PNG, WebP, BMP, GIF or TIFF image")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return Verdict(digest, "", f"over the limit of {photos.MAX_PIXELS:,} pixels")
     except MemoryError:
         raise
     except Exception as error:  # a stranger's bytes make Pillow raise anything from EOFError to struct.error
-        return Verdict(digest, "", " ".join(str(error).split()) or type(error).__name__)
+        return Verdict(digest, "", photos.reason(error))
