@@ -1,8 +1,10 @@
 """Finds the photos of a folder and reads each as an upright RGB image, whatever its format."""
 
+import glob
 import os
 import unicodedata
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -53,6 +55,30 @@ def find(root: str | Path) -> list[Found]:
         found = [Found(f"{label}/{file}", _name(label), None) for label in folders for file in _files(root / label)]
     _check_classes(root, found)
     return sorted(found)
+
+
+def listed(given: str | Sequence[str]) -> list[Path]:
+    """The files that a user means by a file, a folder (all in it, but what `find` passes over), a glob, or several.
+
+    Each once, in the order given, those of a folder or a glob sorted. Raises ValueError for one that means no file.
+    """
+    names = [str(name) for name in (given if isinstance(given, (list, tuple)) else [given])]
+    if not given or not all(names):
+        raise ValueError("which photos? Give photos=FOLDER, a file, a glob or a list of them")
+    files: dict[Path, None] = {}
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            meant = [path / file for file in sorted(_files(path))]
+        else:
+            matches = [name] if path.exists() else sorted(glob.iglob(name, recursive=True))  # noqa: PTH207  # of any root
+            meant = [Path(match) for match in matches if not Path(match).is_dir()]
+        if not meant:
+            raise ValueError(
+                f"photos={name}: no file there: wanted a file, a folder, a glob such as 'a/**/*.jpg' or a list"
+            )
+        files |= dict.fromkeys(meant)
+    return list(files)
 
 
 def read(path: str | Path | IO[bytes]) -> Image.Image:

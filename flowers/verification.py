@@ -83,11 +83,18 @@ def _read(path: Path) -> Verdict:
     try:
         image = photos.read(io.BytesIO(content))
         return Verdict(digest, str(imagehash.phash(image, hash_size=_HASH_SIZE)), "")
-    except UnidentifiedImageError:
-        return Verdict(digest, "", "not a JPEG, PNG, WebP, BMP, GIF or TIFF image")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return Verdict(digest, "", f"over the limit of {photos.MAX_PIXELS:,} pixels")
     except MemoryError:
         raise
     except Exception as error:  # a stranger's bytes make Pillow raise anything from EOFError to struct.error
-        return Verdict(digest, "", " ".join(str(error).split()) or type(error).__name__)
+        return Verdict(digest, "", reason(error))
+
+
+def reason(error: Exception) -> str:
+    """Why a photo cannot be read, for people, from what `photos.read` raised."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"over the limit of {photos.MAX_PIXELS:,} pixels"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
