@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from flowers import atomic
 from flowers.classifier import Prediction
@@ -80,7 +80,7 @@ def _write_json(path: Path, answers: Iterable[Answer], classes: Sequence[str]) -
 
 def _show(answers: Iterable[Answer], classes: Sequence[str]) -> int:
     rows = iter(answers)
-    table = Table("photo", "class", "probability", "", box=box.SIMPLE)
+    table = Table(Column("photo", overflow="fold"), "class", "probability", "", box=box.SIMPLE)
     good = 0
     for answer in islice(rows, _SHOWN):
         good += not answer.reason

@@ -95,7 +95,7 @@ def _wanted(value: Any, valid: Any) -> str | None:
     if isinstance(valid, float):
         return None if is_number else "a number"
     if isinstance(valid, list):
-        return None if isinstance(value, list) else "a list"
+        return None if isinstance(value, list) or not valid else "a list"  # where none is given: one, or a list
     if isinstance(valid, dict):
         return None if isinstance(value, dict) else "one of its keys (key.name=value)"
     return "a text" if isinstance(value, (list, dict)) else None

@@ -4,7 +4,7 @@ import glob
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -57,6 +57,30 @@ def find(root: str | Path) -> list[Found]:
     return sorted(found)
 
 
+def listed(given: str | Sequence[str]) -> list[Path]:
+    """The files that a user means by a file, a folder (all in it, but what `find` passes over), a glob, or several.
+
+    Each once, in the order given, those of a folder or a glob sorted. Raises ValueError for one that means no file.
+    """
+    names = [str(name) for name in (given if isinstance(given, (list, tuple)) else [given])]
+    if not given or not all(names):
+        raise ValueError("which photos? Give photos=FOLDER, a file, a glob or a list of them")
+    files: dict[Path, None] = {}
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            meant = [path / file for file in sorted(_files(path))]
+        else:
+            matches = [name] if path.exists() else sorted(glob.iglob(name, recursive=True))  # noqa: PTH207  # of any root
+            meant = [Path(match) for match in matches if not Path(match).is_dir()]
+        if not meant:
+            raise ValueError(
+                f"photos={name}: no file there: wanted a file, a folder, a glob such as 'a/**/*.jpg' or a list"
+            )
+        files |= dict.fromkeys(meant)
+    return list(files)
+
+
 def read(path: str | Path | IO[bytes]) -> Image.Image:
     """The photo at `path` as an RGB image of 8 bits a channel, upright as its EXIF tag says.
 
@@ -80,26 +104,6 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be opened ({error.strerror})"
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def given(names: str | Iterable[str]) -> list[str]:
-    """The files that a user names: a file, a folder (all files below it), a pattern such as `a/**/*.jpg`, or several.
-
-    Hidden files in folders are passed over. Raises ValueError for a name that leads to nothing.
-    """
-    files = []
-    for name in [names] if isinstance(names, str) else names:
-        if Path(name).is_dir():
-            found = sorted(str(Path(name) / file) for file in _files(Path(name)))
-        elif Path(name).exists() or Path(name).is_symlink():
-            found = [name]
-        else:
-            matches = glob.glob(name, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
-            found = sorted(path for path in matches if not Path(path).is_dir())
-        if not found:
-            raise ValueError(f"photos={name}: no file there: wanted a file, a folder, a pattern, or a list of them")
-        files += found
-    return files
 
 
 def upright(image: Image.Image) -> Image.Image:

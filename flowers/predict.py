@@ -7,19 +7,15 @@ from flowers.program import program
 
 def predict(cfg: DictConfig) -> int:
     """Classifies the photos that `cfg` names, a row a file; returns how many could be read."""
-    from omegaconf import OmegaConf
-
-    from flowers import answers, photos, progress
+    from flowers import answers, photos, progress, run
     from flowers.classifier import Classifier
     from flowers.data import cores
 
     if (cfg.run is None) == (cfg.checkpoint is None):
         raise ValueError("which model? Give run=FOLDER or checkpoint=FILE, one of them")
-    if cfg.photos is None:
-        raise ValueError("which photos? Give photos=FILE, FOLDER or a pattern such as 'photos/**/*.jpg'")
     if cfg.confidence is not None and not 0 <= cfg.confidence <= 1:
         raise ValueError(f"confidence={cfg.confidence}: wanted a probability from 0 to 1")
-    files = photos.given([str(name) for name in cfg.photos] if OmegaConf.is_list(cfg.photos) else str(cfg.photos))
+    files = [str(file) for file in photos.listed(run.plain(cfg)["photos"])]
     writer = answers.writer(cfg.output)
     classifier = Classifier.load(cfg.run or cfg.checkpoint, cfg.accelerator, cfg.precision)
     workers = min(cores(), 8) if cfg.num_workers is None else cfg.num_workers

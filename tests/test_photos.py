@@ -106,3 +106,18 @@ def test_a_missing_folder_and_a_single_class_are_errors(tmp_path: Path):
         photos.find(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="at least two"):
         photos.find(fill(tmp_path, "only/1.jpg"))
+
+
+def test_photos_are_named_by_file_folder_glob_or_list(folder: Path, tmp_path: Path):
+    files = sorted((folder / "lily").iterdir())
+    assert photos.listed(str(files[0])) == files[:1]
+    assert photos.listed(str(folder / "lily")) == files
+    assert photos.listed(f"{folder}/**/*.png") == sorted(folder.rglob("*.png"))
+    assert photos.listed([str(files[3]), str(folder / "lily"), str(files[0])]) == [files[3], *files[:3], *files[4:]]
+    (tmp_path / "[1].png").write_bytes(b"")
+    assert photos.listed(str(tmp_path / "[1].png")) == [tmp_path / "[1].png"]
+    for nothing in ("", [], [""]):
+        with pytest.raises(ValueError, match="which photos"):
+            photos.listed(nothing)
+    with pytest.raises(ValueError, match=r"photos=.*\*\.jpg: no file there"):
+        photos.listed([str(files[0]), f"{folder}/*.jpg"])

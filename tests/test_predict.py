@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flowers import checkpoints, photos, predictions
+from flowers import checkpoints, predictions
 from flowers.predict import main
 from tests.conftest import configuration
 
@@ -60,12 +60,6 @@ def test_the_rows_are_what_the_run_said_of_its_photos(trained: Path, painted: Pa
     predicted(f"checkpoint={trained / checkpoints.BEST}", f"photos=[{listed}]", f"output={tmp_path}/a.csv")
     with (tmp_path / "a.csv").open(encoding="utf-8") as file:
         assert [row["class"] for row in csv.DictReader(file)] == [said.classes[i] for i in said.predicted.tolist()]
-
-
-def test_files_are_named_by_folder_pattern_or_list(mixed: Path):
-    assert len(photos.given(str(mixed))) == 6
-    assert len(photos.given(f"{mixed}/**/[012].*")) == 3
-    assert photos.given([f"{mixed}/text.jpg", f"{mixed}/empty.png"]) == [f"{mixed}/text.jpg", f"{mixed}/empty.png"]
 
 
 def test_what_cannot_be_done_is_said_in_a_line(trained: Path, mixed: Path):
