@@ -33,7 +33,7 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     paths.cache().mkdir(parents=True, exist_ok=True)
     with FileLock(paths.cache() / "export.lock"), atomic.filling(folder) as beside:  # two would measure each other
         files = package.write(trained, beside, cfg.calibration if cfg.int8 else 0, cfg.reduce_range)
-        programs = package.read(trained, beside, files)
+        programs = package.read(beside, files)
         answers = package.answers(trained, programs)
         rows = parity.compared(answers, trained.labels)
         parity.check(rows, limits, len(trained.labels))

@@ -18,7 +18,7 @@ Program = Callable[[Tensor], Tensor]  # uint8 photos (B, 3, H, W) to probabiliti
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _MOST_BYTES = 2_000_000_000  # that one ONNX file may have: protobuf's bound, less the graph itself
-_SIZES = Dim("B", min=1, max=65_535), None, Dim("H", min=1, max=65_535), Dim("W", min=1, max=65_535)
+_SIZES = Dim("B", min=1, max=65_535), Dim.STATIC, Dim("H", min=1, max=65_535), Dim("W", min=1, max=65_535)
 # What ONNX Runtime computes with whole numbers; normalisations, softmax and GELU lose more than they win by it.
 _QUANTISED = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
 

@@ -54,6 +54,10 @@ class Trained:
         self.val = self.data.dataset("val")
         self.labels = torch.tensor(self.val.labels)
         self.classifier = Classifier.load(folder, accelerator="cpu", precision="32-true")
+        self.classifiers = {parity.REFERENCE: self.classifier}
+        if hardware.has_bf16("cpu"):  # what this project itself classifies with there
+            model, temperature = self.classifier.model, self.classifier.temperature
+            self.classifiers[f"{parity.REFERENCE} bf16"] = Classifier(model, temperature, "bf16-mixed")
 
     def raw(self) -> Iterator[Tensor]:
         """The validation photos as they are decoded: uint8 (1, 3, H, W), each of its own size."""
@@ -85,27 +89,22 @@ def write(trained: Trained, folder: Path, calibration: int, reduce_range: bool) 
     return {name: file for name, file in FILES.items() if (folder / file).is_file()}
 
 
-def read(trained: Trained, folder: Path, files: Mapping[str, str]) -> dict[str, Program]:
-    """Each version as a function of photos as they are decoded: the classifier first, then the files."""
-    classifiers = {parity.REFERENCE: trained.classifier}
-    if hardware.has_bf16("cpu"):  # what this project itself classifies with there
-        classifiers["PyTorch bf16"] = Classifier(trained.classifier.model, trained.classifier.temperature, "bf16-mixed")
-    programs = {name: _whole(classifier) for name, classifier in classifiers.items()}
-    for name, file in files.items():
-        programs[name] = (
-            formats.read_torch(folder / file) if file.endswith(".pt2") else formats.read_onnx(folder / file)
-        )
-    return programs
+def read(folder: Path, files: Mapping[str, str]) -> dict[str, Program]:
+    """Each version as a function of photos as they are decoded."""
+    return {
+        name: formats.read_torch(folder / file) if file.endswith(".pt2") else formats.read_onnx(folder / file)
+        for name, file in files.items()
+    }
 
 
 def answers(trained: Trained, programs: Mapping[str, Program]) -> dict[str, Tensor]:
-    """The probabilities (N, C) that each version gives the validation photos."""
-    exported = {name: program for name, program in programs.items() if name in FILES}
-    said = parity.said(exported, trained.raw(), len(trained.val))
-    own = {name: program for name, program in programs.items() if name not in FILES}
-    # In batches: a classifier fills up a photo by itself to a batch.
+    """The probabilities (N, C) of the validation photos by the run's own classifiers and by each of `programs`."""
     batches = [photos for photos, _ in trained.data.batches(trained.val, batch_size=64)]
-    return {name: torch.cat([program(photos) for photos in batches]) for name, program in own.items()} | said
+    own = {
+        name: torch.cat([classifier.probabilities(photos) for photos in batches])
+        for name, classifier in trained.classifiers.items()
+    }
+    return own | parity.said(programs, trained.raw(), len(trained.val))
 
 
 def measured(
@@ -114,10 +113,11 @@ def measured(
     """How fast each version is, given so many photos of the usual size at once, and what that was measured with."""
     height, width = parity.common_size(trained.raw())
     photos = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
+    own = {name: _whole(classifier) for name, classifier in trained.classifiers.items()}
     return {
-        "photos_per_second": parity.speeds(programs, photos, rounds, seconds),
+        "photos_per_second": parity.speeds(own | dict(programs), photos, rounds, seconds),
         **{"rounds": rounds, "batch": batch, "height": height, "width": width},
-        "device": f"{hardware.name(torch.device('cpu'))}",
+        "device": hardware.name(torch.device("cpu")),
     }
 
 
