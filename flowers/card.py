@@ -41,8 +41,8 @@ is one, is the fairer. Each version on the {n} validation photos, beside the mod
 {parity}
 
 `same label`: the share of photos given the same class as by PyTorch; `largest difference`: of any probability.
-Photos/s: median of {rounds} rounds, {batch} photos of {height} x {width} pixels at a time, on {device}; other machines may
-rank them differently.
+Photos/s: median of {rounds} rounds, {batch} photos of {height} x {width} pixels at a time, on {device}; other
+machines may rank them differently.
 
 ## Data
 

@@ -47,7 +47,7 @@ def compared(answers: Mapping[str, Tensor], labels: Tensor) -> dict[str, dict[st
 def check(rows: Mapping[str, Any], limits: Mapping[str, tuple[str, float]], count: int) -> None:
     """Raises ValueError where a version's agreement is under its limit: `limits` has the setting's name and value."""
     for name, (setting, limit) in limits.items():
-        if rows[name]["agreement"] < limit:
+        if name in rows and rows[name]["agreement"] < limit:
             others = count - round(rows[name]["agreement"] * count)
             hint = "; calibration=512 may help, int8=false leaves it out" if setting == "int8_limit" else ""
             raise ValueError(
