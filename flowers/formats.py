@@ -111,7 +111,7 @@ def write_int8(
             str(path),
             _Photos(photos),
             quant_format=quantization.QuantFormat.QDQ,
-            activation_type=quantization.QuantType.QUInt8,  # the faster on x86, by a factor of three; as good on ARM
+            activation_type=quantization.QuantType.QUInt8,  # 2.7 times as fast as signed ones on x86 with VNNI
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
             reduce_range=reduce_range,

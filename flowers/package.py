@@ -99,12 +99,10 @@ def read(folder: Path, files: Mapping[str, str]) -> dict[str, Program]:
 
 def answers(trained: Trained, programs: Mapping[str, Program]) -> dict[str, Tensor]:
     """The probabilities (N, C) of the validation photos by the run's own classifiers and by each of `programs`."""
-    batches = [photos for photos, _ in trained.data.batches(trained.val, batch_size=64)]
-    own = {
-        name: torch.cat([classifier.probabilities(photos) for photos in batches])
-        for name, classifier in trained.classifiers.items()
-    }
-    return own | parity.said(programs, trained.raw(), len(trained.val))
+    own = {name: classifier.probabilities for name, classifier in trained.classifiers.items()}
+    batches = trained.data.batches(trained.val, batch_size=64)  # a classifier fills up a photo by itself to a batch
+    said = parity.said(own, (photos for photos, _ in batches), len(batches))
+    return said | parity.said(programs, trained.raw(), len(trained.val))
 
 
 def measured(

@@ -16,11 +16,11 @@ REFERENCE = "PyTorch"  # the name of the version that the others are compared wi
 
 
 def said(programs: Mapping[str, Program], photos: Iterable[Tensor], count: int) -> dict[str, Tensor]:
-    """The probabilities (N, C) of each program, in float64; each of `count` photos (1, 3, H, W) is read once."""
+    """The probabilities (N, C) of each program, in float64, of `count` batches (B, 3, H, W), each read once."""
     answers: dict[str, list[Tensor]] = {name: [] for name in programs}
-    for photo in progress.bar(photos, "Comparing", count):
+    for batch in progress.bar(photos, "Comparing", count):
         for name, program in programs.items():
-            answers[name].append(program(photo).double())
+            answers[name].append(program(batch).double())
     return {name: torch.cat(rows) for name, rows in answers.items()}
 
 
