@@ -39,7 +39,7 @@ class FrozenPass:
         # The fastest on 2 cores with AMX (of 2 to 32: what a layer hands to the next stays in the caches).
         self.batch_size = 16 if self.device.type == "cpu" else 256
         self._normalise = model.normalise
-        self._network = _folded(model.backbone)
+        self._network = folded(model.backbone)
         if (
             self.device.type == "cpu"
             and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
@@ -68,7 +68,7 @@ class FrozenPass:
         return torch.as_tensor(features)[:count]
 
 
-def _folded(backbone: nn.Module) -> nn.Module:
+def folded(backbone: nn.Module) -> nn.Module:
     """A copy of `backbone`, BatchNorm folded into the convolutions before it; unchanged where it cannot be traced."""
     try:
         return fuse(backbone)

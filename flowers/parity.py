@@ -1,0 +1,106 @@
+"""Whether exported programs say what the trained model says, and how fast each of them is here."""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from torch import Tensor
+
+from flowers import progress, results, timing
+from flowers.formats import Program
+
+REFERENCE = "PyTorch"  # the name of the version that the others are compared with
+
+
+def said(programs: Mapping[str, Program], photos: Iterable[Tensor], count: int) -> dict[str, Tensor]:
+    """The probabilities (N, C) of each program, in float64, of `count` batches (B, 3, H, W), each read once."""
+    answers: dict[str, list[Tensor]] = {name: [] for name in programs}
+    for batch in progress.bar(photos, "Comparing", count):
+        for name, program in programs.items():
+            answers[name].append(program(batch).double())
+    return {name: torch.cat(rows) for name, rows in answers.items()}
+
+
+def compared(answers: Mapping[str, Tensor], labels: Tensor) -> dict[str, dict[str, Any]]:
+    """Of each version's probabilities (N, C): agreement with the reference, largest difference, accuracy, interval.
+
+    Agreement is the share of photos with the same likeliest class; what is no number agrees with nothing.
+    """
+    reference = answers[REFERENCE]
+    rows = {}
+    for name, probabilities in answers.items():
+        predicted = probabilities.argmax(1)
+        same = (predicted == reference.argmax(1)) & probabilities.isfinite().all(1)
+        correct = int((predicted == labels).sum())
+        rows[name] = {
+            "agreement": int(same.sum()) / len(labels),
+            "largest_difference": float((probabilities - reference).abs().nan_to_num(1.0).max()),
+            "accuracy": correct / len(labels),
+            "interval": results.interval(correct, len(labels)),
+        }
+    return rows
+
+
+def check(rows: Mapping[str, Any], limits: Mapping[str, tuple[str, float]], count: int) -> None:
+    """Raises ValueError where a version's agreement is under its limit: `limits` has the setting's name and value."""
+    for name, (setting, limit) in limits.items():
+        if name in rows and rows[name]["agreement"] < limit:
+            others = count - round(rows[name]["agreement"] * count)
+            hint = "; calibration=512 may help, int8=false leaves it out" if setting == "int8_limit" else ""
+            raise ValueError(
+                f"{name} gives {others} of {count} val photos another label than {REFERENCE}: agreement "
+                f"{rows[name]['agreement']:.4f}, wanted at least {setting}={limit}; nothing is exported{hint}"
+            )
+
+
+def speeds(programs: Mapping[str, Program], photos: Tensor, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Photos a second of each program given photos (B, 3, H, W): median, least and greatest of interleaved rounds."""
+
+    def way(program: Program) -> timing.Way:
+        def work() -> int:
+            program(photos)
+            return len(photos)
+
+        return timing.under(work, torch.device("cpu"))
+
+    ways = {name: way(program) for name, program in programs.items()}
+    figures = timing.interleaved(ways, progress.bar(range(rounds), "Rounds"), seconds)
+    return {name: timing.spread(values) for name, values in figures.items()}
+
+
+def common_size(photos: Iterable[Tensor]) -> tuple[int, int]:
+    """The medians of heights and widths."""
+    heights, widths = zip(*(photo.shape[-2:] for photo in photos), strict=True)
+    return round(statistics.median(heights)), round(statistics.median(widths))
+
+
+def cells(rows: Mapping[str, Any]) -> list[list[str]]:
+    """A heading, then a line a version, for people."""
+    lines = [["version", "file", "same label", "largest difference", "accuracy", "95 % interval", "size", "photos/s"]]
+    for name, row in rows.items():
+        low, high = row["interval"]
+        lines.append(
+            [
+                name,
+                row["file"] or "",
+                f"{row['agreement']:.4f}",
+                f"{row['largest_difference']:.4f}",
+                f"{row['accuracy']:.4f}",
+                f"{low:.4f} to {high:.4f}",
+                f"{row['bytes'] / 1e6:.1f} MB" if row["bytes"] else "",
+                f"{row['photos_per_second']['median']:.3g}",
+            ]
+        )
+    return lines
+
+
+def table(rows: Mapping[str, Any]) -> Table:
+    """The rows for a terminal; without the names of the files, which the versions' names resemble."""
+    heading, *lines = [[cell for place, cell in enumerate(line) if place != 1] for line in cells(rows)]
+    shown = Table(*heading, box=box.SIMPLE, collapse_padding=True)
+    for line in lines:
+        shown.add_row(*line)
+    return shown
