@@ -100,8 +100,8 @@ def read(folder: Path, files: Mapping[str, str]) -> dict[str, Program]:
 def answers(trained: Trained, programs: Mapping[str, Program]) -> dict[str, Tensor]:
     """The probabilities (N, C) of the validation photos by the run's own classifiers and by each of `programs`."""
     own = {name: classifier.probabilities for name, classifier in trained.classifiers.items()}
-    batches = trained.data.batches(trained.val, batch_size=64)  # a classifier fills up a photo by itself to a batch
-    said = parity.said(own, (photos for photos, _ in batches), len(batches))
+    photos = trained.data.batches(trained.val, batch_size=1)
+    said = parity.said(own, (photo for photo, _ in photos), len(photos))
     return said | parity.said(programs, trained.raw(), len(trained.val))
 
 

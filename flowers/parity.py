@@ -1,7 +1,7 @@
 """Whether exported programs say what the trained model says, and how fast each of them is here."""
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,15 +13,38 @@ from flowers import progress, results, timing
 from flowers.formats import Program
 
 REFERENCE = "PyTorch"  # the name of the version that the others are compared with
+_BATCH, _WAITING = 16, 64  # photos
+_BYTES = 2**24  # of a batch, unless it is one photo; a program takes four times as many and more
 
 
 def said(programs: Mapping[str, Program], photos: Iterable[Tensor], count: int) -> dict[str, Tensor]:
-    """The probabilities (N, C) of each program, in float64, of `count` batches (B, 3, H, W), each read once."""
-    answers: dict[str, list[Tensor]] = {name: [] for name in programs}
-    for batch in progress.bar(photos, "Comparing", count):
+    """The probabilities (N, C) of each program, in float64, of `count` photos (1, 3, H, W), each read once."""
+    answers: dict[str, dict[int, Tensor]] = {name: {} for name in programs}
+    for places, batch in _together(progress.bar(photos, "Comparing", count)):
         for name, program in programs.items():
-            answers[name].append(program(batch).double())
-    return {name: torch.cat(rows) for name, rows in answers.items()}
+            answers[name] |= dict(zip(places, program(batch).double(), strict=True))
+    return {name: torch.stack([rows[place] for place in sorted(rows)]) for name, rows in answers.items()}
+
+
+def _together(photos: Iterable[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
+    """Photos of one size in batches, with their places: by itself a photo takes several times as long.
+
+    Of the photos that wait for others of their size there are at most _WAITING in memory.
+    """
+    waiting: dict[torch.Size, dict[int, Tensor]] = {}
+    for place, photo in enumerate(photos):
+        same = waiting.setdefault(photo.shape, {})
+        same[place] = photo
+        full = [photo.shape] if len(same) == _BATCH or len(same) * photo.numel() > _BYTES else []
+        if sum(map(len, waiting.values())) == _WAITING:
+            full = list(waiting)
+        for size in full:
+            yield _batch(waiting.pop(size))
+    yield from map(_batch, waiting.values())
+
+
+def _batch(photos: Mapping[int, Tensor]) -> tuple[list[int], Tensor]:
+    return list(photos), torch.cat(list(photos.values()))
 
 
 def compared(answers: Mapping[str, Tensor], labels: Tensor) -> dict[str, dict[str, Any]]:

@@ -97,7 +97,9 @@ def test_what_does_not_agree_is_not_exported(
         return {"ONNX": "model.onnx"}
 
     monkeypatch.setattr("flowers.package.write", write)
-    monkeypatch.setattr("flowers.formats.read_onnx", lambda path: lambda photos: torch.eye(5)[:1])
+    monkeypatch.setattr(
+        "flowers.formats.read_onnx", lambda path: lambda photos: torch.eye(5)[:1].expand(len(photos), 5)
+    )
     with pytest.raises(ValueError, match=r"ONNX gives \d+ of 10 val photos another label .*at least limit=0.999"):
         exported_to(tmp_path / "out", trained, "int8=false")
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,27 @@
+import pytest
+import torch
+
+from flowers import parity
+
+
+def test_photos_of_any_sizes_are_answered_in_their_order():
+    sizes = [(4, 4 + number % 3) for number in range(100)] + [(5, 100 + number) for number in range(70)]
+    photos = [torch.full((1, 3, *size), number % 251, dtype=torch.uint8) for number, size in enumerate(sizes)]
+    batches = []
+
+    def program(batch: torch.Tensor) -> torch.Tensor:
+        batches.append(len(batch))
+        return batch[:, 0, 0, :2].float()
+
+    answers = parity.said({"PyTorch": program}, iter(photos), len(photos))["PyTorch"]
+    assert answers[:, 0].tolist() == [number % 251 for number in range(170)]
+    assert (max(batches), sum(batches)) == (16, 170)
+
+
+def test_what_is_no_number_agrees_with_nothing():
+    good, bad = torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([[float("nan"), 0.1], [0.2, 0.8]])
+    rows = parity.compared({"PyTorch": good, "ONNX": bad}, torch.tensor([0, 1]))
+    assert (rows["PyTorch"]["agreement"], rows["ONNX"]["agreement"]) == (1, 0.5)
+    assert rows["ONNX"]["largest_difference"] == 1
+    with pytest.raises(ValueError, match="ONNX gives 1 of 2 val photos another label"):
+        parity.check(rows, {"ONNX": ("limit", 0.999)}, 2)
