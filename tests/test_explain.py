@@ -60,7 +60,7 @@ def test_what_is_given_wrongly_is_named_before_anything_is_written(trained: Path
         explained(run, photo, f"output={painted}")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "heat").write_text("a file")
-    with pytest.raises(ValueError, match="heat.* cannot be written"):
+    with pytest.raises(ValueError, match=r"heat.* cannot be written"):
         explained(run, photo, output)
     with pytest.raises(MissingMandatoryValue, match="output"):
         explained(run, photo)
