@@ -4,7 +4,7 @@ import copy
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,6 +72,27 @@ def digest(network: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def obtainable(architecture: str, sources: Sequence[str | Path]) -> str | None:
+    """The `weights` for `build` from the first of `sources` that has some; None where none has.
+
+    Args:
+        architecture: a name in `torchvision.models`.
+        sources: torchvision weights names, tried by a download, and folders of files called after the architecture
+            ("resnet18-f37072fd.pth", "resnet18.safetensors").
+    """
+    for source in map(str, sources):
+        files = [path for path in sorted(Path(source).glob(f"{architecture}[-_.]*")) if path.is_file()]
+        if files:
+            return str(files[0])
+        if source in (*models.get_model_weights(architecture).__members__, "DEFAULT"):
+            try:
+                _downloaded(architecture, source)
+                return source
+            except ValueError:
+                continue  # there is no network: the next one
+    return None
 
 
 def _last_linear(architecture: str, network: nn.Module) -> tuple[str, nn.Linear]:

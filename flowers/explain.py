@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
+from PIL.Image import Image
 
 from flowers.program import program
 
@@ -16,36 +17,49 @@ def explain(cfg: DictConfig) -> int:
     """Writes a picture for each photo that `cfg` names, below `cfg.output`; returns how many could be read."""
     from rich.console import Console
 
-    from flowers import atomic, photos, progress, run
+    from flowers import photos, progress, run
     from flowers.classifier import Classifier
-
-    given = run.plain(cfg)
-    label = None if given["label"] is None else str(given["label"])
-    files = photos.listed(given["photos"])
-    pictures = _pictures(files, Path(str(given["output"])))
-    classifier = Classifier.load(str(given["run"]), given["accelerator"], given["precision"])
-
     from flowers.explanation import explanation
 
+    trained, output, label = str(cfg.run), Path(str(cfg.output)), None if cfg.label is None else str(cfg.label)
+    files = photos.listed(run.plain(cfg)["photos"])
+    pictures = _pictures(files, output)
+    classifier = Classifier.load(trained, cfg.accelerator, cfg.precision)
     console, written = Console(soft_wrap=True, markup=False, highlight=False), 0
     for file, path in progress.bar(list(zip(files, pictures, strict=True)), "Explaining"):
-        try:
-            image = photos.read(file)
-        except MemoryError:
-            raise
-        except Exception as error:  # a stranger's bytes make Pillow raise anything
-            log.warning("passed over, %s: %s", file, photos.reason(error))
+        image = _read(file)
+        if image is None:
             continue
         picture, caption = explanation(classifier, image, label)
-        with atomic.writing(path) as beside:
-            picture.save(beside, "PNG")
+        _save(picture, path)
         console.print(f"{path}: {caption}")
         written += 1
     if not written:
-        raise ValueError(
-            f"none of the {len(files)} files could be read: wanted photos (JPEG, PNG, WebP, BMP, GIF, TIFF)"
-        )
+        raise ValueError(f"none of {len(files)} files could be read: wanted photos (JPEG, PNG, WebP, BMP, GIF, TIFF)")
     return written
+
+
+def _read(file: Path) -> Image | None:
+    """The photo; None, and a line that says why, where there is none."""
+    from flowers import photos
+
+    try:
+        return photos.read(file)
+    except MemoryError:
+        raise
+    except Exception as error:  # a stranger's bytes make Pillow raise anything
+        log.warning("passed over, %s: %s", file, photos.reason(error))
+        return None
+
+
+def _save(picture: Image, path: Path) -> None:
+    from flowers import atomic
+
+    try:
+        with atomic.writing(path) as beside:
+            picture.save(beside, "PNG")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _pictures(files: Sequence[Path], output: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -49,6 +48,8 @@ def explanation(classifier: Classifier, image: Image.Image, label: str | None = 
 
 def overlay(photo: Tensor, heat: Tensor) -> Image.Image:
     """The photo, uint8 (3, H, W), in grey under its heat of any size, 0 to 1: blue where cold, red where hot."""
+    import matplotlib  # comes with captum
+
     image = to_pil_image(photo)
     warmth = Image.fromarray(heat.numpy()).resize(image.size, Image.Resampling.BICUBIC)
     colours = matplotlib.colormaps["turbo"](np.asarray(warmth).clip(0, 1), bytes=True)
@@ -70,5 +71,7 @@ def beside(photo: Tensor, heat: Tensor, caption: str) -> Image.Image:
 
 @cache
 def _font(size: float) -> ImageFont.FreeTypeFont:
-    # matplotlib's own, since Pillow's has few letters beyond English ones.
+    import matplotlib
+
+    # Its own, since Pillow's has few letters beyond English ones.
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

@@ -16,6 +16,8 @@ HARMLESS = (
     "Found .* module.s. in eval mode at the start of training",
     # Lightning's own call of PyTorch's pytree, which has moved.
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    # In a notebook without widgets; captum asks tqdm for bars that it then does not draw.
+    "IProgress not found",
     # Workers are forked before they use what may be locked, as in any program with a DataLoader.
     "This process .* is multi-threaded, use of fork",
 )

@@ -90,3 +90,18 @@ def test_weights_that_cannot_be_downloaded_say_what_to_do(tmp_path: Path, monkey
     monkeypatch.setattr("torch.hub.urlopen", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no network")))
     with pytest.raises(ValueError, match=r"no network.*put it into .*checkpoints by hand.*model.weights"):
         backbone.build("resnet18", "DEFAULT", {})
+
+
+def test_weights_are_had_from_the_first_source_that_has_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.models.WeightsEnum.get_state_dict", unreachable)
+    (tmp_path / "vgg16_bn-1.pth").touch()
+    (tmp_path / "resnet18-2.pth").touch()
+    sources = ["IMAGENET1K_V1", str(tmp_path / "nowhere"), str(tmp_path)]
+    assert backbone.obtainable("resnet18", sources) == str(tmp_path / "resnet18-2.pth")
+    assert backbone.obtainable("resnet50", sources) is None
+    assert backbone.obtainable("resnet18", []) is None
+    monkeypatch.setattr("torchvision.models.WeightsEnum.get_state_dict", lambda *_, **__: {})
+    assert backbone.obtainable("resnet18", sources) == "IMAGENET1K_V1"

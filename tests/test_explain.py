@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import MissingMandatoryValue
 from PIL import Image
 
 from flowers import photos
@@ -42,7 +43,7 @@ def test_the_program_ends_with_a_line_where_nothing_can_be_read(trained: Path, t
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("passed over, a.jpg: not a JPEG")
-    assert "error: none of the 1 files could be read" in done.stderr
+    assert "error: none of 1 files could be read" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
@@ -58,6 +59,11 @@ def test_what_is_given_wrongly_is_named_before_anything_is_written(trained: Path
     with pytest.raises(ValueError, match="holds photos that are to be explained"):
         explained(run, photo, f"output={painted}")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "heat").write_text("a file")
+    with pytest.raises(ValueError, match=r"heat.* cannot be written"):
+        explained(run, photo, output)
+    with pytest.raises(MissingMandatoryValue, match="output"):
+        explained(run, photo)
 
 
 def test_a_named_class_is_captioned_with_the_likeliest_beside_it(trained: Path, painted: Path):

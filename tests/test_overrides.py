@@ -73,3 +73,8 @@ def test_a_mistyped_override_is_answered_in_one_line_before_torch_is_imported():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert (done.stdout, done.stderr) == ("", "error: optimizer.lrr: no such key: did you mean optimizer.lr?\n")
+
+
+@pytest.mark.parametrize("photos", ["a.jpg", "[a.jpg,b]", "'a b/*.jpg'"])
+def test_where_no_list_is_the_default_one_thing_is_as_good_as_several(photos: str):
+    assert checked([f"photos={photos}"], "explain") == [f"photos={photos}"]
