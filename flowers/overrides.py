@@ -2,11 +2,15 @@
 
 import ast
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, Sweep
 from hydra.errors import HydraException
@@ -43,11 +47,26 @@ def checked(overrides: Sequence[str], config_name: str) -> list[str]:
     options = [override for override in own if (CONF / override.key_or_group).is_dir()]
     for override in options:
         _check_option(override)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with hydra():
         base = compose(config_name, [_first(override) for override in options if _is_countable(override)])
     values = _flat(OmegaConf.to_container(base))
     added = [override.input_line for override in own if override not in options and _is_added(override, values)]
     return [f"++{line}" if line in added else line for line in overrides]
+
+
+@contextmanager
+def hydra() -> Iterator[Hydra]:
+    """Hydra over this project's conf/: that of the program that runs, where one does."""
+    known = GlobalHydra.instance()
+    with nullcontext() if known.is_initialized() else initialize_config_dir(str(CONF), version_base="1.3"):
+        assert known.hydra is not None
+        yield known.hydra
+
+
+def quoted(value: object) -> str:
+    """A text as a value of Hydra's override grammar, whatever characters are in it."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
+    return "'" + escaped.replace("${", "\\${") + "'"
 
 
 def _check_option(override: Override) -> None:

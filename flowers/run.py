@@ -4,7 +4,6 @@ import importlib.metadata
 import logging
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from flowers import atomic, split
+from flowers.overrides import quoted
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def arguments(given: Sequence[str]) -> list[str]:
     with suppress(OSError):  # relative paths in them mean what they meant, where that folder is still there
         os.chdir(started["cwd"])
     overrides = [line for line in [*started["overrides"], *given] if not line.startswith("resume=")]
-    return [*overrides, f"resume={_quoted(folder)}", f"hydra.run.dir={_quoted(folder)}"]
+    return [*overrides, f"resume={quoted(folder)}", f"hydra.run.dir={quoted(folder)}"]
 
 
 def begin(cfg: DictConfig) -> Path:
@@ -107,12 +107,12 @@ def is_first_process() -> bool:
 
 
 @contextmanager
-def resumable(folder: Path) -> Iterator[None]:
-    """Says how to go on where the block is interrupted. Lightning makes a SystemExit of Ctrl-C."""
+def resumable(command: str) -> Iterator[None]:
+    """Says which command goes on where the block is interrupted. Lightning makes a SystemExit of Ctrl-C."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        log.warning("interrupted; go on with: python -m flowers.train resume=%s", folder)
+        log.warning("interrupted; go on with: %s", command)
         raise SystemExit(130) from None
 
 
@@ -137,9 +137,3 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _quoted(path: Path) -> str:
-    """A path as a value of Hydra's override grammar, whatever characters are in it."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(path))
-    return "'" + escaped.replace("${", "\\${") + "'"

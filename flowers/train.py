@@ -47,7 +47,7 @@ def train(cfg: DictConfig) -> float:
     summary.log_start(data, model, legs, trainer)
     if legs[0].checkpoint is None:
         tensorboard.log_photos(trainer, data)
-    with run.resumable(folder):
+    with run.resumable(f"python -m flowers.train resume={folder}"):
         for leg in legs:
             frozen = kept if leg.stage == "head" and cfg.head.views else data
             model.enter(leg.stage, leg.epochs)
