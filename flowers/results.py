@@ -20,6 +20,7 @@ from flowers.data import FlowersData
 from flowers.features import Features
 from flowers.model import FlowerClassifier
 from flowers.photoset import PhotoSet
+from flowers.pictures import Pictures
 from flowers.predictions import FOLDER, Predictions
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -
         for split, predictions in said.items():
             predictions.save(run_dir / FOLDER / f"{split}.csv")
         save(result, run_dir / RESULT)
-    tensorboard.log_embeddings(trainer, features["val"], said["val"], data.root)
+    if any(isinstance(callback, Pictures) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        tensorboard.log_embeddings(trainer, features["val"], said["val"], data.root)
     tensorboard.log_hyperparameters(
         trainer, config, {f"best/{name}": scores["val"][name] for name in ("accuracy", "loss")}
     )

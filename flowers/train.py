@@ -12,7 +12,7 @@ def train(cfg: DictConfig) -> float:
     from hydra.utils import instantiate
     from lightning import Trainer, seed_everything
 
-    from flowers import callbacks, checkpoints, hardware, results, stages, summary, tensorboard
+    from flowers import callbacks, checkpoints, hardware, results, stages, summary
     from flowers.data import FlowersData
     from flowers.features import FrozenFeatures
     from flowers.model import FlowerClassifier
@@ -45,8 +45,6 @@ def train(cfg: DictConfig) -> float:
         default_root_dir=folder,
     )
     summary.log_start(data, model, legs, trainer)
-    if legs[0].checkpoint is None:
-        tensorboard.log_photos(trainer, data)
     with run.resumable(f"python -m flowers.train resume={folder}"):
         for leg in legs:
             frozen = kept if leg.stage == "head" and cfg.head.views else data

@@ -110,9 +110,9 @@ def _train(cfg: DictConfig, settings: Sequence[str], run_dir: Path, lock: int) -
     if (run_dir / STARTED).is_file():
         overrides.append(f"resume={quoted(run_dir)}")
     overrides.append("+callbacks.pruning._target_=flowers.pruning.Pruning")
-    # An epoch on kept features takes less time than a process needs to start.
+    # An epoch on kept features takes less time than a process needs to start, and than pictures of it.
     if cfg.finetune.epochs == 0 and cfg.head.views and cfg.trainer.devices in (1, "1"):
-        _train_here(overrides)
+        _train_here([*overrides, "~callbacks.pictures"] if "pictures" in cfg.callbacks else overrides)
     else:
         _train_apart(overrides, run_dir, lock)
 
