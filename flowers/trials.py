@@ -18,6 +18,7 @@ import optuna
 from hydra import compose
 from hydra.core.utils import env_override
 from omegaconf import DictConfig
+from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from flowers import program, pruning, quiet, results
@@ -25,6 +26,8 @@ from flowers.overrides import hydra, quoted
 from flowers.run import STARTED
 from flowers.search import Search
 from flowers.train import train
+
+Told = Mapping[str, Any] | None  # what a trial's `Pruning` is to know; None where there is none
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +49,8 @@ def run(study: Search, trial: optuna.Trial, pruner: Mapping[str, Any], lock: int
     try:
         if study.is_stopped(trial):
             raise optuna.TrialPruned
-        scored = _scored(
-            [*study.fixed, *drawn], study.folder_of(trial.number), {**study.told(trial), "pruner": pruner}, lock
-        )
+        told = None if isinstance(study.pruner, NopPruner) else {**study.told(trial), "pruner": pruner}
+        scored = _scored([*study.fixed, *drawn], study.folder_of(trial.number), told, lock)
     except Exception as error:
         if study.is_stopped(trial):
             log.info("%s  stopped early  %.1f s", name, time.perf_counter() - start)
@@ -75,7 +77,7 @@ def tidy(study: Search, keep: int | None) -> None:
             shutil.rmtree(checkpoints)
 
 
-def _scored(settings: Sequence[str], folder: Path, told: Mapping[str, Any], lock: int) -> dict[str, Any]:
+def _scored(settings: Sequence[str], folder: Path, told: Told, lock: int) -> dict[str, Any]:
     """Accuracy with its interval, number of photos judged, seconds and folder; trains what is not trained yet.
 
     With data.folds, and no data.fold, a trial is a run a fold: the accuracy is their mean, the interval that of all
@@ -88,8 +90,7 @@ def _scored(settings: Sequence[str], folder: Path, told: Mapping[str, Any], lock
     folds = {folder: []} if is_one else {folder / f"fold-{k}": [f"data.fold={k}"] for k in range(cfg.data.folds)}
     for place, (run_dir, fold) in enumerate(folds.items()):
         if not (run_dir / results.RESULT).is_file():
-            with env_override({pruning.TOLD: json.dumps({**told, "offset": place * epochs})}):
-                _train(cfg, [*settings, *fold], run_dir, lock)
+            _train(cfg, [*settings, *fold], run_dir, told and {**told, "offset": place * epochs}, lock)
     return _joint([results.load(run_dir / results.RESULT) for run_dir in folds]) | {"folder": str(folder)}
 
 
@@ -105,16 +106,18 @@ def _joint(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _train(cfg: DictConfig, settings: Sequence[str], run_dir: Path, lock: int) -> None:
+def _train(cfg: DictConfig, settings: Sequence[str], run_dir: Path, told: Told, lock: int) -> None:
     overrides = [*settings, f"hydra.run.dir={quoted(run_dir)}"]
-    if (run_dir / STARTED).is_file():
-        overrides.append(f"resume={quoted(run_dir)}")
-    overrides.append("+callbacks.pruning._target_=flowers.pruning.Pruning")
-    # An epoch on kept features takes less time than a process needs to start, and than pictures of it.
-    if cfg.finetune.epochs == 0 and cfg.head.views and cfg.trainer.devices in (1, "1"):
-        _train_here([*overrides, "~callbacks.pictures"] if "pictures" in cfg.callbacks else overrides)
-    else:
-        _train_apart(overrides, run_dir, lock)
+    if told:
+        overrides.append("+callbacks.pruning._target_=flowers.pruning.Pruning")
+    resume = [f"resume={quoted(run_dir)}"] if (run_dir / STARTED).is_file() else []
+    with env_override({pruning.TOLD: json.dumps(told)} if told else {}):
+        # An epoch on kept features takes less time than a process needs to start, and than pictures of it.
+        if cfg.finetune.epochs == 0 and cfg.head.views and cfg.trainer.devices in (1, "1"):
+            bare = ["~callbacks.pictures"] if "pictures" in cfg.callbacks else []
+            _train_here([*overrides, *bare, *resume])
+        else:
+            _train_apart(resume or overrides, run_dir, lock)
 
 
 def _train_here(overrides: Sequence[str]) -> None:
