@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import distribution_to_json
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import RDBStorage
+from optuna.storages import get_storage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from flowers import atomic, overrides, space
@@ -106,7 +106,7 @@ class Search:
         overrides.checked([*self.fixed, *space.corner(self.space)], "train")  # the type of what will be drawn
         self.sampler, self.pruner, self.seed = sampler, pruner, seed
         try:
-            self.storage = RDBStorage(self.url)
+            self.storage = get_storage(self.url)
             study = optuna.create_study(
                 storage=self.storage, study_name=name, direction="maximize", load_if_exists=True
             )
