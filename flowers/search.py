@@ -103,6 +103,8 @@ class Search:
         self.folder, self.owner = folder, begun.owner
         self.url, self.name = url or f"sqlite:///{folder / STUDY}", name
         self.fixed, self.space = space.parted(begun.settings)
+        if not self.space:
+            raise ValueError("nothing to search for: give some key several values, such as scheduler=constant,cosine")
         overrides.checked([*self.fixed, *space.corner(self.space)], "train")  # the type of what will be drawn
         self.sampler, self.pruner, self.seed = sampler, pruner, seed
         try:
