@@ -40,6 +40,11 @@ def as_override(key: str, value: Any) -> str:
     return f"{key}={value if isinstance(value, str) else repr(value)}"
 
 
+def shown(key: str, value: Any) -> str:
+    """A drawn value for people."""
+    return f"{key}={value:.4g}" if isinstance(value, float) else as_override(key, value)
+
+
 def corner(space: Mapping[str, BaseDistribution]) -> list[str]:
     """One point of the space, to be checked before anything is trained."""
     return [

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
-from flowers import program, pruning, quiet, results
+from flowers import program, pruning, quiet, results, space
 from flowers.overrides import hydra, quoted
 from flowers.run import STARTED
 from flowers.search import Search
@@ -45,7 +45,10 @@ def run(study: Search, trial: optuna.Trial, pruner: Mapping[str, Any], lock: int
         lock: a file descriptor that a process of the trial's own holds as long as it lives.
     """
     drawn = study.draw(trial)
-    start, name = time.perf_counter(), f"trial {trial.number}  {' '.join(drawn)}"
+    start, name = (
+        time.perf_counter(),
+        " ".join([f"trial {trial.number} ", *map(space.shown, *zip(*trial.params.items()))]),
+    )
     try:
         if study.is_stopped(trial):
             raise optuna.TrialPruned
@@ -154,6 +157,7 @@ def _own_log() -> Iterator[None]:
 def _train_apart(overrides: Sequence[str], run_dir: Path, lock: int) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     said = run_dir / "output.log"
+    log.info("training in a process of its own: %s", said)
     with said.open("ab") as file:
         command = [sys.executable, "-m", "flowers.train", *overrides]
         done = subprocess.run(  # there are no other threads that train
