@@ -45,10 +45,9 @@ def run(study: Search, trial: optuna.Trial, pruner: Mapping[str, Any], lock: int
         lock: a file descriptor that a process of the trial's own holds as long as it lives.
     """
     drawn = study.draw(trial)
-    start, name = (
-        time.perf_counter(),
-        " ".join([f"trial {trial.number} ", *map(space.shown, *zip(*trial.params.items()))]),
-    )
+    start = time.perf_counter()
+    values = " ".join(space.shown(key, value) for key, value in trial.params.items())
+    name = f"trial {trial.number}  {values}"
     try:
         if study.is_stopped(trial):
             raise optuna.TrialPruned
