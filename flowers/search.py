@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,8 +15,9 @@ from omegaconf import OmegaConf
 from optuna.distributions import distribution_to_json
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import get_storage
+from optuna.storages import BaseStorage, get_storage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy.exc import DBAPIError
 
 from flowers import atomic, overrides, space
 
@@ -107,14 +109,7 @@ class Search:
             raise ValueError("nothing to search for: give some key several values, such as scheduler=constant,cosine")
         overrides.checked([*self.fixed, *space.corner(self.space)], "train")  # the type of what will be drawn
         self.sampler, self.pruner, self.seed = sampler, pruner, seed
-        try:
-            self.storage = get_storage(self.url)
-            study = optuna.create_study(
-                storage=self.storage, study_name=name, direction="maximize", load_if_exists=True
-            )
-        except Exception as error:  # of the database's own driver
-            line = str(error).splitlines()[0]
-            raise ValueError(f"sweep.storage={self.url}: no study can be kept there: {line}") from error
+        self.storage, study = _opened(self.url, name)
         mine = _searched(self.fixed, self.space)
         if study.user_attrs.setdefault("search", mine) != mine:
             raise ValueError(
@@ -172,6 +167,19 @@ class Search:
         return optuna.load_study(
             study_name=self.name, storage=self.storage, sampler=self.sampler(seed=seed), pruner=self.pruner
         )
+
+
+def _opened(url: str, name: str, tries: int = 5) -> tuple[BaseStorage, optuna.Study]:
+    """The database and the study, made where they are not. Two machines may be about to make them: one is refused."""
+    try:
+        storage = get_storage(url)
+        return storage, optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    except Exception as error:  # of the database's own driver, or Optuna's around it
+        if tries > 1 and (isinstance(error, DBAPIError) or isinstance(error.__cause__, DBAPIError)):
+            time.sleep(1)
+            return _opened(url, name, tries - 1)
+        line = str(error).splitlines()[0]
+        raise ValueError(f"sweep.storage={url}: no study can be kept there: {line}") from error
 
 
 def _searched(fixed: Sequence[str], searched: space.Space) -> dict[str, Any]:
