@@ -98,7 +98,10 @@ def _is_added(override: Override, values: dict[str, Any]) -> bool:
 
 
 def _check_type(override: Override, valid: Any) -> None:
+    group = override.key_or_group.replace(".", "/")
     for value in _values(override):
+        if (CONF / group).is_dir() and not isinstance(value, dict):
+            raise ValueError(f"{override.key_or_group}={value}: a group of settings: give {group}={value}")
         wanted = None if "${" in str(value) else _wanted(value, valid)
         if wanted:
             raise ValueError(f"{override.key_or_group}={value}: wanted {wanted}, such as {valid}")

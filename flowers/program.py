@@ -55,6 +55,8 @@ def program(
             return hydra_main()
         except MISTAKES as error:
             sys.exit(f"error: {_text(error)}")
+        except OSError as error:  # a folder that cannot be made, a full disk
+            sys.exit(f"error: {error}")
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")
             sys.exit(130)

@@ -43,10 +43,12 @@ class Begun(NamedTuple):
 def begin(folder: Path, settings: Sequence[str], shared: bool) -> Begun:
     """Writes down a new search, or reads one that was started before; then relative paths mean what they meant.
 
-    Raises ValueError where other settings are given than those that it was started with.
+    Raises ValueError, and writes nothing, for settings of which no trial can be made, or that differ from those that it
+    was started with.
     """
     kept = folder / SETTINGS
     if not kept.is_file():
+        _check(settings)
         begun = Begun(uuid.uuid4().hex, str(Path.cwd()), list(settings), shared)
         atomic.write_text(kept, OmegaConf.to_yaml(begun._asdict()))
         return begun
@@ -62,6 +64,13 @@ def begin(folder: Path, settings: Sequence[str], shared: bool) -> Begun:
     with suppress(OSError):
         os.chdir(begun.cwd)
     return begun
+
+
+def _check(settings: Sequence[str]) -> None:
+    fixed, searched = space.parted(settings)
+    if not searched:
+        raise ValueError("nothing to search for: give some key several values, such as scheduler=constant,cosine")
+    overrides.checked([*fixed, *space.corner(searched)], "train")  # the type of what will be drawn
 
 
 @contextmanager
@@ -105,9 +114,6 @@ class Search:
         self.folder, self.owner = folder, begun.owner
         self.url, self.name = url or f"sqlite:///{folder / STUDY}", name
         self.fixed, self.space = space.parted(begun.settings)
-        if not self.space:
-            raise ValueError("nothing to search for: give some key several values, such as scheduler=constant,cosine")
-        overrides.checked([*self.fixed, *space.corner(self.space)], "train")  # the type of what will be drawn
         self.sampler, self.pruner, self.seed = sampler, pruner, seed
         self.storage, study = _opened(self.url, name)
         mine = _searched(self.fixed, self.space)

@@ -116,7 +116,8 @@ def _show(trials: Sequence[FrozenTrial], against: Mapping[int, float], folder: P
                 str(trial.number), *values, f"{trial.user_attrs['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", p
             )
         else:
-            table.add_row(str(trial.number), *values, _STATES[trial.state])
+            epoch = f", epoch {trial.user_attrs['pruned']}" if "pruned" in trial.user_attrs else ""
+            table.add_row(str(trial.number), *values, _STATES[trial.state] + epoch)
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
     if len(trials) > _SHOWN:
         log.info("and %d more: all are in %s", len(trials) - _SHOWN, folder / TABLE)

@@ -151,6 +151,7 @@ def test_other_settings_than_those_of_the_folder_or_of_the_study_are_refused(pai
         (["head.epochs=interval(1,5.5)"], "wanted a whole number"),
         (["sweep.trails=5"], "did you mean sweep.trials?"),
         (["sweep/sampler=tpee"], "did you mean tpe?"),
+        (["seed=0,1", "sweep.pruner=median"], "give sweep/pruner=median"),
         (["seed=1"], "nothing to search for"),
         (["resume=x"], "sweep.folder=FOLDER goes on with one"),
         (["seed=0,1", "sweep.storage=postgrespl://x/y"], "no study can be kept there"),
