@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import optuna
 from omegaconf import OmegaConf
@@ -52,8 +52,7 @@ def begin(folder: Path, settings: Sequence[str], shared: bool) -> Begun:
         begun = Begun(uuid.uuid4().hex, str(Path.cwd()), list(settings), shared)
         atomic.write_text(kept, OmegaConf.to_yaml(begun._asdict()))
         return begun
-    begun = Begun(**{str(name): value for name, value in OmegaConf.load(kept).items()})
-    begun = begun._replace(settings=list(begun.settings))
+    begun = Begun(**cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(kept))))
     if settings and list(settings) != begun.settings:
         raise ValueError(
             f"{folder} holds a search over {' '.join(begun.settings)}: give those settings, or none to go on with it, "
