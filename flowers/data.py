@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule, Trainer
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from flowers import decoded, photos, transforms
+from flowers.loader import EpochLoader
 from flowers.photoset import PhotoSet
 from flowers.sampler import EpochSampler
 from flowers.split import Photo, Row, contradictions, crossing, decide, digest, groups, load
@@ -163,7 +164,9 @@ class FlowersData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """The photos of train, augmented and shuffled."""
         dataset = self.dataset("train", augmented=True, kept=True)
-        return self.batches(dataset, self.order(len(dataset), self.trainer))
+        order: Any = self.order(len(dataset), self.trainer)  # its keys are no plain numbers, which torch's types want
+        batches = BatchSampler(order, self.batch_size, drop_last=False)
+        return EpochLoader(dataset, batches, self._batches_done, **self._loading)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The photos of val, centred."""
@@ -181,15 +184,20 @@ class FlowersData(LightningDataModule):
         batch_size: int | None = None,
     ) -> DataLoader[Any]:
         """Batches of `dataset`, decoded in parallel, in its own order or that of `keys`; of the data's own size."""
-        return DataLoader(
-            dataset,
-            batch_size=batch_size or self.batch_size,
-            sampler=keys,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # its own: what an epoch draws shall not depend on how it is loaded
-        )
+        return DataLoader(dataset, batch_size=batch_size or self.batch_size, sampler=keys, **self._loading)
+
+    @property
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "generator": torch.Generator(),  # its own: what an epoch draws shall not depend on how it is loaded
+        }
+
+    def _batches_done(self) -> int:
+        """How many training batches of the epoch lie behind: in a run that was killed inside of one, more than none."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
 
     def _verified(self, found: Sequence[photos.Found]) -> list[Photo]:
         verdicts = verify(self.root, [item.path for item in found])
