@@ -113,8 +113,8 @@ class Shards:
         needed = count * max(shard.size for shard in self.names)
         if self.mirror and needed > self.mirror.max_bytes:
             raise ValueError(
-                f"data.cache_gb={self.mirror.max_bytes / 2**30:g}: wanted at least {needed / 2**30:.2g} for the {count} "
-                "shards in use at a time (data.mixed_shards=… for fewer)"
+                f"data.cache_gb={self.mirror.max_bytes / 2**30:g}: wanted at least {needed / 2**30:.2g} for the "
+                f"{count} shards in use at a time (data.mixed_shards=… for fewer)"
             )
 
     def ahead(self, shard: int) -> None:
