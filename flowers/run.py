@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from flowers import atomic, split
+from flowers import atomic, remote, split
 from flowers.overrides import quoted
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ def begin(cfg: DictConfig) -> Path:
     Raises ValueError where it holds another run already, and in a multirun for a run of several processes.
     """
     folder = Path(cfg.run_dir).resolve()
-    cfg.run_dir, cfg.data.root = str(folder), str(Path(cfg.data.root).resolve())
+    cfg.run_dir = str(folder)
+    cfg.data.root = cfg.data.root if remote.is_remote(cfg.data.root) else str(Path(cfg.data.root).resolve())
     is_multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     devices = cfg.trainer.devices
     if is_multirun and devices not in (1, "1") and not (isinstance(devices, ListConfig) and len(devices) == 1):

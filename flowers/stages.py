@@ -28,7 +28,7 @@ def plan(head_epochs: int, finetune_epochs: int, run: Path) -> list[Leg]:
             f"head.epochs={head_epochs} finetune.epochs={finetune_epochs}: wanted at least one epoch in all"
         )
     last = run / checkpoints.LAST
-    done = checkpoints.read(last)["epoch"] + 1 if last.exists() else 0
+    done = checkpoints.epochs_done(checkpoints.read(last)) if last.exists() else 0
     if done > head_epochs + finetune_epochs:
         raise ValueError(
             f"{run} has {done} epochs behind it: wanted head.epochs and finetune.epochs of no fewer together, "
@@ -43,6 +43,6 @@ def plan(head_epochs: int, finetune_epochs: int, run: Path) -> list[Leg]:
         for stage, epochs, until in stages
         if epochs and until >= done
     ]
-    if done:
+    if last.exists():
         left[0] = left[0]._replace(checkpoint=last)
     return left
