@@ -88,7 +88,9 @@ def _scored(settings: Sequence[str], folder: Path, told: Told, lock: int) -> dic
     with hydra():
         cfg = compose("train", list(settings))
     epochs = cfg.head.epochs + cfg.finetune.epochs
-    is_one = not cfg.data.folds or any(line.startswith("data.fold=") for line in settings)
+    is_one = not cfg.data.get("folds") or any(  # shards have their split inside
+        line.startswith("data.fold=") for line in settings
+    )
     folds = {folder: []} if is_one else {folder / f"fold-{k}": [f"data.fold={k}"] for k in range(cfg.data.folds)}
     for place, (run_dir, fold) in enumerate(folds.items()):
         if not (run_dir / results.RESULT).is_file():
