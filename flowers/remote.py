@@ -9,7 +9,7 @@ import urllib.parse
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ def fetch(address: str, to: Path, endpoint: str | None = None, patience: float =
             with _opened(address, endpoint) as source, to.open("wb") as file:
                 while chunk := source.read(_CHUNK):
                     file.write(chunk)
+                if getattr(source, "length", None):  # what an HTTPResponse still waits for; boto3's raises by itself
+                    raise ConnectionError(f"the connection broke off {source.length:,} bytes before the end")
             return
         except Exception as error:  # boto3's have no class in common with those of the standard library
             is_local = isinstance(error, OSError) and error.filename is not None
@@ -63,11 +65,11 @@ def fetch(address: str, to: Path, endpoint: str | None = None, patience: float =
         pause = min(2 * pause, 30.0)
 
 
-def _opened(address: str, endpoint: str | None) -> IO[bytes]:
+def _opened(address: str, endpoint: str | None) -> Any:
     url = urllib.parse.urlsplit(address)
     if url.scheme == "s3":
-        return _s3(endpoint, os.getpid()).get_object(Bucket=url.netloc, Key=url.path[1:])["Body"]  # type: ignore[no-any-return]
-    return urllib.request.urlopen(urllib.parse.quote(address, safe=":/?&=%@+~"), timeout=_TIMEOUT)  # type: ignore[no-any-return]
+        return _s3(endpoint, os.getpid()).get_object(Bucket=url.netloc, Key=url.path[1:])["Body"]
+    return urllib.request.urlopen(urllib.parse.quote(address, safe=":/?&=%@+~"), timeout=_TIMEOUT)
 
 
 @functools.lru_cache(maxsize=1)

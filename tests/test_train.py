@@ -130,21 +130,6 @@ def test_a_run_killed_in_each_stage_and_in_a_checkpoint_ends_as_the_uninterrupte
     assert curves(killed) == curves(whole)
 
 
-def test_a_run_killed_inside_an_epoch_goes_on_there_and_ends_as_the_uninterrupted_one(painted: Path, tmp_path: Path):
-    recipe = [*SMALL, f"data.root={painted}", "model.architecture=mobilenet_v3_small", "data.num_workers=1"]
-    recipe += ["head.epochs=0", "+callbacks.kill._target_=tests.killing.KillAt", "callbacks.within.minutes=0.00001"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(configuration(*recipe, f"run_dir={whole}"))
-    first = program(*recipe, f"hydra.run.dir={killed}", KILL_AT="1.2")
-    assert first.returncode == -signal.SIGKILL, first.stderr
-    assert checkpoints.read(killed / checkpoints.LAST)["global_step"] == 5
-    last = program(f"resume={killed}", KILL_AT="1.1")  # that batch is behind it
-    assert last.returncode == 0, last.stderr
-    ours, theirs = weights(killed), weights(whole)
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert curves(killed) == curves(whole)
-
-
 def test_the_same_command_gives_the_same_result(painted: Path, tmp_path: Path):
     runs = []
     for name in "ab":
