@@ -63,10 +63,10 @@ def program(
             sys.stderr.write("interrupted\n")
             sys.exit(130)
         except Exception as error:
-            if not asked.multirun:
+            if not any(line.startswith("hydra/launcher=") for line in asked.overrides):
                 raise
-            # What a job raises ends in its log: this is the launcher's, such as of a job that was killed.
-            sys.exit(f"error: the multirun was cut short: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            # What a job raises ends in its log: this is the launcher's own, as where a job is killed.
+            sys.exit(f"error: the multirun was cut short: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
     return main
 
