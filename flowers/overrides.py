@@ -67,7 +67,7 @@ def _check_option(override: Override) -> None:
 
 def _check_launcher(option: str) -> None:
     file = CONF / "hydra" / "launcher" / f"{option}.yaml"
-    if file.exists() and importlib.util.find_spec(str(OmegaConf.load(file)["_target_"]).rpartition(".")[0]) is None:
+    if file.exists() and importlib.util.find_spec(str(OmegaConf.load(file)._target_).rpartition(".")[0]) is None:
         extra = option.partition("_")[0]
         raise ValueError(f"hydra/launcher={option} needs its plugin: pip install 'flowers[{extra}]'")
 

@@ -48,14 +48,12 @@ def program(
     def main(cfg: DictConfig | None = None) -> Any:
         if cfg is not None:
             return task(cfg)
-        for stream in (sys.stdout, sys.stderr):  # a file name may hold what the terminal cannot show
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
+        _forgive()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through to here
+        given = get_args_parser().parse_args().overrides
         try:
-            asked = get_args_parser().parse_args()
-            wanted = overrides.checked([_anchored(line) for line in arguments(asked.overrides)], config_name)
-            sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in asked.overrides] + wanted
+            wanted = overrides.checked([_anchored(line) for line in arguments(given)], config_name)
+            sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in given] + wanted
             return hydra_main()
         except MISTAKES as error:
             sys.exit(f"error: {_text(error)}")
@@ -63,12 +61,19 @@ def program(
             sys.stderr.write("interrupted\n")
             sys.exit(130)
         except Exception as error:
-            if not any(line.startswith("hydra/launcher=") for line in asked.overrides):
+            if not any(line.startswith("hydra/launcher=") for line in given):
                 raise
             # What a job raises ends in its log: this is the launcher's own, as where a job is killed.
             sys.exit(f"error: the multirun was cut short: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
     return main
+
+
+def _forgive() -> None:
+    """Lets through what the terminal cannot show, such as a file's name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _anchored(override: str) -> str:
@@ -85,6 +90,7 @@ def _logged(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     @functools.wraps(task)
     def run(cfg: DictConfig) -> Any:
         quiet.silence()
+        _forgive()
         os.chdir(HydraConfig.get().runtime.cwd)  # a launcher may have begun in another folder
         try:
             return task(cfg)
