@@ -1,6 +1,7 @@
 """Files that are either whole or not there."""
 
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,11 @@ from pathlib import Path
 def writing(path: Path) -> Iterator[Path]:
     """Gives a path beside `path` to write to, and renames it to `path` once the block ends without an error.
 
-    A process killed inside the block leaves `path` as it was. The name beside it holds the process's number, so that
-    two processes that write the same file do not mix: the last rename wins, whole.
+    A process killed inside the block leaves `path` as it was. The name beside it holds the machine's name and the
+    process's number, so that two processes that write the same file do not mix: the last rename wins, whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
     try:
         yield beside
         beside.replace(path)

@@ -45,9 +45,9 @@ def checked(overrides: Sequence[str], config_name: str) -> list[str]:
         raise ValueError(f"an override is not of the form key=value: {str(error).splitlines()[0]}") from error
     own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
     options = [override for override in own if (CONF / override.key_or_group).is_dir()]
-    for override in options:
-        _check_option(override)
     with hydra():
+        for override in parsed:
+            _check_option(override)
         base = compose(config_name, [_first(override) for override in options if _is_countable(override)])
     values = _flat(OmegaConf.to_container(base))
     added = [override.input_line for override in own if override not in options and _is_added(override, values)]
@@ -71,13 +71,23 @@ def quoted(value: object) -> str:
 
 def _check_option(override: Override) -> None:
     group = override.key_or_group
-    options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    for value in _values(override):
+    # Of Hydra's own groups also what Hydra and its plugins bring.
+    options = GlobalHydra.instance().config_loader().get_group_options(group)
+    for value in _values(override) if options else ():
         for option in value if isinstance(value, list) else [value]:
             if option is not None and str(option) not in options:
                 raise ValueError(
                     f"{group}={option}: no such option{nearest(str(option), options)} (there are {', '.join(options)})"
                 )
+            if group == "hydra/launcher":
+                _check_launcher(str(option))
+
+
+def _check_launcher(option: str) -> None:
+    file = CONF / "hydra" / "launcher" / f"{option}.yaml"
+    if file.exists() and importlib.util.find_spec(str(OmegaConf.load(file)._target_).rpartition(".")[0]) is None:
+        extra = option.partition("_")[0]
+        raise ValueError(f"hydra/launcher={option} needs its plugin: pip install 'flowers[{extra}]'")
 
 
 def _is_added(override: Override, values: dict[str, Any]) -> bool:

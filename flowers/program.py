@@ -4,6 +4,7 @@ import functools
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,9 @@ from flowers import overrides, quiet
 from flowers.paths import CONF
 
 log = logging.getLogger(__name__)
+
+# When imported: in a launcher's worker, Hydra composes the configuration before anything else of ours is called.
+quiet.filter_warnings()
 
 # What a user's mistake is raised as, here and by what is called with the user's settings.
 MISTAKES = (ValueError, HydraException, OmegaConfBaseException)
@@ -44,13 +48,11 @@ def program(
     def main(cfg: DictConfig | None = None) -> Any:
         if cfg is not None:
             return task(cfg)
-        for stream in (sys.stdout, sys.stderr):  # a file name may hold what the terminal cannot show
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
+        _forgive()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through to here
+        given = get_args_parser().parse_args().overrides
         try:
-            given = get_args_parser().parse_args().overrides
-            wanted = overrides.checked(arguments(given), config_name)
+            wanted = overrides.checked([_anchored(line) for line in arguments(given)], config_name)
             sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in given] + wanted
             return hydra_main()
         except MISTAKES as error:
@@ -60,8 +62,25 @@ def program(
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")
             sys.exit(130)
+        except Exception as error:
+            if not any(line.startswith("hydra/launcher=") for line in given):
+                raise
+            # What a job raises ends in its log: this is the launcher's own, as where a job is killed.
+            sys.exit(f"error: the multirun was cut short: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
     return main
+
+
+def _forgive() -> None:
+    """Lets through what the terminal cannot show, such as a file's name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _anchored(override: str) -> str:
+    """The sweep's folder as an absolute path: on another machine a relative one would start in another folder."""
+    return re.sub(r"^(hydra\.sweep\.dir=['\"]?)(?![/$'\"])", r"\1${hydra.runtime.cwd}/", override)
 
 
 def _logged(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -73,6 +92,8 @@ def _logged(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     @functools.wraps(task)
     def run(cfg: DictConfig) -> Any:
         quiet.silence()
+        _forgive()
+        os.chdir(HydraConfig.get().runtime.cwd)  # a launcher may have begun in another folder
         try:
             return task(cfg)
         except Exception as error:

@@ -20,13 +20,20 @@ HARMLESS = (
     "IProgress not found",
     # Workers are forked before they use what may be locked, as in any program with a DataLoader.
     "This process .* is multi-threaded, use of fork",
+    # The plugins' schemas bring the defaults for our files of the same name, which do without them too.
+    "\\s*'hydra/launcher/.*' is validated against ConfigStore schema",
 )
 
 
-def silence() -> None:
-    """Filters the warnings above, by message; leaves of Lightning's log what is a warning or worse, each line once."""
+def filter_warnings() -> None:
+    """Filters the warnings above, by message."""
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)
+
+
+def silence() -> None:
+    """Filters the warnings above; leaves of Lightning's log what is a warning or worse, each line once."""
+    filter_warnings()
     if not run.is_first_process():
         logging.getLogger().setLevel(logging.WARNING)
     import lightning.pytorch  # noqa: F401  # gives its loggers a handler of their own, beside Hydra's on the root logger

@@ -24,6 +24,7 @@ from flowers.overrides import checked
         ("data=1", "data=1: no such option"),
         ("optimizer.lr", "not of the form key=value"),
         ("experiment=reprot", "did you mean report?"),
+        ("hydra/launcher=jobblib", "hydra/launcher=jobblib: no such option: did you mean joblib?"),
     ],
 )
 def test_a_mistyped_override_gets_the_nearest_valid_name(override: str, answer: str):

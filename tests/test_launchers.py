@@ -1,0 +1,120 @@
+import csv
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowers import checkpoints, paths
+from flowers.overrides import checked
+from flowers.train import train
+from tests.conftest import SMALL, configuration
+
+JOBS = (*SMALL, "head.epochs=1", "finetune.epochs=0")
+GARDEN = ("data=garden", "data.source.number=60", "data.source.size=48")
+
+
+@pytest.fixture(scope="module")
+def by_itself(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of a run that no launcher started, with one thread as those below."""
+    folder = tmp_path_factory.mktemp("by_itself")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(configuration(*JOBS, f"data.root={painted}", f"run_dir={folder}"))
+    torch.set_num_threads(threads)
+    return dict(checkpoints.read(folder / checkpoints.BEST)["state_dict"])
+
+
+def multirun(launcher: str, folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Two runs at once that share a cache and a garden which is not there yet; the second one fails."""
+    settings = {"FLOWERS_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, "-m", "flowers.train", "-m", f"hydra/launcher={launcher}", *JOBS, *GARDEN, *overrides]
+    command += [
+        f"data.root={folder}/garden",
+        f"hydra.sweep.dir={os.path.relpath(folder)}/runs",
+        "optimizer.lr=0.002,1e37",
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | settings, timeout=300)
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[dict[str, str]]:
+    """A Ray cluster of two workers, started elsewhere and without this project's environment; how to reach it."""
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+    environment["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
+    environment.pop("FLOWERS_CACHE")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    workers: list[subprocess.Popen[str]] = []
+    head = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false", f"--temp-dir={folder}"]
+    try:
+        for role in (head, [f"--address={address}"]):
+            command = [sys.executable, "-m", "ray.scripts.scripts", "start", *role, "--block", "--num-cpus=1"]
+            worker = subprocess.Popen(
+                [*command, "--node-ip-address=127.0.0.1"],
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+                cwd=folder,
+            )
+            workers.append(worker)
+            assert worker.stdout is not None
+            assert any("Ray runtime started" in line for line in worker.stdout)
+        yield {name: environment[name] for name in environment if name.startswith("RAY_")} | {"RAY_ADDRESS": address}
+    finally:
+        for worker in reversed(workers):
+            worker.terminate()
+            worker.communicate(timeout=60)
+
+
+def check(done: subprocess.CompletedProcess[str], folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """One run is the one by itself to the bit, one failed with manners, and what both needed was made once."""
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].startswith("1 of 2 runs failed")
+    with (folder / "runs" / "runs.csv").open(encoding="utf-8") as file:
+        assert [(row["run"], row["accuracy"] != "") for row in csv.DictReader(file)] == [("0", True), ("1", False)]
+    ours = checkpoints.read(folder / "runs" / "0" / checkpoints.BEST)["state_dict"]
+    assert all(torch.equal(ours[name], weights[name]) for name in weights)
+    logs = [(folder / "runs" / name / "train.log").read_text(encoding="utf-8") for name in "01"]
+    assert "Traceback" in logs[1]
+    for made in ("painting 60 flowers", "checking 60 files", "train photos: 50 computed", "val photos: 10 computed"):
+        assert "".join(logs).count(made) == 1, made
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_jobs_at_once_share_what_they_make_and_are_as_those_one_by_one(
+    launcher: str, by_itself: dict[str, torch.Tensor], tmp_path: Path
+):
+    check(multirun(launcher, tmp_path), tmp_path, by_itself)
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'flowers[ray]'")
+def test_so_are_those_of_a_ray_cluster_that_was_started_elsewhere(by_itself: dict[str, torch.Tensor], tmp_path: Path):
+    with tempfile.TemporaryDirectory() as elsewhere, cluster(Path(elsewhere)) as access:  # a socket's path is short
+        done = multirun("ray", tmp_path, **access)
+    check(done, tmp_path, by_itself)
+
+
+def test_a_killed_job_ends_a_multirun_in_one_line(painted: Path, tmp_path: Path):
+    kill = ("+callbacks.kill._target_=tests.killing.KillAt", "head.views=0")
+    done = multirun("joblib", tmp_path, *kill, "optimizer.lr=0.001,0.002", KILL_AT="0.0")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: the multirun was cut short: TerminatedWorkerError")
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (paths.CONF / "hydra" / "launcher").glob("*.yaml")))
+def test_a_launcher_whose_plugin_is_missing_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    with pytest.raises(ValueError, match=rf"pip install 'flowers\[{name.partition('_')[0]}\]'"):
+        checked([f"hydra/launcher={name}"], "train")
