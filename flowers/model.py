@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from flowers import backbone, transforms
-from flowers.sampler import epoch_seed, seeded
+from flowers.sampler import FILLING, epoch_seed, seeded
 from flowers.schedules import Schedule
 
 Stage = Literal["head", "finetune"]
@@ -74,7 +74,7 @@ class FlowerClassifier(LightningModule):
             self.head = nn.Linear(width, len(classes))
         # Labels are in range by how they are made; to check them each step would wait for the device.
         self.train_accuracy = MulticlassAccuracy(len(classes), average="micro", validate_args=False)
-        self.val_accuracy = MulticlassAccuracy(len(classes), average="micro", validate_args=False)
+        self.val_accuracy = MulticlassAccuracy(len(classes), average="micro", validate_args=False, ignore_index=FILLING)
         self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.enter("finetune", epochs=1)
 
@@ -123,11 +123,12 @@ class FlowerClassifier(LightningModule):
         return losses[-1]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """The `loss` of a batch of validation photos, and their `logits` (B, C)."""
+        """The `loss` of a batch of validation photos, and their `logits` (B, C). What fills it up is not scored."""
         inputs, labels = batch
         logits = self(inputs)
-        loss = cross_entropy(logits, labels)
-        self._log("val", loss, logits, labels)
+        count = (labels != FILLING).sum()
+        loss = cross_entropy(logits, labels, ignore_index=FILLING, reduction="sum") / count.clamp(min=1)
+        self._log("val", loss, logits, labels, count)
         return {"loss": loss, "logits": logits}
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
@@ -180,8 +181,8 @@ class FlowerClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def on_train_epoch_start(self) -> None:
-        """Makes what the epoch draws (dropout) a function of seed and epoch, resumed or not."""
-        torch.manual_seed(epoch_seed(self.seed, self.current_epoch))
+        """Makes what the epoch draws (dropout) a function of seed, epoch and process, resumed or not."""
+        torch.manual_seed(epoch_seed(self.seed, self.current_epoch) + (self.global_rank << 48))
         self._set_mode()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
