@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import imagehash
+from filelock import FileLock
 
 from flowers import atomic, paths, photos, progress
 
@@ -35,6 +36,13 @@ def verify(root: str | Path, files: Sequence[str]) -> dict[str, Verdict]:
     """
     root = Path(root).resolve()
     kept_at = paths.cache() / "verdicts" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.json"
+    kept_at.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(kept_at.with_suffix(".lock")):  # of processes that train together one reads, the others find
+        kept = _kept_or_read(root, files, kept_at)
+    return {file: Verdict(*kept[file][1:]) for file in files}
+
+
+def _kept_or_read(root: Path, files: Sequence[str], kept_at: Path) -> dict[str, list[str]]:
     kept = _load(kept_at)
     states = {file: _state(root / file) for file in files}
     new = [file for file in files if kept.get(file, [None])[0] != states[file]]
@@ -50,7 +58,7 @@ def verify(root: str | Path, files: Sequence[str]) -> dict[str, Verdict]:
         # Not what could not be opened: that is of the moment, and may change while size and time do not.
         lasting = {file: verdict for file, verdict in kept.items() if verdict[1]}
         atomic.write_text(kept_at, json.dumps({"format": _FORMAT, "root": str(root), "verdicts": lasting}))
-    return {file: Verdict(*kept[file][1:]) for file in files}
+    return kept
 
 
 def _load(path: Path) -> dict[str, list[str]]:
