@@ -44,8 +44,10 @@ def end_with_parent() -> None:
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
-    sys.stderr.write("error: the process that started this one ended, and this one with it\n")
-    os._exit(1)
+    try:
+        sys.stderr.write("error: the process that started this one ended, and this one with it\n")
+    finally:  # also where nobody listens any more
+        os._exit(1)
 
 
 def is_anothers_end(error: BaseException) -> bool:

@@ -37,9 +37,9 @@ def together(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     """Started by torchrun, and without the features that the run alone may have kept."""
     run = tmp_path_factory.mktemp("ddp") / "together"
     given = [*recipe, *TWO, f"hydra.run.dir={run}", "features.cache=false"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     done = subprocess.run(
-        [*command, "-m", "flowers.train", *given], capture_output=True, text=True, timeout=240, check=False
+        [*command, "-m", "flowers.train", *given], capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("head stage: 2 of 2 epochs left") == 1
@@ -74,7 +74,7 @@ def test_the_result_of_two_processes_is_that_of_their_checkpoint(together: Path)
         dataset = data.dataset(split)
         features = results.embed(model, data, dataset, split, config | {"features": {"cache": False, "max_gb": 1}})
         expected = results.predict(model, features, dataset, data.root)
-        said = predictions.Predictions.load(together / predictions.FOLDER / f"{split}.csv")
+        said = predictions.load(together / predictions.FOLDER / f"{split}.csv")
         assert said.paths == expected.paths
         torch.testing.assert_close(said.logits, expected.logits)
         scored, wanted = results.load(together / "result.json")[split], results.score(expected)
