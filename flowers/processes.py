@@ -35,10 +35,14 @@ def in_one_folder(overrides: Sequence[str]) -> list[str]:
     return [*overrides, "hydra.output_subdir=null", f"hydra.job.name=process_{number}"]
 
 
+def is_started_by_another() -> bool:
+    """Whether the first process of the run on this machine started this one, by Lightning's launcher."""
+    return "LOCAL_RANK" in os.environ and "RANK" not in os.environ
+
+
 def end_with_parent() -> None:
-    """Has a process that another one of the run started end within seconds of it, which may have been killed."""
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    """Has this process end within seconds of the one that started it, which may be killed."""
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
 def _watch(parent: int) -> None:

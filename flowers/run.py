@@ -28,7 +28,9 @@ def arguments(given: Sequence[str]) -> list[str]:
 
     Raises ValueError where FOLDER holds no run, and where several processes would each have a folder of their own.
     """
-    processes.end_with_parent()
+    if processes.is_started_by_another():  # with what that one has made of its arguments here
+        processes.end_with_parent()
+        return list(given)
     folders = [argument.removeprefix("resume=") for argument in given if argument.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
         return processes.in_one_folder(given)
