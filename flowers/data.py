@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader
 
-from flowers import decoded, photos, remote, transforms
+from flowers import decoded, photos, remote, sharing, transforms
 from flowers.loader import EpochLoader
 from flowers.order import ShardOrder
 from flowers.photoset import PhotoSet
-from flowers.sampler import EpochSampler
+from flowers.sampler import FILLING, EpochSampler
 from flowers.shards import Shards
 from flowers.split import Photo, Row, contradictions, crossing, decide, digest, groups, load
 from flowers.verification import verify
@@ -35,8 +35,8 @@ class FlowersData(LightningDataModule):
         on_bad_photo: "error" names all photos that cannot be read and stops; "skip" names them and goes on.
         image_size, resize: pixels; see `transforms.centred`.
         crop_scale, crop_ratio, flip, brightness, contrast, saturation, hue: see `transforms.augmenting`.
-        batch_size: photos a step.
-        num_workers: processes that decode; None for one a core, eight at most.
+        batch_size: photos a step, of all processes that train together.
+        num_workers: processes that decode, for each one that trains; None for one a core, eight at most.
         memory_share: of the free memory, what decoded photos may take; 0 to read them from disk in each epoch.
         seed: of the order of training and the augmentations.
         packed: whether `root` holds shards, of `flowers.pack`; their split is inside. `root` may then be an address.
@@ -170,7 +170,8 @@ class FlowersData(LightningDataModule):
         digests = [row.sha256 for row in rows]
         prepare, augment = (self.shrink, self.augment) if augmented else (self.centre, None)
         key = digest(rows), str(prepare)
-        store = decoded.store(key, split, len(rows), self.memory_share / 2) if kept else None  # train and val share it
+        share = self.memory_share / 2 / sharing.rank()[1]  # train and val share it, and so do processes
+        store = decoded.store(key, split, len(rows), share) if kept else None
         return PhotoSet([self.root / row.path for row in rows], labels, digests, prepare, augment, store)
 
     def everything(self, classes: Sequence[str]) -> PhotoSet:
@@ -193,25 +194,31 @@ class FlowersData(LightningDataModule):
         dataset = self.dataset("train", augmented=True, kept=True)
         if self.shards is not None:
             return EpochLoader(dataset, self._shard_order(dataset), self._batches_done, **self._loading)
-        order: Any = self.order(len(dataset), self.trainer)  # its keys are no plain numbers, which torch's types want
-        batches = BatchSampler(order, self.batch_size, drop_last=False)
+        order: Any = self.order(len(dataset))  # its keys are no plain numbers, which torch's types want
+        batches = BatchSampler(order, self.step_share(sharing.rank()[1]), drop_last=False)
         return EpochLoader(dataset, batches, self._batches_done, **self._loading)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The photos of val, centred."""
-        return self.batches(self.dataset("val", kept=True))
+        """The photos of val, centred: this process's part, filled up so that all take as many batches."""
+        dataset = self.dataset("val", kept=True)
+        return self.batches(dataset, sharing.part(range(len(dataset)), FILLING), self.step_share(sharing.rank()[1]))
 
-    def order(self, length: int, trainer: Trainer | None) -> EpochSampler:
+    def order(self, length: int) -> EpochSampler:
         """The order of training over `length` items: this process's share of it."""
-        rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        return EpochSampler(length, self.seed, rank, ranks)
+        return EpochSampler(length, self.seed, *sharing.rank())
+
+    def step_share(self, ranks: int) -> int:
+        """Photos of a step that each of so many processes takes. Raises ValueError where it is no whole number."""
+        if self.batch_size % ranks:
+            raise ValueError(f"data.batch_size={self.batch_size}: wanted a multiple of the {ranks} processes")
+        return self.batch_size // ranks
 
     def _shard_order(self, dataset: PhotoSet) -> ShardOrder:
         assert self.shards is not None
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, ranks = sharing.rank()
         numbers = self.shards.numbers(dataset.paths)  # type: ignore[arg-type]
         self.shards.check_room(min((self.mixed_shards + 2) * ranks, len(self.shards.names)))
-        return ShardOrder(numbers, self.batch_size, self.seed, rank, ranks, self.mixed_shards, self.shards.ahead)
+        return ShardOrder(numbers, self.step_share(ranks), self.seed, rank, ranks, self.mixed_shards, self.shards.ahead)
 
     def batches(
         self,

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from flowers import atomic, remote, split
+from flowers import atomic, processes, remote, split
 from flowers.overrides import quoted
 
 log = logging.getLogger(__name__)
@@ -26,11 +26,14 @@ STARTED = "started.yaml"  # the overrides that a run was started with, and from 
 def arguments(given: Sequence[str]) -> list[str]:
     """With `resume=FOLDER` among them: the overrides that the run in FOLDER was started with, then the ones given.
 
-    Raises ValueError where FOLDER holds no run.
+    Raises ValueError where FOLDER holds no run, and where several processes would each have a folder of their own.
     """
+    if processes.is_started_by_another():  # with what that one has made of its arguments here
+        processes.end_with_parent()
+        return list(given)
     folders = [argument.removeprefix("resume=") for argument in given if argument.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
-        return list(given)
+        return processes.in_one_folder(given)
     folder = Path(folders[-1] if Path(folders[-1]).exists() else folders[-1].strip("'\"")).resolve()
     if not (folder / STARTED).is_file():
         raise ValueError(f"resume={folders[-1]}: no run there (no {STARTED}): give the folder of a run")
@@ -38,7 +41,7 @@ def arguments(given: Sequence[str]) -> list[str]:
     with suppress(OSError):  # relative paths in them mean what they meant, where that folder is still there
         os.chdir(started["cwd"])
     overrides = [line for line in [*started["overrides"], *given] if not line.startswith("resume=")]
-    return [*overrides, f"resume={quoted(folder)}", f"hydra.run.dir={quoted(folder)}"]
+    return processes.in_one_folder([*overrides, f"resume={quoted(folder)}", f"hydra.run.dir={quoted(folder)}"])
 
 
 def begin(cfg: DictConfig) -> Path:
@@ -56,7 +59,7 @@ def begin(cfg: DictConfig) -> Path:
             f"a multirun with trainer.devices={devices} would run the whole sweep once a process: "
             "give trainer.devices=1, or start each run by itself"
         )
-    if is_first_process() and (folder / CONFIG).exists() and not cfg.resume:
+    if processes.is_first() and (folder / CONFIG).exists() and not cfg.resume:
         raise ValueError(
             f"{folder} holds a run already: resume={folder} goes on with it, hydra.run.dir=… starts another"
         )
@@ -71,7 +74,7 @@ def accept(cfg: DictConfig, folder: Path, rows: Sequence[split.Row]) -> None:
     kept = folder / SPLIT
     if kept.exists() and split.load(kept) != list(rows):
         raise ValueError(f"the photos or the split differ from those of {kept}: bring them back, or start a new run")
-    if is_first_process():
+    if processes.is_first():
         split.save(rows, kept)
         atomic.write_text(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
         overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
@@ -102,19 +105,21 @@ def split_of(checkpoint: Path, digest: str) -> Path:
     return kept
 
 
-def is_first_process() -> bool:
-    """Whether this is the one process, or of several that train together the first: the one that writes."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
-
-
 @contextmanager
 def resumable(command: str) -> Iterator[None]:
-    """Says which command goes on where the block is interrupted. Lightning makes a SystemExit of Ctrl-C."""
+    """Says which command goes on where the block is interrupted. Lightning makes a SystemExit of Ctrl-C.
+
+    Raises ValueError where another process of the run has ended.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         log.warning("interrupted; go on with: %s", command)
         raise SystemExit(130) from None
+    except RuntimeError as error:
+        if not processes.is_anothers_end(error):
+            raise
+        raise ValueError(f"another process of this run ended before its end; go on with: {command}") from error
 
 
 def provenance() -> dict[str, Any]:

@@ -51,7 +51,7 @@ def train(cfg: DictConfig) -> float:
             model.enter(leg.stage, leg.epochs)
             trainer.fit_loop.max_epochs = leg.until
             trainer.fit(model, frozen if leg.left else data, ckpt_path=leg.checkpoint, weights_only=True)
-    return float(results.conclude(folder, data, trainer, clock)["val"]["accuracy"])
+        return float(results.conclude(folder, data, trainer, clock)["val"]["accuracy"])
 
 
 main = program(train, "train", run.arguments)
