@@ -121,6 +121,16 @@ def test_a_step_that_cannot_be_shared_and_a_multirun_are_refused_in_a_line(paint
     assert "would run the whole sweep once a process" in done.stdout + done.stderr
 
 
+def test_a_process_ends_with_the_one_that_started_it():
+    child = "import time; from flowers import processes; processes.end_with_parent(); print(); time.sleep(60)"
+    start = "process = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE)"
+    parent = f"import os, subprocess, sys; {start}; process.stdout.readline(); os.kill(os.getpid(), 9)"
+    command = [sys.executable, "-c", parent, child]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)  # waits for the child too
+    assert done.returncode == -9
+    assert done.stderr == "error: the process that started this one ended, and this one with it\n"
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
@@ -146,7 +156,7 @@ def test_who_is_first_by_torchrun_lightning_or_slurm(
             processes.in_one_folder(["seed=1"])
 
 
-def test_the_parts_of_a_step_are_the_step(monkeypatch: pytest.MonkeyPatch):
+def test_the_parts_of_a_step_are_the_step():
     alone = list(sampler.EpochSampler(50, seed=3))
     parts = [list(sampler.EpochSampler(50, 3, rank, 2)) for rank in range(2)]
     for step in range(5):
