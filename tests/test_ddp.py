@@ -91,16 +91,16 @@ def test_only_the_first_process_writes(alone: Path, together: Path):
 
 
 def test_a_run_whose_processes_were_killed_goes_on_to_the_same_bits(recipe: list[str], together: Path, tmp_path: Path):
-    start = [*recipe, *TWO, f"hydra.run.dir={tmp_path}", "features.cache=false"]
-    first = program(*start, KILL_RANK="0", KILL_AT="0.1")  # ends only once nothing holds its output
-    second = program(f"resume={tmp_path}", KILL_RANK="1", KILL_AT="2.1")
-    last = program(f"resume={tmp_path}")
-    for done in (first, second):
+    run, cache = tmp_path / "run", {"FLOWERS_CACHE": str(tmp_path / "cache")}  # filled by the two
+    first = program(*recipe, *TWO, f"hydra.run.dir={run}", KILL_RANK="0", KILL_AT="0.1", **cache)
+    second = program(f"resume={run}", KILL_RANK="1", KILL_AT="2.1", **cache)
+    last = program(f"resume={run}", **cache)
+    for done in (first, second):  # each ended only once nothing held its output any more
         assert done.returncode != 0
         assert "ended" in done.stderr
         assert "Traceback" not in done.stderr + done.stdout
     assert last.returncode == 0, last.stderr
-    ours, theirs = weights(tmp_path), weights(together)
+    ours, theirs = weights(run), weights(together)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
