@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -64,26 +64,12 @@ class Features:
 
         def compute(places: Sequence[int]) -> Iterator[Tensor]:
             nonlocal computed
-            places = sharing.of_first(places)  # the only process that looks at what is kept
-            if not places:
-                return
-            frozen, computed = FrozenPass(self.model, self.precision), 0
-            part = sharing.part(places, places[0])
-            keys = [(place, 0 if view is None else _seed(dataset.digests[place], view)) for place in part]
-            batches = self.data.batches(dataset, keys, frozen.batch_size)
-            for photos, _ in progress.bar(batches, f"Features of {name}"):
-                whole = sharing.whole(frozen(photos).cpu())[: len(places) - computed]
-                computed += len(whole)
-                yield whole
+            for features in self._computed(dataset, name, view, sharing.of_first(places)):
+                computed += len(features)
+                yield features
 
         start = time.perf_counter()
-        if not self.cache:
-            features = torch.cat(list(compute(range(len(dataset)))))
-        elif sharing.rank()[0] == 0:
-            features = sharing.of_first(Kept(self._recipe(view), self.max_gb).fetch(dataset.digests, compute))
-        else:
-            deque(compute(()), maxlen=0)
-            features = sharing.of_first(torch.empty(0))
+        features = self._fetched(dataset, view, compute)
         seconds = time.perf_counter() - start
         if computed:
             rate = f"{seconds:.1f} s, {computed / seconds:.0f} photos/s"
@@ -91,6 +77,29 @@ class Features:
         else:
             log.info("features of %d %s photos: found in %.1f s", len(dataset), name, seconds)
         return features
+
+    def _computed(self, dataset: PhotoSet, name: str, view: int | None, places: Sequence[int]) -> Iterator[Tensor]:
+        """The features of photos at some places, in order, in batches; each process computes its part of a batch."""
+        if not places:
+            return
+        frozen, left = FrozenPass(self.model, self.precision), len(places)
+        part = sharing.part(places, places[0])
+        keys = [(place, 0 if view is None else _seed(dataset.digests[place], view)) for place in part]
+        batches = self.data.batches(dataset, keys, frozen.batch_size)
+        for photos, _ in progress.bar(batches, f"Features of {name}"):
+            whole = sharing.whole(frozen(photos).cpu())[:left]
+            left -= len(whole)
+            yield whole
+
+    def _fetched(
+        self, dataset: PhotoSet, view: int | None, compute: Callable[[Sequence[int]], Iterator[Tensor]]
+    ) -> Tensor:
+        if not self.cache:
+            return torch.cat(list(compute(range(len(dataset)))))
+        if sharing.rank()[0] == 0:
+            return sharing.of_first(Kept(self._recipe(view), self.max_gb).fetch(dataset.digests, compute))
+        deque(compute(()), maxlen=0)  # its part of those that the first process does not find
+        return sharing.of_first(torch.empty(0))
 
     def _recipe(self, view: int | None) -> dict[str, str]:
         model, transform = self.model, self.data.centre if view is None else self.data.augment

@@ -91,16 +91,16 @@ def test_only_the_first_process_writes(alone: Path, together: Path):
 
 
 def test_a_run_whose_processes_were_killed_goes_on_to_the_same_bits(recipe: list[str], together: Path, tmp_path: Path):
-    start = [*recipe, *TWO, f"hydra.run.dir={tmp_path}", "features.cache=false"]
-    first = program(*start, KILL_RANK="0", KILL_AT="0.1")  # ends only once nothing holds its output
-    second = program(f"resume={tmp_path}", KILL_RANK="1", KILL_AT="2.1")
-    last = program(f"resume={tmp_path}")
-    for done in (first, second):
+    run, cache = tmp_path / "run", {"FLOWERS_CACHE": str(tmp_path / "cache")}  # filled by the two
+    first = program(*recipe, *TWO, f"hydra.run.dir={run}", KILL_RANK="0", KILL_AT="0.1", **cache)
+    second = program(f"resume={run}", KILL_RANK="1", KILL_AT="2.1", **cache)
+    last = program(f"resume={run}", **cache)
+    for done in (first, second):  # each ended only once nothing held its output any more
         assert done.returncode != 0
         assert "ended" in done.stderr
         assert "Traceback" not in done.stderr + done.stdout
     assert last.returncode == 0, last.stderr
-    ours, theirs = weights(tmp_path), weights(together)
+    ours, theirs = weights(run), weights(together)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
@@ -119,6 +119,16 @@ def test_a_step_that_cannot_be_shared_and_a_multirun_are_refused_in_a_line(paint
     done = program("-m", *given, "seed=0", f"hydra.sweep.dir={tmp_path}/b")
     assert done.returncode == 1
     assert "would run the whole sweep once a process" in done.stdout + done.stderr
+
+
+def test_a_process_ends_with_the_one_that_started_it():
+    child = "import time; from flowers import processes; processes.end_with_parent(); print(); time.sleep(60)"
+    start = "process = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE)"
+    parent = f"import os, subprocess, sys; {start}; process.stdout.readline(); os.kill(os.getpid(), 9)"
+    command = [sys.executable, "-c", parent, child]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)  # waits for the child too
+    assert done.returncode == -9
+    assert done.stderr == "error: the process that started this one ended, and this one with it\n"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +156,7 @@ def test_who_is_first_by_torchrun_lightning_or_slurm(
             processes.in_one_folder(["seed=1"])
 
 
-def test_the_parts_of_a_step_are_the_step(monkeypatch: pytest.MonkeyPatch):
+def test_the_parts_of_a_step_are_the_step():
     alone = list(sampler.EpochSampler(50, seed=3))
     parts = [list(sampler.EpochSampler(50, 3, rank, 2)) for rank in range(2)]
     for step in range(5):

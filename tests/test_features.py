@@ -6,7 +6,7 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
-from flowers import features
+from flowers import features, sharing
 from flowers.data import FlowersData
 from flowers.features import Features, FeatureSet, FrozenFeatures
 from flowers.frozen import FrozenPass
@@ -120,6 +120,15 @@ def test_kept_features_are_those_computed(square: Path):
     computed = features_of(square, cache=False)
     for _ in range(2):
         assert torch.equal(features_of(square), computed)
+
+
+def test_of_two_processes_each_computes_half(square: Path, monkeypatch: pytest.MonkeyPatch):
+    wanted, passes = features_of(square, cache=False), count_passes(monkeypatch)
+    monkeypatch.setattr(sharing, "rank", lambda: (1, 2))
+    monkeypatch.setattr(sharing, "of_first", lambda value: value)
+    monkeypatch.setattr(sharing, "whole", lambda mine: mine.repeat_interleave(2, 0))
+    assert torch.equal(features_of(square, cache=False)[1::2], wanted[1::2])
+    assert sum(passes) == len(wanted) / 2
 
 
 def test_views_below_zero_are_refused(folder: Path):
