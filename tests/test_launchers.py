@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from flowers import checkpoints, paths
+from flowers.multirun import RunsTable
 from flowers.overrides import checked
 from flowers.train import train
 from tests.conftest import SMALL, configuration
@@ -118,3 +120,8 @@ def test_a_launcher_whose_plugin_is_missing_says_what_to_install(name: str, monk
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
     with pytest.raises(ValueError, match=rf"pip install 'flowers\[{name.partition('_')[0]}\]'"):
         checked([f"hydra/launcher={name}"], "train")
+
+
+def test_runs_that_went_to_a_folder_elsewhere_are_no_empty_table(tmp_path: Path):
+    with pytest.raises(SystemExit, match=r"no run in .* must all see it"):
+        RunsTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
