@@ -62,6 +62,7 @@ class Clock(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Starts the stage's clock."""
         self._stage, self._last = str(pl_module.stage), time.perf_counter()
+        self._epoch_start, self._epoch_photos = self._last, 0  # also of an epoch that is gone on with inside
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stops it."""

@@ -2,14 +2,19 @@
 
 import copy
 import time
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torchmetrics import Metric
 
 from flowers import atomic
+from flowers.loader import EpochLoader
 from flowers.model import FlowerClassifier
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
@@ -75,6 +80,65 @@ class Checkpoint(ModelCheckpoint):
         }
         best = {path.replace(old, new, 1): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict(moved | {"best_k_models": best})
+
+
+class WithinEpoch(Checkpoint):
+    """Saves inside an epoch, which takes days where photos are very many, and has a resumed run go on inside of it.
+
+    That one draws what would have been drawn, and its curves count the whole epoch. `minutes` lie between two savings.
+    """
+
+    state_key = "WithinEpoch"  # whatever its interval: that may change
+
+    def __init__(self, minutes: float, **settings: Any) -> None:
+        super().__init__(train_time_interval=timedelta(minutes=minutes), **settings)
+        self._is_inside = False
+        self._begun: dict[str, Any] | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves where it is time, but not between two gradients of a sum, nor where `last` is about to."""
+        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if isinstance(trainer.train_dataloader, EpochLoader) and is_step and not trainer.is_last_batch:
+            self._is_inside = True
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            self._is_inside = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the state of the generators and of the epoch's metrics."""
+        if self._is_inside:
+            checkpoint["begun"] = {
+                "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+                "metrics": {name: metric.metric_state for name, metric in _training_metrics(pl_module)},
+            }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keeps it until the epoch goes on."""
+        self._begun = checkpoint.get("begun")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restores it."""
+        super().on_train_start(trainer, pl_module)
+        if self._begun is None:
+            return
+        torch.set_rng_state(self._begun["random"][0])
+        if torch.cuda.device_count() == len(self._begun["random"]) - 1:
+            torch.cuda.set_rng_state_all(self._begun["random"][1:])
+        for name, metric in _training_metrics(pl_module):
+            for state, value in self._begun["metrics"][name].items():
+                setattr(metric, state, value.to(metric.device))
+        self._begun = None
+
+
+def _training_metrics(model: LightningModule) -> list[tuple[str, Metric]]:
+    names = ("train_loss", "train_accuracy")
+    return [(name, getattr(model, name)) for name in names]
+
+
+def epochs_done(checkpoint: Mapping[str, Any]) -> int:
+    """The whole epochs that lie behind a checkpoint."""
+    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
 def load(path: str | Path) -> FlowerClassifier:

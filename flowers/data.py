@@ -3,18 +3,21 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from lightning import LightningDataModule, Trainer
-from torch.utils.data import DataLoader
+from lightning import LightningDataModule
+from torch.utils.data import BatchSampler, DataLoader
 
-from flowers import decoded, photos, transforms
+from flowers import decoded, photos, remote, sharing, transforms
+from flowers.loader import EpochLoader
+from flowers.order import ShardOrder
 from flowers.photoset import PhotoSet
-from flowers.sampler import EpochSampler
+from flowers.sampler import FILLING, EpochSampler
+from flowers.shards import Shards
 from flowers.split import Photo, Row, contradictions, crossing, decide, digest, groups, load
 from flowers.verification import verify
 
@@ -32,10 +35,14 @@ class FlowersData(LightningDataModule):
         on_bad_photo: "error" names all photos that cannot be read and stops; "skip" names them and goes on.
         image_size, resize: pixels; see `transforms.centred`.
         crop_scale, crop_ratio, flip, brightness, contrast, saturation, hue: see `transforms.augmenting`.
-        batch_size: photos a step.
-        num_workers: processes that decode; None for one a core, eight at most.
+        batch_size: photos a step, of all processes that train together.
+        num_workers: processes that decode, for each one that trains; None for one a core, eight at most.
         memory_share: of the free memory, what decoded photos may take; 0 to read them from disk in each epoch.
         seed: of the order of training and the augmentations.
+        packed: whether `root` holds shards, of `flowers.pack`; their split is inside. `root` may then be an address.
+        endpoint, patience: see `remote.fetch`.
+        cache_gb: gibibytes of copies of remote shards on this disk.
+        mixed_shards: see `ShardOrder`.
 
     Raises ValueError, from `setup`, for a folder, a photo or a split that cannot be used.
     """
@@ -64,6 +71,11 @@ class FlowersData(LightningDataModule):
         num_workers: int | None = None,
         memory_share: float = 0.5,
         seed: int = 0,
+        packed: bool = False,
+        endpoint: str | None = None,
+        patience: float = 300.0,
+        cache_gb: float = 20.0,
+        mixed_shards: int = 16,
     ) -> None:
         super().__init__()
         if on_bad_photo not in ("error", "skip"):
@@ -74,7 +86,14 @@ class FlowersData(LightningDataModule):
             raise ValueError(f"data.memory_share={memory_share}: wanted a share from 0 up to, but not, 1")
         if batch_size < 1:
             raise ValueError(f"data.batch_size={batch_size}: wanted at least 1")
-        self.root = Path(root).resolve()
+        if mixed_shards < 1:
+            raise ValueError(f"data.mixed_shards={mixed_shards}: wanted at least 1")
+        if remote.is_remote(root) and not packed:
+            raise ValueError(f"{root} is no folder: wanted data=shards for photos that flowers.pack has packed")
+        self.shards = Shards(str(root), endpoint, patience, cache_gb) if packed else None
+        self.mixed_shards = mixed_shards
+        # Shards speak as much of a path's language as is spoken to them.
+        self.root = cast(Path, self.shards) if self.shards else Path(root).resolve()
         self.source = source
         self.split_file = split_file
         self.on_bad_photo = on_bad_photo
@@ -100,6 +119,8 @@ class FlowersData(LightningDataModule):
         found, good = self._good
         if self.split_file is not None:
             return _matched(load(self.split_file), good, self.split_file)
+        if self.shards is not None:
+            return self.shards.rows
         left_out = set()
         for same in contradictions(good):
             log.warning("left out, one photo under several classes: %s", ", ".join(photo.path for photo in same))
@@ -113,6 +134,8 @@ class FlowersData(LightningDataModule):
     @cached_property
     def _good(self) -> tuple[list[photos.Found], list[Photo]]:
         """The files found, and of them those that can be read."""
+        if self.shards is not None:
+            return [], [Photo(row.path, row.label, row.sha256, "") for row in self.shards.rows]
         self.prepare_data()
         found = photos.find(self.root)
         return found, self._verified(found)
@@ -132,8 +155,13 @@ class FlowersData(LightningDataModule):
         return Counter(row.label for row in self.rows if row.split == split)
 
     def dataset(self, split: str, augmented: bool = False, kept: bool = False) -> PhotoSet:
-        """The photos of `split` in the order of split.csv, centred or freshly augmented; `kept`: decoded once."""
+        """The photos of `split`, centred or freshly augmented; `kept`: decoded once.
+
+        They are in the order of split.csv, but those of train, where they are packed, in that of the shards.
+        """
         rows = [row for row in self.rows if row.split == split]
+        if self.shards is not None:
+            rows = self.shards.stored(rows)
         if not rows:
             raise ValueError(
                 f"no photo is in {split}: wanted a split that has some (data.test_fraction, data.split_file)"
@@ -142,7 +170,8 @@ class FlowersData(LightningDataModule):
         digests = [row.sha256 for row in rows]
         prepare, augment = (self.shrink, self.augment) if augmented else (self.centre, None)
         key = digest(rows), str(prepare)
-        store = decoded.store(key, split, len(rows), self.memory_share / 2) if kept else None  # train and val share it
+        share = self.memory_share / 2 / sharing.rank()[1]  # train and val share it, and so do processes
+        store = decoded.store(key, split, len(rows), share) if kept else None
         return PhotoSet([self.root / row.path for row in rows], labels, digests, prepare, augment, store)
 
     def everything(self, classes: Sequence[str]) -> PhotoSet:
@@ -163,16 +192,33 @@ class FlowersData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """The photos of train, augmented and shuffled."""
         dataset = self.dataset("train", augmented=True, kept=True)
-        return self.batches(dataset, self.order(len(dataset), self.trainer))
+        if self.shards is not None:
+            return EpochLoader(dataset, self._shard_order(dataset), self._batches_done, **self._loading)
+        order: Any = self.order(len(dataset))  # its keys are no plain numbers, which torch's types want
+        batches = BatchSampler(order, self.step_share(sharing.rank()[1]), drop_last=False)
+        return EpochLoader(dataset, batches, self._batches_done, **self._loading)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The photos of val, centred."""
-        return self.batches(self.dataset("val", kept=True))
+        """The photos of val, centred: this process's part, filled up so that all take as many batches."""
+        dataset = self.dataset("val", kept=True)
+        return self.batches(dataset, sharing.part(range(len(dataset)), FILLING), self.step_share(sharing.rank()[1]))
 
-    def order(self, length: int, trainer: Trainer | None) -> EpochSampler:
+    def order(self, length: int) -> EpochSampler:
         """The order of training over `length` items: this process's share of it."""
-        rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        return EpochSampler(length, self.seed, rank, ranks)
+        return EpochSampler(length, self.seed, *sharing.rank())
+
+    def step_share(self, ranks: int) -> int:
+        """Photos of a step that each of so many processes takes. Raises ValueError where it is no whole number."""
+        if self.batch_size % ranks:
+            raise ValueError(f"data.batch_size={self.batch_size}: wanted a multiple of the {ranks} processes")
+        return self.batch_size // ranks
+
+    def _shard_order(self, dataset: PhotoSet) -> ShardOrder:
+        assert self.shards is not None
+        rank, ranks = sharing.rank()
+        numbers = self.shards.numbers(dataset.paths)  # type: ignore[arg-type]
+        self.shards.check_room(min((self.mixed_shards + 2) * ranks, len(self.shards.names)))
+        return ShardOrder(numbers, self.step_share(ranks), self.seed, rank, ranks, self.mixed_shards, self.shards.ahead)
 
     def batches(
         self,
@@ -181,15 +227,20 @@ class FlowersData(LightningDataModule):
         batch_size: int | None = None,
     ) -> DataLoader[Any]:
         """Batches of `dataset`, decoded in parallel, in its own order or that of `keys`; of the data's own size."""
-        return DataLoader(
-            dataset,
-            batch_size=batch_size or self.batch_size,
-            sampler=keys,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # its own: what an epoch draws shall not depend on how it is loaded
-        )
+        return DataLoader(dataset, batch_size=batch_size or self.batch_size, sampler=keys, **self._loading)
+
+    @property
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "generator": torch.Generator(),  # its own: what an epoch draws shall not depend on how it is loaded
+        }
+
+    def _batches_done(self) -> int:
+        """How many training batches of the epoch lie behind: in a run that was killed inside of one, more than none."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
 
     def _verified(self, found: Sequence[photos.Found]) -> list[Photo]:
         verdicts = verify(self.root, [item.path for item in found])
@@ -229,6 +280,13 @@ def _matched(rows: Sequence[Row], good: Sequence[Photo], split_file: str | Path)
     if len(good) > len(rows):
         log.info("%d photos are not in %s and take no part", len(good) - len(rows), split_file)
     return list(rows)
+
+
+def shown(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's settings for its data, those that another program needs to show a network the same photos."""
+    names = ("image_size", "resize", "batch_size", "num_workers", "on_bad_photo")
+    packed = ("packed", "endpoint", "patience", "cache_gb")
+    return {name: settings[name] for name in (*names, *packed) if name in settings}
 
 
 def cores() -> int:

@@ -12,7 +12,7 @@ def evaluate(cfg: DictConfig) -> float:
     from rich.console import Console
 
     from flowers import checkpoints, gallery, metrics, report, results, run
-    from flowers.data import FlowersData
+    from flowers.data import FlowersData, shown
     from flowers.nearest import nearest
     from flowers.split import SPLITS
 
@@ -23,11 +23,10 @@ def evaluate(cfg: DictConfig) -> float:
     path = Path(cfg.checkpoint) if cfg.checkpoint else run.existing(cfg.run) / checkpoints.BEST
     trained = checkpoints.read(path)["hyper_parameters"]
     settings = trained["config"]["data"]
-    seen = {name: settings[name] for name in ("image_size", "resize", "batch_size", "num_workers")}
-    seen["on_bad_photo"] = cfg.on_bad_photo or settings["on_bad_photo"]
+    seen = shown(settings) | ({"on_bad_photo": cfg.on_bad_photo} if cfg.on_bad_photo else {})
     if cfg.photos:
         name = cfg.photos
-        data = FlowersData(cfg.photos, **seen)
+        data = FlowersData(cfg.photos, **seen | {"packed": False})
         dataset = data.everything(trained["classes"])
     else:
         name = cfg.split

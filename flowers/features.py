@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -12,13 +13,13 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from flowers import progress
+from flowers import progress, sharing
 from flowers.data import FlowersData
 from flowers.frozen import FrozenPass, dtype_of
 from flowers.kept import Kept
 from flowers.model import FlowerClassifier
 from flowers.photoset import PhotoSet
-from flowers.sampler import EpochSampler
+from flowers.sampler import FILLING, EpochSampler
 
 log = logging.getLogger(__name__)
 
@@ -63,18 +64,26 @@ class Features:
 
         def compute(places: Sequence[int]) -> Iterator[Tensor]:
             nonlocal computed
-            computed = len(places)
-            frozen = FrozenPass(self.model, self.precision)
-            keys = [(place, 0 if view is None else _seed(dataset.digests[place], view)) for place in places]
+            places = sharing.of_first(places)  # the only process that looks at what is kept
+            if not places:
+                return
+            frozen, computed = FrozenPass(self.model, self.precision), 0
+            part = sharing.part(places, places[0])
+            keys = [(place, 0 if view is None else _seed(dataset.digests[place], view)) for place in part]
             batches = self.data.batches(dataset, keys, frozen.batch_size)
             for photos, _ in progress.bar(batches, f"Features of {name}"):
-                yield frozen(photos).cpu()
+                whole = sharing.whole(frozen(photos).cpu())[: len(places) - computed]
+                computed += len(whole)
+                yield whole
 
         start = time.perf_counter()
-        if self.cache:
-            features = Kept(self._recipe(view), self.max_gb).fetch(dataset.digests, compute)
-        else:
+        if not self.cache:
             features = torch.cat(list(compute(range(len(dataset)))))
+        elif sharing.rank()[0] == 0:
+            features = sharing.of_first(Kept(self._recipe(view), self.max_gb).fetch(dataset.digests, compute))
+        else:
+            deque(compute(()), maxlen=0)
+            features = sharing.of_first(torch.empty(0))
         seconds = time.perf_counter() - start
         if computed:
             rate = f"{seconds:.1f} s, {computed / seconds:.0f} photos/s"
@@ -125,14 +134,15 @@ class FrozenFeatures(LightningDataModule):
         dataset = self.data.dataset("train", augmented=self.views > 1)
         views = range(self.views) if self.views > 1 else (None,)
         features = torch.stack([self._features.of(dataset, "train", view) for view in views])
-        batch_size = self.data.batch_size * (1 if self.model.step_photos is None else _BLOCK)
-        order = self.data.order(len(dataset), self.trainer)
+        batch_size = self.data.step_share(sharing.rank()[1]) * (1 if self.model.step_photos is None else _BLOCK)
+        order = self.data.order(len(dataset))
         return _loader(FeatureSet(features, dataset.labels), batch_size, order)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The features of val, in the order of split.csv, as one batch: they are small."""
+        """The features of val, in the order of split.csv, as one batch, as they are small: this process's part."""
         dataset = self.data.dataset("val")
-        return _loader(FeatureSet(self._features.of(dataset, "val")[None], dataset.labels), len(dataset))
+        features = FeatureSet(self._features.of(dataset, "val")[None], dataset.labels)
+        return _loader(features, len(dataset), sharing.part(range(len(dataset)), FILLING))
 
     @property
     def _features(self) -> Features:
@@ -141,7 +151,10 @@ class FrozenFeatures(LightningDataModule):
 
 
 class FeatureSet(Dataset[tuple[Tensor, Tensor]]):
-    """Kept features (V, N, F) and labels (N,), a batch at a time: item `(i, seed)` is view `seed % V` of photo i."""
+    """Kept features (V, N, F) and labels (N,), a batch at a time: item `(i, seed)` is view `seed % V` of photo i.
+
+    Item FILLING is any photo, labelled FILLING.
+    """
 
     def __init__(self, features: Tensor, labels: Sequence[int]) -> None:
         self.features, self.labels = features, torch.tensor(labels)
@@ -152,11 +165,13 @@ class FeatureSet(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> tuple[Tensor, Tensor]:
         pairs = torch.tensor([key if isinstance(key, tuple) else (key, 0) for key in keys])
         index, seed = pairs.unbind(1)
-        return self.features[seed % len(self.features), index].float(), self.labels[index]
+        return self.features[seed % len(self.features), index].float(), torch.where(
+            index == FILLING, FILLING, self.labels[index]
+        )
 
 
-def _loader(features: FeatureSet, batch_size: int, sampler: EpochSampler | None = None) -> DataLoader[Any]:
-    return DataLoader(features, batch_size, sampler=sampler, collate_fn=_as_it_is, generator=torch.Generator())
+def _loader(features: FeatureSet, batch_size: int, order: EpochSampler | list[int]) -> DataLoader[Any]:
+    return DataLoader(features, batch_size, sampler=order, collate_fn=_as_it_is, generator=torch.Generator())
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -40,14 +40,14 @@ class Kept:
 
         Args:
             digests: N of them, hexadecimal.
-            compute: gives the features of the photos at some of the N places, in batches and in that order.
+            compute: gives the features of the photos at some or none of the N places, in batches and in that order.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with _held(FileLock(self.folder / ".lock")):
             found = self._found()
             first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
             missing = sorted(index for digest, index in first.items() if digest not in found)
-            for places, features in _shards(missing, compute(missing) if missing else ()):
+            for places, features in _shards(missing, compute(missing)):
                 new = [digests[place] for place in places]
                 self._write(new, features)
                 found |= dict(zip(new, features, strict=True))

@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from flowers import backbone, transforms
-from flowers.sampler import epoch_seed, seeded
+from flowers.sampler import FILLING, epoch_seed, seeded
 from flowers.schedules import Schedule
 
 Stage = Literal["head", "finetune"]
@@ -74,7 +74,8 @@ class FlowerClassifier(LightningModule):
             self.head = nn.Linear(width, len(classes))
         # Labels are in range by how they are made; to check them each step would wait for the device.
         self.train_accuracy = MulticlassAccuracy(len(classes), average="micro", validate_args=False)
-        self.val_accuracy = MulticlassAccuracy(len(classes), average="micro", validate_args=False)
+        self.val_accuracy = MulticlassAccuracy(len(classes), average="micro", validate_args=False, ignore_index=FILLING)
+        # Checked for NaN they would wait for the device too; unchecked they leave out weights (torchmetrics 1.9).
         self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.enter("finetune", epochs=1)
 
@@ -114,29 +115,27 @@ class FlowerClassifier(LightningModule):
         if self.step_photos is None:
             logits = self(inputs)
             loss = cross_entropy(logits, labels)
-            self._log("train", loss.detach(), logits, labels)
+            self._log("train", loss.detach().expand(len(labels)), logits, labels)
             return loss
-        losses, logits, counts = self._steps(
-            torch.split(inputs, self.step_photos), torch.split(labels, self.step_photos)
-        )
-        self._log("train", losses, logits, labels, counts)
+        losses, logits = self._steps(torch.split(inputs, self.step_photos), torch.split(labels, self.step_photos))
+        self._log("train", losses, logits, labels)
         return losses[-1]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """The `loss` of a batch of validation photos, and their `logits` (B, C)."""
+        """The `logits` (B, C) of a batch of validation photos, all scored but what fills it up."""
         inputs, labels = batch
         logits = self(inputs)
-        loss = cross_entropy(logits, labels)
-        self._log("val", loss, logits, labels)
-        return {"loss": loss, "logits": logits}
+        losses = cross_entropy(logits, labels, reduction="none", ignore_index=FILLING)
+        self._log("val", losses[labels != FILLING], logits, labels)
+        return {"logits": logits}
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and labels (B,)."""
         inputs, labels = batch
         return self(inputs), labels
 
-    def _steps(self, inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Trains a step on each pair; returns losses (S,), logits (N, C) and the steps' numbers of photos (S,)."""
+    def _steps(self, inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Trains a step on each pair; returns of each photo its step's loss (N,) and its logits (N, C)."""
         optimizer, schedule = cast(LightningOptimizer, self.optimizers()), cast(LRScheduler, self.lr_schedulers())
         losses, logits = [], []
         for step_inputs, step_labels in zip(inputs, labels, strict=True):
@@ -150,11 +149,12 @@ class FlowerClassifier(LightningModule):
         loop = self.trainer.fit_loop.epoch_loop
         loop._batches_that_stepped += len(losses) - 1
         loop.automatic_optimization.optim_progress.optimizer.step.total.completed += len(losses)
-        return torch.stack(losses).detach(), torch.cat(logits).detach(), torch.tensor([len(part) for part in labels])
+        spread = [loss.detach().expand(len(part)) for loss, part in zip(losses, labels, strict=True)]
+        return torch.cat(spread), torch.cat(logits).detach()
 
-    def _log(self, split: str, losses: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+    def _log(self, split: str, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         mean, accuracy = getattr(self, f"{split}_loss"), getattr(self, f"{split}_accuracy")
-        mean.update(losses, len(labels) if weights is None else weights)
+        mean.update(losses)
         accuracy.update(logits, labels)
         if split == "val" or self.trainer.is_last_batch:  # a step on kept features takes less than logging it
             self.log(f"{split}/loss", mean, on_step=False, on_epoch=True)
@@ -180,8 +180,8 @@ class FlowerClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def on_train_epoch_start(self) -> None:
-        """Makes what the epoch draws (dropout) a function of seed and epoch, resumed or not."""
-        torch.manual_seed(epoch_seed(self.seed, self.current_epoch))
+        """Makes what the epoch draws (dropout) a function of seed, epoch and process, resumed or not."""
+        torch.manual_seed(epoch_seed(self.seed, self.current_epoch) + (self.global_rank << 48))
         self._set_mode()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

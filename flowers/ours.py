@@ -92,7 +92,7 @@ class Ours:
         trainer = Trainer(**self.settings, max_epochs=3, callbacks=[starts])
         self.model.enter("head", 3)
         train, val = (self._features(split) for split in ("train", "val"))
-        order = self.data.order(len(train), None)
+        order = self.data.order(len(train))
         trainer.fit(
             self.model,
             DataLoader(train, self.data.batch_size, sampler=order, collate_fn=default_convert),

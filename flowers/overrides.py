@@ -2,11 +2,14 @@
 
 import ast
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, Sweep
@@ -42,13 +45,28 @@ def checked(overrides: Sequence[str], config_name: str) -> list[str]:
         raise ValueError(f"an override is not of the form key=value: {str(error).splitlines()[0]}") from error
     own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
     options = [override for override in own if (CONF / override.key_or_group).is_dir()]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with hydra():
         for override in parsed:
             _check_option(override)
         base = compose(config_name, [_first(override) for override in options if _is_countable(override)])
     values = _flat(OmegaConf.to_container(base))
     added = [override.input_line for override in own if override not in options and _is_added(override, values)]
     return [f"++{line}" if line in added else line for line in overrides]
+
+
+@contextmanager
+def hydra() -> Iterator[Hydra]:
+    """Hydra over this project's conf/: that of the program that runs, where one does."""
+    known = GlobalHydra.instance()
+    with nullcontext() if known.is_initialized() else initialize_config_dir(str(CONF), version_base="1.3"):
+        assert known.hydra is not None
+        yield known.hydra
+
+
+def quoted(value: object) -> str:
+    """A text as a value of Hydra's override grammar, whatever characters are in it."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
+    return "'" + escaped.replace("${", "\\${") + "'"
 
 
 def _check_option(override: Override) -> None:
@@ -93,7 +111,10 @@ def _is_added(override: Override, values: dict[str, Any]) -> bool:
 
 
 def _check_type(override: Override, valid: Any) -> None:
+    group = override.key_or_group.replace(".", "/")
     for value in _values(override):
+        if (CONF / group).is_dir() and not isinstance(value, dict):
+            raise ValueError(f"{override.key_or_group}={value}: a group of settings: give {group}={value}")
         wanted = None if "${" in str(value) else _wanted(value, valid)
         if wanted:
             raise ValueError(f"{override.key_or_group}={value}: wanted {wanted}, such as {valid}")

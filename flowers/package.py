@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flowers import atomic, card, checkpoints, formats, hardware, parity, results, run, transforms
 from flowers.classifier import Classifier
-from flowers.data import FlowersData
+from flowers.data import FlowersData, shown
 from flowers.formats import Program
 from flowers.graph import PhotoGraph
 from flowers.photoset import PhotoSet
@@ -47,8 +47,8 @@ class Trained:
                 f"the photos of {folder} are no longer in {self.root}: wanted there, to compare the exported files on "
                 "(photos=FOLDER says where they lie now)"
             )
-        seen = {name: settings[name] for name in ("image_size", "resize", "batch_size", "num_workers")}
-        seen["on_bad_photo"] = on_bad_photo or settings["on_bad_photo"]
+        seen = shown(settings) | ({"on_bad_photo": on_bad_photo} if on_bad_photo else {})
+        seen |= {"packed": False} if root else {}
         split_file = run.split_of(best, self.hparams["split_digest"])
         self.data = FlowersData(self.root, split_file=split_file, **seen)
         self.val = self.data.dataset("val")

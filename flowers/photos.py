@@ -1,12 +1,13 @@
 """Finds the photos of a folder and reads each as an upright RGB image, whatever its format."""
 
 import glob
+import io
 import os
 import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -20,6 +21,14 @@ _LITTER = {"thumbs.db", "desktop.ini", "icon\r"}  # what Windows and macOS leave
 
 # The bound is checked below, as an error with a clear text, so Pillow's warning beside it says nothing new.
 warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=Image.DecompressionBombWarning)
+
+
+@runtime_checkable
+class Packed(Protocol):
+    """A photo that lies in no file of its own; see `flowers.shards`."""
+
+    def content(self) -> bytes:
+        """Its bytes."""
 
 
 class Found(NamedTuple):
@@ -81,14 +90,14 @@ def listed(given: str | Sequence[str]) -> list[Path]:
     return list(files)
 
 
-def read(path: str | Path | IO[bytes]) -> Image.Image:
+def read(path: str | Path | IO[bytes] | Packed) -> Image.Image:
     """The photo at `path` as an RGB image of 8 bits a channel, upright as its EXIF tag says.
 
     Transparency is laid on white; greyscale of 16 bits is scaled, not clipped; of a moving image, the first frame.
 
     Raises ValueError for more than MAX_PIXELS pixels; OSError or whatever Pillow raises for what it cannot read.
     """
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(io.BytesIO(path.content()) if isinstance(path, Packed) else path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,}")
         image.load()

@@ -10,11 +10,13 @@ from torchvision.transforms import v2
 
 from flowers import photos
 from flowers.decoded import Decoded
-from flowers.sampler import seeded
+from flowers.sampler import FILLING, seeded
 
 
 class PhotoSet(Dataset[tuple[Tensor, int]]):
     """Photos uint8 (3, H, W) and labels: item i, or item `(i, seed)` with that seed for its augmentation.
+
+    Item FILLING is any photo, labelled FILLING.
 
     Args:
         paths, labels, digests: of each photo; the digests are the files' SHA-256, hexadecimal.
@@ -44,11 +46,11 @@ class PhotoSet(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         index, seed = key if isinstance(key, tuple) else (key, 0)
-        photo = self._prepared(index)
+        photo = self._prepared(max(index, 0))
         if self.augment is not None:
             with seeded(seed):
                 photo = self.augment(photo)
-        return photo.contiguous(), self.labels[index]
+        return photo.contiguous(), FILLING if index == FILLING else self.labels[index]
 
     def _prepared(self, index: int) -> Tensor:
         kept = self.store.get(index) if self.store else None

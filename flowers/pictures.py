@@ -1,4 +1,4 @@
-"""What TensorBoard's IMAGES show while a run trains: which class is taken for which, and the photos that say most."""
+"""What TensorBoard's IMAGES show of a run: the photos it learns from, which class is taken for which, its mistakes."""
 
 import time
 from typing import Any
@@ -14,16 +14,21 @@ from flowers.predictions import Predictions
 
 
 class Pictures(Callback):
-    """Logs the confusion matrix, the surest mistakes and the least sure photos of validation.
+    """Logs photos at the start, and the confusion matrix, the surest mistakes and the least sure photos of validation.
 
-    At the end of each stage, and before that no more often than each `every_seconds`: an epoch on kept features takes
-    less time than its pictures.
+    These at the end of each stage, and before that no more often than each `every_seconds`: an epoch on kept features
+    takes less time than its pictures. Without this callback, the PROJECTOR is left empty too.
     """
 
     def __init__(self, every_seconds: float = 30.0) -> None:
         self.every_seconds = every_seconds
         self._last = time.monotonic()
         self._said: list[tuple[Tensor, Tensor]] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs photos as the network sees them, once a run."""
+        if trainer.current_epoch == 0:
+            tensorboard.log_photos(trainer, _data(trainer))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decides whether this epoch is shown. Of several processes each has its share of the photos only."""
@@ -48,10 +53,14 @@ class Pictures(Callback):
         """Logs the pictures."""
         if not self._said:
             return
-        source: Any = trainer.datamodule  # type: ignore[attr-defined]
-        data: FlowersData = source.data if isinstance(source, FrozenFeatures) else source
+        data = _data(trainer)
         logits, labels = (torch.cat(parts) for parts in zip(*self._said, strict=True))
         rows = [row for row in data.rows if row.split == "val"][: len(labels)]
         predictions = Predictions([row.path for row in rows], labels, logits, data.classes)
         tensorboard.log_predictions(trainer, predictions, data.root)
         self._said, self._last = None, time.monotonic()
+
+
+def _data(trainer: Trainer) -> FlowersData:
+    source: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return source.data if isinstance(source, FrozenFeatures) else source

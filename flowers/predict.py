@@ -18,8 +18,9 @@ def predict(cfg: DictConfig) -> int:
     files = [str(file) for file in photos.listed(run.plain(cfg)["photos"])]
     writer = answers.writer(cfg.output)
     classifier = Classifier.load(cfg.run or cfg.checkpoint, cfg.accelerator, cfg.precision)
-    workers = min(cores(), 8) if cfg.num_workers is None else cfg.num_workers
-    workers = 0 if len(files) <= classifier.backbone.batch_size else workers  # to start them would take longer
+    # To start workers takes longer than a batch; on a few cores they take from the backbone more than they add.
+    alone = len(files) <= classifier.backbone.batch_size or (classifier.model.device.type == "cpu" and cores() <= 4)
+    workers = cfg.num_workers if cfg.num_workers is not None else 0 if alone else min(cores(), 8)
     said = progress.bar(classifier.stream(files, workers), "Classifying", len(files))
     return writer((answers.Answer.of(file, each, cfg.confidence) for file, each in said), classifier.classes)
 

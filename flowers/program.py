@@ -57,6 +57,8 @@ def program(
             return hydra_main()
         except MISTAKES as error:
             sys.exit(f"error: {_text(error)}")
+        except OSError as error:  # a folder that cannot be made, a full disk
+            sys.exit(f"error: {error}")
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")
             sys.exit(130)
@@ -95,7 +97,7 @@ def _logged(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         try:
             return task(cfg)
         except Exception as error:
-            log_file = _write_traceback(error)
+            log_file = write_traceback(error)
             # Lightning's own word for a user's mistake; by name, since importing it here would take seconds.
             is_mistake = isinstance(error, MISTAKES) or type(error).__name__ == "MisconfigurationException"
             if log_file is None and not is_mistake:
@@ -109,7 +111,7 @@ def _logged(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     return run
 
 
-def _write_traceback(error: Exception) -> str | None:
+def write_traceback(error: Exception) -> str | None:
     """Writes it to the job's log file and not to the terminal; returns that file's name, None where there is none."""
     info = (type(error), error, error.__traceback__)
     record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "the run failed", (), info)

@@ -7,6 +7,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from flowers import processes
+
 T = TypeVar("T")
 
 
@@ -14,4 +16,5 @@ def bar(items: Iterable[T], doing: str, total: int | None = None) -> Iterable[T]
     """Yields `items`, with a bar on standard error if that is a terminal and nothing at all elsewhere."""
     if total is None and isinstance(items, Sized):
         total = len(items)
-    return track(items, doing, total=total, console=Console(file=sys.stderr), disable=not sys.stderr.isatty())
+    is_shown = sys.stderr.isatty() and processes.is_first()
+    return track(items, doing, total=total, console=Console(file=sys.stderr), disable=not is_shown)

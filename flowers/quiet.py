@@ -3,7 +3,7 @@
 import logging
 import warnings
 
-from flowers import run
+from flowers import processes
 
 HARMLESS = (
     # The datasets here are small and local; the number of workers is set and was chosen (data.num_workers).
@@ -34,8 +34,8 @@ def filter_warnings() -> None:
 def silence() -> None:
     """Filters the warnings above; leaves of Lightning's log what is a warning or worse, each line once."""
     filter_warnings()
-    if not run.is_first_process():
-        logging.getLogger().setLevel(logging.WARNING)
+    if not processes.is_first():
+        logging.getLogger().setLevel(logging.ERROR)
     import lightning.pytorch  # noqa: F401  # gives its loggers a handler of their own, beside Hydra's on the root logger
 
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -43,3 +43,5 @@ def silence() -> None:
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(logging.WARNING)
+    # Says which process has died before it ends the others.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)

@@ -14,12 +14,13 @@ from scipy.stats import binomtest
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from flowers import atomic, backbone, calibration, checkpoints, hardware, run, tensorboard
+from flowers import atomic, backbone, calibration, checkpoints, hardware, processes, run, tensorboard
 from flowers.callbacks import Clock
 from flowers.data import FlowersData
 from flowers.features import Features
 from flowers.model import FlowerClassifier
 from flowers.photoset import PhotoSet
+from flowers.pictures import Pictures
 from flowers.predictions import FOLDER, Predictions
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ RESULT = "result.json"
 
 def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -> dict[str, Any]:
     """Scores the best checkpoint on val, and on test where there is one; writes result.json, logs and returns it."""
+    trainer.strategy.barrier()  # the first process may still be writing it
     kept = checkpoints.read(run_dir / checkpoints.BEST)
     config = kept["hyper_parameters"]["config"]
     model = cast(FlowerClassifier, trainer.lightning_module)
@@ -52,11 +54,12 @@ def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -
             "peak_memory_bytes": hardware.peak_memory(trainer.strategy.root_device),
         },
     }
-    if run.is_first_process():
+    if processes.is_first():
         for split, predictions in said.items():
             predictions.save(run_dir / FOLDER / f"{split}.csv")
         save(result, run_dir / RESULT)
-    tensorboard.log_embeddings(trainer, features["val"], said["val"], data.root)
+    if any(isinstance(callback, Pictures) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        tensorboard.log_embeddings(trainer, features["val"], said["val"], data.root)
     tensorboard.log_hyperparameters(
         trainer, config, {f"best/{name}": scores["val"][name] for name in ("accuracy", "loss")}
     )

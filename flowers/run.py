@@ -4,7 +4,6 @@ import importlib.metadata
 import logging
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from flowers import atomic, split
+from flowers import atomic, processes, remote, split
+from flowers.overrides import quoted
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +26,14 @@ STARTED = "started.yaml"  # the overrides that a run was started with, and from 
 def arguments(given: Sequence[str]) -> list[str]:
     """With `resume=FOLDER` among them: the overrides that the run in FOLDER was started with, then the ones given.
 
-    Raises ValueError where FOLDER holds no run.
+    Raises ValueError where FOLDER holds no run, and where several processes would each have a folder of their own.
     """
+    if processes.is_started_by_another():  # with what that one has made of its arguments here
+        processes.end_with_parent()
+        return list(given)
     folders = [argument.removeprefix("resume=") for argument in given if argument.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
-        return list(given)
+        return processes.in_one_folder(given)
     folder = Path(folders[-1] if Path(folders[-1]).exists() else folders[-1].strip("'\"")).resolve()
     if not (folder / STARTED).is_file():
         raise ValueError(f"resume={folders[-1]}: no run there (no {STARTED}): give the folder of a run")
@@ -38,7 +41,7 @@ def arguments(given: Sequence[str]) -> list[str]:
     with suppress(OSError):  # relative paths in them mean what they meant, where that folder is still there
         os.chdir(started["cwd"])
     overrides = [line for line in [*started["overrides"], *given] if not line.startswith("resume=")]
-    return [*overrides, f"resume={_quoted(folder)}", f"hydra.run.dir={_quoted(folder)}"]
+    return processes.in_one_folder([*overrides, f"resume={quoted(folder)}", f"hydra.run.dir={quoted(folder)}"])
 
 
 def begin(cfg: DictConfig) -> Path:
@@ -47,7 +50,8 @@ def begin(cfg: DictConfig) -> Path:
     Raises ValueError where it holds another run already, and in a multirun for a run of several processes.
     """
     folder = Path(cfg.run_dir).resolve()
-    cfg.run_dir, cfg.data.root = str(folder), str(Path(cfg.data.root).resolve())
+    cfg.run_dir = str(folder)
+    cfg.data.root = cfg.data.root if remote.is_remote(cfg.data.root) else str(Path(cfg.data.root).resolve())
     is_multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     devices = cfg.trainer.devices
     if is_multirun and devices not in (1, "1") and not (isinstance(devices, ListConfig) and len(devices) == 1):
@@ -55,7 +59,7 @@ def begin(cfg: DictConfig) -> Path:
             f"a multirun with trainer.devices={devices} would run the whole sweep once a process: "
             "give trainer.devices=1, or start each run by itself"
         )
-    if is_first_process() and (folder / CONFIG).exists() and not cfg.resume:
+    if processes.is_first() and (folder / CONFIG).exists() and not cfg.resume:
         raise ValueError(
             f"{folder} holds a run already: resume={folder} goes on with it, hydra.run.dir=… starts another"
         )
@@ -70,7 +74,7 @@ def accept(cfg: DictConfig, folder: Path, rows: Sequence[split.Row]) -> None:
     kept = folder / SPLIT
     if kept.exists() and split.load(kept) != list(rows):
         raise ValueError(f"the photos or the split differ from those of {kept}: bring them back, or start a new run")
-    if is_first_process():
+    if processes.is_first():
         split.save(rows, kept)
         atomic.write_text(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
         overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
@@ -101,19 +105,21 @@ def split_of(checkpoint: Path, digest: str) -> Path:
     return kept
 
 
-def is_first_process() -> bool:
-    """Whether this is the one process, or of several that train together the first: the one that writes."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
-
-
 @contextmanager
-def resumable(folder: Path) -> Iterator[None]:
-    """Says how to go on where the block is interrupted. Lightning makes a SystemExit of Ctrl-C."""
+def resumable(command: str) -> Iterator[None]:
+    """Says which command goes on where the block is interrupted. Lightning makes a SystemExit of Ctrl-C.
+
+    Raises ValueError where another process of the run has ended.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        log.warning("interrupted; go on with: python -m flowers.train resume=%s", folder)
+        log.warning("interrupted; go on with: %s", command)
         raise SystemExit(130) from None
+    except RuntimeError as error:
+        if not processes.is_anothers_end(error):
+            raise
+        raise ValueError(f"another process of this run ended before its end; go on with: {command}") from error
 
 
 def provenance() -> dict[str, Any]:
@@ -137,9 +143,3 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _quoted(path: Path) -> str:
-    """A path as a value of Hydra's override grammar, whatever characters are in it."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(path))
-    return "'" + escaped.replace("${", "\\${") + "'"

@@ -38,6 +38,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return iter(keys[self.rank :: self.ranks])
 
 
+FILLING = -1  # an index, and the label of the item there: no photo, and not scored
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Torch's generator of the CPU starts from `seed` in the block, and is as before after it."""

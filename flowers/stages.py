@@ -28,7 +28,8 @@ def plan(head_epochs: int, finetune_epochs: int, run: Path) -> list[Leg]:
             f"head.epochs={head_epochs} finetune.epochs={finetune_epochs}: wanted at least one epoch in all"
         )
     last = run / checkpoints.LAST
-    done = checkpoints.read(last)["epoch"] + 1 if last.exists() else 0
+    kept = checkpoints.read(last) if last.exists() else None
+    done = checkpoints.epochs_done(kept) if kept else 0
     if done > head_epochs + finetune_epochs:
         raise ValueError(
             f"{run} has {done} epochs behind it: wanted head.epochs and finetune.epochs of no fewer together, "
@@ -41,8 +42,9 @@ def plan(head_epochs: int, finetune_epochs: int, run: Path) -> list[Leg]:
     left = [
         Leg(stage, epochs, min(epochs, until - done), until, None)
         for stage, epochs, until in stages
-        if epochs and until >= done
+        if epochs
+        and (until > done or (until == done and not (kept and "begun" in kept)))  # begun: the next stage's epoch
     ]
-    if done:
+    if kept:
         left[0] = left[0]._replace(checkpoint=last)
     return left

@@ -15,7 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def log_start(data: FlowersData, model: FlowerClassifier, legs: Sequence[Leg], trainer: Trainer) -> None:
-    """Photos per class and split, what each stage trains, device and precision, the run folder, where to watch."""
+    """Photos per class and split, what each stage trains, device and precision, the run folder, where to watch.
+
+    Raises ValueError where the processes cannot share a step's photos evenly.
+    """
     counts = {split: data.counts(split) for split in SPLITS if data.counts(split)}
     width = max(map(len, data.classes)) + 2
     lines = ["photos".ljust(width) + "".join(split.rjust(8) for split in counts)]
@@ -27,5 +30,8 @@ def log_start(data: FlowersData, model: FlowerClassifier, legs: Sequence[Leg], t
         lines += [f"{leg.stage} stage: {leg.left} of {leg.epochs} epochs left, {trained:,} parameters to train"]
     device = hardware.name(trainer.strategy.root_device)
     lines += [f"{model.hparams['architecture']} with {head + body:,} parameters on {device}, {trainer.precision}"]
+    if trainer.world_size > 1:
+        share = data.step_share(trainer.world_size)
+        lines += [f"{trainer.world_size} processes, {share} of the {data.batch_size} photos of a step each"]
     lines += [f"watch it: tensorboard --logdir {trainer.default_root_dir}"]
     log.info("\n".join(lines))

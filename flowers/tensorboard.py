@@ -80,7 +80,7 @@ def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Ma
         "stage_head_epochs": config["head"]["epochs"],
         "stage_head_views": config["head"]["views"],
         "train_batch_size": config["data"]["batch_size"],
-        "train_fold": config["data"]["fold"],
+        "train_fold": config["data"].get("fold", 0),  # shards have their split inside
         "train_image_size": config["data"]["image_size"],
         "train_precision": str(trainer.precision),
         "train_schedule": scheduler["_target_"].rpartition(".")[2],

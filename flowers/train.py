@@ -12,7 +12,7 @@ def train(cfg: DictConfig) -> float:
     from hydra.utils import instantiate
     from lightning import Trainer, seed_everything
 
-    from flowers import callbacks, checkpoints, hardware, results, stages, summary, tensorboard
+    from flowers import callbacks, checkpoints, hardware, results, stages, summary
     from flowers.data import FlowersData
     from flowers.features import FrozenFeatures
     from flowers.model import FlowerClassifier
@@ -45,15 +45,13 @@ def train(cfg: DictConfig) -> float:
         default_root_dir=folder,
     )
     summary.log_start(data, model, legs, trainer)
-    if legs[0].checkpoint is None:
-        tensorboard.log_photos(trainer, data)
-    with run.resumable(folder):
+    with run.resumable(f"python -m flowers.train resume={folder}"):
         for leg in legs:
             frozen = kept if leg.stage == "head" and cfg.head.views else data
             model.enter(leg.stage, leg.epochs)
             trainer.fit_loop.max_epochs = leg.until
             trainer.fit(model, frozen if leg.left else data, ckpt_path=leg.checkpoint, weights_only=True)
-    return float(results.conclude(folder, data, trainer, clock)["val"]["accuracy"])
+        return float(results.conclude(folder, data, trainer, clock)["val"]["accuracy"])
 
 
 main = program(train, "train", run.arguments)

@@ -24,7 +24,7 @@ def composed(*overrides: str) -> DictConfig:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_each_of_its_keys_has_a_reader(option: str):
-    cfg = composed(option, *(["data.root=/photos"] if option == "data=folder" else []))
+    cfg = composed(option, *(["data.root=/photos"] if option in ("data=folder", "data=shards") else []))
     assert OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert set(cfg.data) <= set(inspect.signature(FlowersData).parameters)
     assert set(cfg.model) <= set(inspect.signature(FlowerClassifier).parameters)

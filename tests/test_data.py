@@ -14,7 +14,7 @@ SMALL: dict[str, Any] = {"image_size": 32, "resize": 36, "batch_size": 4, "num_w
 
 def epoch(data: FlowersData, number: int) -> Tensor:
     loader = data.train_dataloader()
-    loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+    loader.batch_sampler.sampler.set_epoch(number)  # type: ignore[union-attr]
     return torch.cat([photos for photos, _ in loader])
 
 

@@ -25,7 +25,7 @@ def epochs(data: FlowersData, count: int) -> list[torch.Tensor]:
     loader = data.train_dataloader()
     drawn = []
     for epoch in range(count):
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        loader.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[union-attr]
         drawn.append(torch.cat([photos for photos, _ in loader]))
     return drawn
 

@@ -1,0 +1,43 @@
+"""Work shared among processes that train together: each takes a part, and all get the whole."""
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+T = TypeVar("T")
+
+
+def rank() -> tuple[int, int]:
+    """The number of this process and how many there are: (0, 1) where it is alone."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def of_first(value: T) -> T:
+    """What the first process gives, in all of them."""
+    if rank()[1] == 1:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def part(items: Sequence[T], filling: T) -> list[T]:
+    """Every so-manieth of `items`; `filling` makes it as many in each process."""
+    number, ranks = rank()
+    rest = math.ceil(len(items) / ranks) * ranks - len(items)
+    return [*items, *[filling] * rest][number::ranks]
+
+
+def whole(mine: Tensor) -> Tensor:
+    """Results (B, …) of each process for its `part` as those (ranks * B, …) of all, in the order of the items."""
+    _, ranks = rank()
+    if ranks == 1:
+        return mine
+    results = [mine] * ranks
+    distributed.all_gather_object(results, mine)
+    return torch.stack(results, 1).flatten(0, 1)

@@ -1,0 +1,163 @@
+"""Two processes on the CPU, over gloo: what several GPUs do, but for the GPUs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowers import checkpoints, predictions, processes, results, sampler, sharing
+from flowers.data import FlowersData
+from flowers.train import train
+from tests.conftest import SMALL, configuration
+from tests.test_train import curves, program, weights
+
+TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
+
+
+@pytest.fixture(scope="module")
+def recipe(painted: Path) -> list[str]:
+    """Without BatchNorm and dropout, which see or draw for each process's photos alone; an odd number in val."""
+    network = ["model.architecture=convnext_tiny", "+model.options.stochastic_depth_prob=0.0"]
+    photos = [f"data.root={painted}", "data.batch_size=10", "data.val_fraction=0.25", "data.test_fraction=0.1"]
+    rest = ["optimizer=sgd", "scheduler=cosine", "finetune.epochs=1", "+callbacks.kill._target_=tests.killing.KillAt"]
+    return [*SMALL, *network, *photos, *rest]
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("ddp") / "alone"
+    train(configuration(*recipe, f"run_dir={run}"))
+    return run
+
+
+@pytest.fixture(scope="module")
+def together(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Started by torchrun, and without the features that the run alone may have kept."""
+    run = tmp_path_factory.mktemp("ddp") / "together"
+    given = [*recipe, *TWO, f"hydra.run.dir={run}", "features.cache=false"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    done = subprocess.run(
+        [*command, "-m", "flowers.train", *given], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("head stage: 2 of 2 epochs left") == 1
+    return run
+
+
+def test_two_processes_train_what_one_does_with_the_same_batch(alone: Path, together: Path):
+    for name in (checkpoints.BEST, checkpoints.LAST):
+        ours, theirs = weights(together, name), weights(alone, name)
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            torch.testing.assert_close(ours[key], theirs[key], rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_measure_what_one_does(alone: Path, together: Path):
+    ours, theirs = curves(together), curves(alone)
+    assert ours.keys() == theirs.keys()
+    for tag in theirs:
+        assert [step for step, _ in ours[tag]] == [step for step, _ in theirs[tag]]
+        rel = 0 if tag.endswith("accuracy") else 1e-4
+        assert [value for _, value in ours[tag]] == pytest.approx([value for _, value in theirs[tag]], rel, 1e-7)
+
+
+def test_the_result_of_two_processes_is_that_of_their_checkpoint(together: Path):
+    config = checkpoints.read(together / checkpoints.BEST)["hyper_parameters"]["config"]
+    model = checkpoints.load(together / checkpoints.BEST)
+    settings = {
+        name: config["data"][name] for name in ("root", "val_fraction", "test_fraction", "image_size", "resize")
+    }
+    data = FlowersData(**settings, num_workers=0)
+    for split, count in (("val", 15), ("test", 5)):
+        dataset = data.dataset(split)
+        features = results.embed(model, data, dataset, split, config | {"features": {"cache": False, "max_gb": 1}})
+        expected = results.predict(model, features, dataset, data.root)
+        said = predictions.load(together / predictions.FOLDER / f"{split}.csv")
+        assert said.paths == expected.paths
+        torch.testing.assert_close(said.logits, expected.logits)
+        scored, wanted = results.load(together / "result.json")[split], results.score(expected)
+        assert scored["n"] == count
+        assert scored["accuracy"] == wanted["accuracy"]
+
+
+def test_only_the_first_process_writes(alone: Path, together: Path):
+    def left(run: Path) -> list[str]:
+        files = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
+        return sorted(name.rsplit(".tfevents")[0] for name in files if not name.startswith(".hydra"))
+
+    assert left(together) == sorted([*left(alone), "train.log"])
+
+
+def test_a_run_whose_processes_were_killed_goes_on_to_the_same_bits(recipe: list[str], together: Path, tmp_path: Path):
+    start = [*recipe, *TWO, f"hydra.run.dir={tmp_path}", "features.cache=false"]
+    first = program(*start, KILL_RANK="0", KILL_AT="0.1")  # ends only once nothing holds its output
+    second = program(f"resume={tmp_path}", KILL_RANK="1", KILL_AT="2.1")
+    last = program(f"resume={tmp_path}")
+    for done in (first, second):
+        assert done.returncode != 0
+        assert "ended" in done.stderr
+        assert "Traceback" not in done.stderr + done.stdout
+    assert last.returncode == 0, last.stderr
+    ours, theirs = weights(tmp_path), weights(together)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_one_device_is_a_run_of_several_too(painted: Path, tmp_path: Path):
+    one = [*SMALL, *TWO, "trainer.devices=1", "head.epochs=1", "finetune.epochs=0"]
+    done = program(*one, f"data.root={painted}", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert results.load(tmp_path / "result.json")["val"]["n"] == 10
+
+
+def test_a_step_that_cannot_be_shared_and_a_multirun_are_refused_in_a_line(painted: Path, tmp_path: Path):
+    given = [*SMALL, *TWO, f"data.root={painted}"]
+    done = program(*given, "data.batch_size=15", f"hydra.run.dir={tmp_path}/a")
+    assert done.returncode == 1
+    assert done.stderr == "error: data.batch_size=15: wanted a multiple of the 2 processes\n"
+    done = program("-m", *given, "seed=0", f"hydra.sweep.dir={tmp_path}/b")
+    assert done.returncode == 1
+    assert "would run the whole sweep once a process" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"NODE_RANK": "1"}, False),
+        ({"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, False),
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, True),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, False),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0", "SLURM_PROCID": "0"}, False),
+    ],
+)
+def test_who_is_first_by_torchrun_lightning_or_slurm(
+    environment: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert processes.is_first() == expected
+    if {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & environment.keys():
+        with pytest.raises(ValueError, match=r"need one folder for their run: give hydra\.run\.dir"):
+            processes.in_one_folder(["seed=1"])
+
+
+def test_the_parts_of_a_step_are_the_step(monkeypatch: pytest.MonkeyPatch):
+    alone = list(sampler.EpochSampler(50, seed=3))
+    parts = [list(sampler.EpochSampler(50, 3, rank, 2)) for rank in range(2)]
+    for step in range(5):
+        shares = [part[5 * step : 5 * step + 5] for part in parts]
+        assert sorted(shares[0] + shares[1]) == sorted(alone[10 * step : 10 * step + 10])
+
+
+def test_each_item_is_in_one_part_and_all_parts_are_as_long(monkeypatch: pytest.MonkeyPatch):
+    parts = []
+    for number in range(4):
+        monkeypatch.setattr(sharing, "rank", lambda number=number: (number, 4))
+        parts.append(sharing.part(range(9), -1))
+    assert [len(part) for part in parts] == [3] * 4
+    assert sorted(item for part in parts for item in part if item >= 0) == list(range(9))

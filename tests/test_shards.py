@@ -1,0 +1,178 @@
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+
+from flowers import checkpoints, remote, results
+from flowers.data import FlowersData
+from flowers.evaluate import main as evaluate
+from flowers.mirror import Mirror, Remote
+from flowers.train import train
+from tests.conftest import SMALL, configuration
+from tests.test_packing import packed
+from tests.test_train import program, weights
+
+LOOK: dict[str, Any] = {"image_size": 32, "resize": 32, "batch_size": 16, "num_workers": 0}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, painted: Path) -> Path:
+    output = tmp_path_factory.mktemp("shards") / "packed"
+    packed(painted, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def s3(shards: Path) -> Iterator[str]:
+    """The endpoint of an S3-compatible server on this machine that has the shards at s3://garden/packed."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        server.start()
+        host, port = server.get_host_and_port()
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="garden")
+        for path in shards.iterdir():
+            client.upload_file(str(path), "garden", f"packed/{path.name}")
+        yield f"http://{host}:{port}"
+        server.stop()
+
+
+class Unsteady(SimpleHTTPRequestHandler):
+    """Serves a folder, and breaks off so many answers in the middle first."""
+
+    breaks = 0
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        if type(self).breaks:
+            type(self).breaks -= 1
+            outputfile.write(source.read(100))
+            return
+        super().copyfile(source, outputfile)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web(shards: Path) -> Iterator[str]:
+    """The address of the shards on a plain web server."""
+
+    def handler(*arguments: Any) -> Unsteady:
+        return Unsteady(*arguments, directory=str(shards))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def remote_data(root: str, **settings: Any) -> FlowersData:
+    return FlowersData(root, packed=True, patience=5, **LOOK, **settings)
+
+
+def test_photos_from_s3_and_the_web_are_those_of_the_folder(painted: Path, s3: str, web: str):
+    folder = FlowersData(painted, **LOOK)
+    for data in (remote_data("s3://garden/packed", endpoint=s3), remote_data(web)):
+        assert data.split_digest == folder.split_digest
+        for ours, theirs in zip(data.val_dataloader(), folder.val_dataloader(), strict=True):
+            assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+
+
+def test_workers_fetch_and_an_epoch_of_training_is_the_same_from_afar(shards: Path, s3: str):
+    far = remote_data("s3://garden/packed", endpoint=s3)
+    far.num_workers = 2
+    near = FlowersData(shards, packed=True, **LOOK)
+    for ours, theirs in zip(far.train_dataloader(), near.train_dataloader(), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+
+
+def test_a_lost_connection_is_tried_again(web: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    Unsteady.breaks = 1
+    remote.fetch(f"{web}/split.csv", tmp_path / "split.csv", patience=5)
+    assert (tmp_path / "split.csv").stat().st_size > 100
+    assert "trying again" in caplog.text
+
+
+def test_what_cannot_be_had_is_named_in_one_line(web: str, s3: str, tmp_path: Path):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # does not listen
+        address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        with pytest.raises(ValueError, match=r"cannot get http.*shards.json .*refused"):
+            _ = FlowersData(address, packed=True, patience=0.1).rows
+    for lost in (remote_data(f"{web}/none"), remote_data("s3://garden/none", endpoint=s3)):
+        with pytest.raises(ValueError, match=r"^cannot get .*shards.json .*404|NoSuchKey"):
+            _ = lost.rows
+    error = remote.LostError("Caught LostError in a worker.\nTraceback:\nflowers.remote.LostError: cannot get it")
+    assert str(error) == "cannot get it"
+
+
+def test_copies_never_take_more_than_the_cache_may_have(
+    shards: Path, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path))
+    files = [Remote(*shard) for shard in FlowersData(shards, packed=True).shards.names]  # type: ignore[union-attr]
+    most = 2 * max(file.size for file in files)
+    mirror = Mirror(web, None, 5, most / 2**30)
+    for file in files:
+        assert mirror.path(file).read_bytes() == (shards / file.name).read_bytes()
+        assert sum(path.stat().st_size for path in (tmp_path / "shards").iterdir()) <= most
+    with pytest.raises(ValueError, match=r"is not what was packed"):
+        mirror.path(files[0]._replace(sha256="0" * 64))
+    with pytest.raises(ValueError, match=r"data.cache_gb=.*wanted at least"):
+        remote_data(web, cache_gb=1e-6).train_dataloader()
+
+
+def test_a_checkpoint_scores_the_same_on_shards_as_on_the_folder(painted: Path, s3: str, tmp_path: Path):
+    recipe = [*SMALL, f"run_dir={tmp_path / 'folder'}", f"data.root={painted}", "head.epochs=1", "finetune.epochs=0"]
+    train(configuration(*recipe))
+    kept = checkpoints.read(tmp_path / "folder" / checkpoints.BEST)["hyper_parameters"]["config"]
+    model = checkpoints.load(tmp_path / "folder" / checkpoints.BEST)
+    scores = []
+    for data in (FlowersData(painted, **LOOK), remote_data("s3://garden/packed", endpoint=s3)):
+        dataset = data.dataset("val")
+        features = results.embed(model, data, dataset, "val", kept | {"features": {"cache": False, "max_gb": 1}})
+        scores.append(results.score(results.predict(model, features, dataset, data.root)))
+    assert scores[0] == scores[1]
+
+
+def test_trained_from_s3_killed_inside_an_epoch_and_resumed_it_is_the_uninterrupted_run(s3: str, tmp_path: Path):
+    recipe = [option for option in SMALL if option != "data=folder"]
+    recipe += ["model.architecture=mobilenet_v3_small"]  # it draws dropout
+    recipe += ["data=shards", "data.root=s3://garden/packed", f"data.endpoint={s3}", "data.mixed_shards=2"]
+    recipe += ["head.epochs=1", "finetune.epochs=1", "callbacks.within.minutes=0.00001"]
+    recipe += ["+callbacks.kill._target_=tests.killing.KillAt"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(configuration(*recipe, f"run_dir={whole}"))
+    assert program(*recipe, f"hydra.run.dir={killed}", KILL_AT="1.2").returncode == -signal.SIGKILL
+    last = program(f"resume={killed}", KILL_AT="1.1")  # that batch is behind it
+    assert last.returncode == 0, last.stderr
+    ours, theirs = weights(killed), weights(whole)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert results.load(killed / "result.json")["val"] == results.load(whole / "result.json")["val"]
+    evaluate(configuration(f"run={killed}", name="evaluate"))
+    assert "data:image" in (killed / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_boto3_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'flowers\[shards\]'"):
+        remote.is_remote("s3://bucket/shards")
+
+
+def test_an_address_is_no_folder_of_photos():
+    with pytest.raises(ValueError, match="wanted data=shards"):
+        FlowersData("https://example.org/photos")
+    with pytest.raises(ValueError, match="starts with http, https, s3"):
+        FlowersData("ftp://example.org/photos", packed=True)
