@@ -26,6 +26,8 @@ class RunsTable(Callback):
         """Called by Hydra after the last job."""
         folder = Path(config.hydra.sweep.dir).resolve()
         rows = runs(folder)
+        if not rows:
+            sys.exit(f"no run in {folder}: a launcher's machines must all see it")
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()

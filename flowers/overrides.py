@@ -85,9 +85,12 @@ def _check_option(override: Override) -> None:
 
 def _check_launcher(option: str) -> None:
     file = CONF / "hydra" / "launcher" / f"{option}.yaml"
-    if file.exists() and importlib.util.find_spec(str(OmegaConf.load(file)._target_).rpartition(".")[0]) is None:
+    try:
+        if file.exists():
+            importlib.import_module(str(OmegaConf.load(file)._target_).rpartition(".")[0])
+    except ModuleNotFoundError as error:
         extra = option.partition("_")[0]
-        raise ValueError(f"hydra/launcher={option} needs its plugin: pip install 'flowers[{extra}]'")
+        raise ValueError(f"hydra/launcher={option} needs its plugin: pip install 'flowers[{extra}]'") from error
 
 
 def _is_added(override: Override, values: dict[str, Any]) -> bool:

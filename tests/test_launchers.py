@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from flowers import checkpoints, paths
+from flowers.multirun import RunsTable
 from flowers.overrides import checked
 from flowers.train import train
 from tests.conftest import SMALL, configuration
@@ -105,9 +107,8 @@ def test_so_are_those_of_a_ray_cluster_that_was_started_elsewhere(by_itself: dic
     check(done, tmp_path, by_itself)
 
 
-def test_a_killed_job_ends_a_multirun_in_one_line(painted: Path, tmp_path: Path):
-    kill = ("+callbacks.kill._target_=tests.killing.KillAt", "head.views=0")
-    done = multirun("joblib", tmp_path, *kill, "optimizer.lr=0.001,0.002", KILL_AT="0.0")
+def test_a_killed_job_ends_a_multirun_in_one_line(tmp_path: Path):
+    done = multirun("joblib", tmp_path, "+callbacks.kill._target_=tests.killing.KillAt", "head.views=0", KILL_AT="0.0")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: the multirun was cut short: TerminatedWorkerError")
     assert "Traceback" not in done.stdout + done.stderr
@@ -115,6 +116,12 @@ def test_a_killed_job_ends_a_multirun_in_one_line(painted: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (paths.CONF / "hydra" / "launcher").glob("*.yaml")))
 def test_a_launcher_whose_plugin_is_missing_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    target = str(OmegaConf.load(paths.CONF / "hydra" / "launcher" / f"{name}.yaml")._target_)
+    monkeypatch.setitem(sys.modules, target.rpartition(".")[0], None)  # as good as not installed
     with pytest.raises(ValueError, match=rf"pip install 'flowers\[{name.partition('_')[0]}\]'"):
         checked([f"hydra/launcher={name}"], "train")
+
+
+def test_runs_that_went_to_a_folder_elsewhere_are_no_empty_table(tmp_path: Path):
+    with pytest.raises(SystemExit, match=r"no run in .* must all see it"):
+        RunsTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
