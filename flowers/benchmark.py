@@ -24,6 +24,8 @@ def benchmark(cfg: DictConfig) -> dict[str, Any]:
     if cfg.rounds < 1 or cfg.seconds <= 0 or cfg.head.epochs < 1 or (cfg.step_batch or 2) < 2:
         raise ValueError("wanted rounds >= 1, seconds > 0, head.epochs >= 1, and step_batch >= 2 or null")
     data = FlowersData(**{**cfg.data, "source": instantiate(cfg.data.source)}, seed=cfg.seed)
+    if data.shards is not None:
+        raise ValueError("data=shards: the plain way reads each photo from its own file: wanted a folder (data=folder)")
     counts = data.counts("train").total(), data.counts("val").total()
     if not all(counts):
         raise ValueError(f"{counts[0]} photos are in train and {counts[1]} in val: wanted some in both")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from flowers import atomic, card, checkpoints, formats, hardware, parity, results, run, transforms
+from flowers import atomic, card, checkpoints, formats, hardware, parity, remote, results, run, transforms
 from flowers.classifier import Classifier
 from flowers.data import FlowersData, shown
 from flowers.formats import Program
@@ -41,8 +41,8 @@ class Trained:
             raise ValueError(f"{folder} has no {results.RESULT}: train the run to its end first (resume={folder})")
         self.result = results.load(folder / results.RESULT)
         settings = self.hparams["config"]["data"]
-        self.root = Path(root or settings["root"])
-        if not self.root.is_dir():
+        self.root = str(root or settings["root"])
+        if not (remote.is_remote(self.root) or Path(self.root).is_dir()):
             raise ValueError(
                 f"the photos of {folder} are no longer in {self.root}: wanted there, to compare the exported files on "
                 "(photos=FOLDER says where they lie now)"
@@ -146,7 +146,7 @@ def describe(trained: Trained, folder: Path, files: Mapping[str, str], report: M
             for split in ("train", "val", "test")
             if trained.data.counts(split)
         },
-        "folder": trained.root.name,
+        "folder": Path(trained.root).name,
         "trained": {name: result[name] for name in ("digest", "seed", "best_epoch", "precision", "versions", "git")},
         "exported": run.provenance(),
     }

@@ -13,6 +13,8 @@ from flowers.train import train
 from tests.conftest import SMALL, configuration
 from tests.test_train import curves, program, weights
 
+pytestmark = pytest.mark.processes
+
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
 
 

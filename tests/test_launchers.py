@@ -20,6 +20,8 @@ from flowers.overrides import checked
 from flowers.train import train
 from tests.conftest import SMALL, configuration
 
+pytestmark = pytest.mark.processes
+
 JOBS = (*SMALL, "head.epochs=1", "finetune.epochs=0")
 GARDEN = ("data=garden", "data.source.number=60", "data.source.size=48")
 
