@@ -114,12 +114,21 @@ class FlowerClassifier(LightningModule):
         inputs, labels = batch
         if self.step_photos is None:
             logits = self(inputs)
+            if self.trainer.world_size > 1:
+                return self._shared_loss(logits, labels)
             loss = cross_entropy(logits, labels)
             self._log("train", loss.detach().expand(len(labels)), logits, labels)
             return loss
         losses, logits = self._steps(torch.split(inputs, self.step_photos), torch.split(labels, self.step_photos))
         self._log("train", losses, logits, labels)
         return losses[-1]
+
+    def _shared_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """This process's part of a step's loss: the processes' mean is that over the photos of all of them."""
+        is_photo = labels != FILLING
+        losses = cross_entropy(logits, labels, reduction="none", ignore_index=FILLING)
+        self._log("train", losses[is_photo].detach(), logits[is_photo], labels[is_photo])
+        return losses.sum() / self.trainer.strategy.reduce(is_photo.float().sum(), reduce_op="mean")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """The `logits` (B, C) of a batch of validation photos, all scored but what fills it up."""

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch.utils.data import Sampler
 
+FILLING = -1  # an index, and the label of the item there: no photo, neither learned from nor scored
+
 
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yields `(index, seed)` for each of `length` items, in an order drawn anew for each epoch.
@@ -14,8 +16,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     The seed belongs to that item in that epoch: an augmentation drawn from it does not depend on which worker draws it,
     how many there are, or what was drawn before. Lightning calls `set_epoch`.
 
-    Of `ranks` processes that train together, number `rank` takes every so-manieth item; the first items fill up the
-    last round, so that all take as many.
+    Of `ranks` processes that train together, number `rank` takes every so-manieth item; FILLING fills up the last
+    round, so that all take as many.
     """
 
     def __init__(self, length: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
@@ -34,11 +36,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         order = torch.randperm(self.length, generator=generator)
         seeds = torch.randint(2**62, (self.length,), generator=generator)
         keys = list(zip(order.tolist(), seeds.tolist(), strict=True))
-        keys += keys[: len(self) * self.ranks - self.length]
+        keys += [(FILLING, 0)] * (len(self) * self.ranks - self.length)
         return iter(keys[self.rank :: self.ranks])
-
-
-FILLING = -1  # an index, and the label of the item there: no photo, and not scored
 
 
 @contextmanager

@@ -22,7 +22,7 @@ TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.p
 def recipe(painted: Path) -> list[str]:
     """Without BatchNorm and dropout, which see or draw for each process's photos alone; an odd number in val."""
     network = ["model.architecture=convnext_tiny", "+model.options.stochastic_depth_prob=0.0"]
-    photos = [f"data.root={painted}", "data.batch_size=10", "data.val_fraction=0.25", "data.test_fraction=0.1"]
+    photos = [f"data.root={painted}", "data.batch_size=16", "data.val_fraction=0.25", "data.test_fraction=0.1"]
     rest = ["optimizer=sgd", "scheduler=cosine", "finetune.epochs=1", "+callbacks.kill._target_=tests.killing.KillAt"]
     return [*SMALL, *network, *photos, *rest]
 
