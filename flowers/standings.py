@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,12 @@ def _none_ended(failed: Sequence[FrozenTrial], count: int) -> str:
 def _against(done: Sequence[FrozenTrial]) -> dict[int, float]:
     """McNemar's p of each trial beside the best, by number, where both judged the same photos and can be read here."""
     best, *others = done
-    compared = {}
-    for trial in others:
-        try:
-            compared[trial.number] = float(paired.compare(_said(trial), _said(best))["p"])
-        except ValueError:  # another split, or another machine's folder
-            continue
+    compared: dict[int, float] = {}
+    with suppress(ValueError):  # the best lies in another machine's folder
+        said = _said(best)
+        for trial in others:
+            with suppress(ValueError):  # this one does, or it had another split
+                compared[trial.number] = float(paired.compare(_said(trial), said)["p"])
     return compared
 
 
