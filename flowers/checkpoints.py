@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torchmetrics import Metric
 
-from flowers import atomic
+from flowers import atomic, sharing
+from flowers.data import FlowersData
 from flowers.loader import EpochLoader
 from flowers.model import FlowerClassifier
 
@@ -109,8 +110,15 @@ class WithinEpoch(Checkpoint):
         """Adds the state of the generators and of the epoch's metrics."""
         if self._is_inside:
             checkpoint["begun"] = {
-                "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
-                "metrics": {name: metric.metric_state for name, metric in _training_metrics(pl_module)},
+                "steps": steps(trainer.datamodule, trainer.world_size),  # type: ignore[attr-defined]
+                "random": sharing.of_all([torch.get_rng_state(), *torch.cuda.get_rng_state_all()]),
+                "metrics": {
+                    name: {
+                        state: trainer.strategy.reduce(torch.as_tensor(value).clone(), reduce_op="sum")
+                        for state, value in metric.metric_state.items()
+                    }
+                    for name, metric in _training_metrics(pl_module)
+                },
             }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -122,10 +130,12 @@ class WithinEpoch(Checkpoint):
         super().on_train_start(trainer, pl_module)
         if self._begun is None:
             return
-        torch.set_rng_state(self._begun["random"][0])
-        if torch.cuda.device_count() == len(self._begun["random"]) - 1:
-            torch.cuda.set_rng_state_all(self._begun["random"][1:])
-        for name, metric in _training_metrics(pl_module):
+        if len(self._begun["random"]) == trainer.world_size:
+            on_cpu, *on_gpus = self._begun["random"][trainer.global_rank]
+            torch.set_rng_state(on_cpu)
+            if torch.cuda.device_count() == len(on_gpus):
+                torch.cuda.set_rng_state_all(on_gpus)
+        for name, metric in _training_metrics(pl_module) if trainer.is_global_zero else ():  # sums, added up at the end
             for state, value in self._begun["metrics"][name].items():
                 setattr(metric, state, value.to(metric.device))
         self._begun = None
@@ -134,6 +144,11 @@ class WithinEpoch(Checkpoint):
 def _training_metrics(model: LightningModule) -> list[tuple[str, Metric]]:
     names = ("train_loss", "train_accuracy")
     return [(name, getattr(model, name)) for name in names]
+
+
+def steps(data: FlowersData, ranks: int) -> str:
+    """What decides which photos an epoch's steps take, for people. Packed ones are dealt out by the shard."""
+    return f"data.batch_size={data.batch_size}" + (f" and {ranks} process(es)" if data.shards else "")
 
 
 def epochs_done(checkpoint: Mapping[str, Any]) -> int:

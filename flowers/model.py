@@ -41,6 +41,7 @@ class FlowerClassifier(LightningModule):
         optimizer: makes one from parameter groups; its `lr` is the head's.
         scheduler: see `schedules`.
         backbone_lr: the backbone's learning rate; None for the head's.
+        compiled: whether torch.compile makes the backbone's steps.
         seed: of what an epoch draws (dropout).
     """
 
@@ -60,6 +61,7 @@ class FlowerClassifier(LightningModule):
         optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer] | None = None,
         scheduler: Schedule | None = None,
         backbone_lr: float | None = None,
+        compiled: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -69,7 +71,9 @@ class FlowerClassifier(LightningModule):
         self.backbone, width = backbone.build(architecture, weights, options or {})
         self.backbone.to(memory_format=torch.channels_last)  # twice as fast on a CPU with bf16, faster on GPUs too
         weights_digest = weights_digest or backbone.digest(self.backbone)
-        self.save_hyperparameters(ignore=["weights", "optimizer", "scheduler", "backbone_lr"], logger=False)
+        self.save_hyperparameters(ignore=["weights", "optimizer", "scheduler", "backbone_lr", "compiled"], logger=False)
+        if compiled:
+            self.backbone.compile()  # in place: the names in checkpoints stay
         with seeded(seed):  # the same head whatever was drawn before: a multirun's later jobs draw no backbone
             self.head = nn.Linear(width, len(classes))
         # Labels are in range by how they are made; to check them each step would wait for the device.

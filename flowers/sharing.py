@@ -26,6 +26,14 @@ def of_first(value: T) -> T:
     return values[0]
 
 
+def of_all(value: T) -> list[T]:
+    """What each process gives, in all of them."""
+    values = [value] * rank()[1]
+    if len(values) > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
 def part(items: Sequence[T], filling: T) -> list[T]:
     """Every so-manieth of `items`; `filling` makes it as many in each process."""
     number, ranks = rank()
@@ -35,9 +43,4 @@ def part(items: Sequence[T], filling: T) -> list[T]:
 
 def whole(mine: Tensor) -> Tensor:
     """Results (B, …) of each process for its `part` as those (ranks * B, …) of all, in the order of the items."""
-    _, ranks = rank()
-    if ranks == 1:
-        return mine
-    results = [mine] * ranks
-    distributed.all_gather_object(results, mine)
-    return torch.stack(results, 1).flatten(0, 1)
+    return torch.stack(of_all(mine), 1).flatten(0, 1)

@@ -1,9 +1,13 @@
 """Which stages a run goes through, and where a resumed one goes on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning import Trainer
+
 from flowers import checkpoints
+from flowers.data import FlowersData
 from flowers.model import Stage
 
 
@@ -48,3 +52,18 @@ def plan(head_epochs: int, finetune_epochs: int, run: Path) -> list[Leg]:
     if kept:
         left[0] = left[0]._replace(checkpoint=last)
     return left
+
+
+def check(legs: Sequence[Leg], data: FlowersData, trainer: Trainer, views: int) -> None:
+    """Makes sure that steps can be shared, and that an epoch that is gone on with inside has the steps it began with.
+
+    Raises ValueError where not. `views` of each photo are kept in the head stage.
+    """
+    data.step_share(trainer.world_size)
+    begun = checkpoints.read(legs[0].checkpoint).get("begun") if legs[0].checkpoint else None
+    kept = legs[0].stage == "head" and views
+    found = f"head.views={views}" if kept else checkpoints.steps(data, trainer.world_size)
+    if begun and begun["steps"] != found:
+        raise ValueError(
+            f"this run stopped inside an epoch with {begun['steps']}, found {found}: resume it with what it had"
+        )

@@ -15,10 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def log_start(data: FlowersData, model: FlowerClassifier, legs: Sequence[Leg], trainer: Trainer) -> None:
-    """Photos per class and split, what each stage trains, device and precision, the run folder, where to watch.
-
-    Raises ValueError where the processes cannot share a step's photos evenly.
-    """
+    """Photos per class and split, what each stage trains, device and precision, the run folder, where to watch."""
     counts = {split: data.counts(split) for split in SPLITS if data.counts(split)}
     width = max(map(len, data.classes)) + 2
     lines = ["photos".ljust(width) + "".join(split.rjust(8) for split in counts)]

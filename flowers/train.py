@@ -21,7 +21,6 @@ def train(cfg: DictConfig) -> float:
     legs = stages.plan(cfg.head.epochs, cfg.finetune.epochs, folder)
     seed_everything(cfg.seed)
     data = FlowersData(**{**cfg.data, "source": instantiate(cfg.data.source)}, seed=cfg.seed)
-    run.accept(cfg, folder, data.rows)
     model = FlowerClassifier(
         **run.plain(cfg.model),
         classes=data.classes,
@@ -32,10 +31,9 @@ def train(cfg: DictConfig) -> float:
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
         backbone_lr=cfg.finetune.backbone_lr,
+        compiled=cfg.finetune.compile,
         seed=cfg.seed,
     )
-    if cfg.finetune.compile:
-        model.backbone.compile()
     kept = FrozenFeatures(data, model, max(cfg.head.views, 1), **cfg.features)
     trainer = Trainer(
         **hardware.settled(cfg.trainer),
@@ -44,6 +42,8 @@ def train(cfg: DictConfig) -> float:
         plugins=checkpoints.AtomicCheckpointIO(),
         default_root_dir=folder,
     )
+    stages.check(legs, data, trainer, cfg.head.views)
+    run.accept(cfg, folder, data.rows)
     summary.log_start(data, model, legs, trainer)
     with run.resumable(f"python -m flowers.train resume={folder}"):
         for leg in legs:

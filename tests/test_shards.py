@@ -156,6 +156,9 @@ def test_trained_from_s3_killed_inside_an_epoch_and_resumed_it_is_the_uninterrup
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(configuration(*recipe, f"run_dir={whole}"))
     assert program(*recipe, f"hydra.run.dir={killed}", KILL_AT="1.2").returncode == -signal.SIGKILL
+    other = program(f"resume={killed}", "data.batch_size=8")
+    assert other.returncode == 1
+    assert "inside an epoch with data.batch_size=16 and 1 process(es), found data.batch_size=8" in other.stderr
     last = program(f"resume={killed}", KILL_AT="1.1")  # that batch is behind it
     assert last.returncode == 0, last.stderr
     ours, theirs = weights(killed), weights(whole)
