@@ -18,6 +18,10 @@ HARMLESS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     # In a notebook without widgets; captum asks tqdm for bars that it then does not draw.
     "IProgress not found",
+    # torchvision's networks change no such output in place: sharded, all of them train as they do whole.
+    "FSDP2-wrapped module .* returned a view tensor",
+    # The class token's gradient in a vision transformer; the copy costs next to nothing.
+    "Grad strides do not match bucket view strides",
     # Workers are forked before they use what may be locked, as in any program with a DataLoader.
     "This process .* is multi-threaded, use of fork",
     # The plugins' schemas bring the defaults for our files of the same name, which do without them too.

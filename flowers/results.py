@@ -22,6 +22,7 @@ from flowers.model import FlowerClassifier
 from flowers.photoset import PhotoSet
 from flowers.pictures import Pictures
 from flowers.predictions import FOLDER, Predictions
+from flowers.sharded import Sharded
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,11 @@ def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -
     trainer.strategy.barrier()  # the first process may still be writing it
     kept = checkpoints.read(run_dir / checkpoints.BEST)
     config = kept["hyper_parameters"]["config"]
-    model = cast(FlowerClassifier, trainer.lightning_module)
-    model.load_state_dict(kept["state_dict"])
+    if isinstance(trainer.strategy, Sharded):
+        model = checkpoints.load(run_dir / checkpoints.BEST)
+    else:
+        model = cast(FlowerClassifier, trainer.lightning_module)
+        model.load_state_dict(kept["state_dict"])
     asked = {split: data.dataset(split) for split in ("val", "test") if data.counts(split)}
     features = {split: embed(model, data, dataset, split, config) for split, dataset in asked.items()}
     said = {split: predict(model, features[split], dataset, data.root) for split, dataset in asked.items()}

@@ -47,7 +47,8 @@ def arguments(given: Sequence[str]) -> list[str]:
 def begin(cfg: DictConfig) -> Path:
     """The run's folder; `cfg` gets the absolute paths of it and of the photos.
 
-    Raises ValueError where it holds another run already, and in a multirun for a run of several processes.
+    Raises ValueError where it holds another run already, in a multirun for a run of several processes, and for a
+    backbone both compiled and sharded.
     """
     folder = Path(cfg.run_dir).resolve()
     cfg.run_dir = str(folder)
@@ -59,6 +60,8 @@ def begin(cfg: DictConfig) -> Path:
             f"a multirun with trainer.devices={devices} would run the whole sweep once a process: "
             "give trainer.devices=1, or start each run by itself"
         )
+    if cfg.finetune.compile and cfg.trainer.strategy == "fsdp":
+        raise ValueError("finetune.compile=true does not go with trainer=fsdp: wanted one of them, or trainer=ddp")
     if processes.is_first() and (folder / CONFIG).exists() and not cfg.resume:
         raise ValueError(
             f"{folder} holds a run already: resume={folder} goes on with it, hydra.run.dir=… starts another"

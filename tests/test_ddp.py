@@ -1,13 +1,18 @@
 """Two processes on the CPU, over gloo: what several GPUs do, but for the GPUs."""
 
+import copy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
-from flowers import checkpoints, predictions, processes, results, sampler, sharing
+from flowers import backbone, checkpoints, predictions, processes, results, run, sampler, sharded, sharing
 from flowers.data import FlowersData
 from flowers.train import train
 from tests.conftest import SMALL, configuration
@@ -16,6 +21,7 @@ from tests.test_train import curves, program, weights
 pytestmark = pytest.mark.processes
 
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
+SHARDED = ("trainer=fsdp", *TWO[1:])
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +54,81 @@ def together(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run
 
 
-def test_two_processes_train_what_one_does_with_the_same_batch(alone: Path, together: Path):
-    for name in (checkpoints.BEST, checkpoints.LAST):
-        ours, theirs = weights(together, name), weights(alone, name)
-        assert ours.keys() == theirs.keys()
-        for key in theirs:
-            torch.testing.assert_close(ours[key], theirs[key], rtol=1e-4, atol=1e-6)
+@pytest.fixture(scope="module")
+def in_parts(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a sharded model, killed after a step of the fine-tune stage, and gone on with there."""
+    run = tmp_path_factory.mktemp("ddp") / "in_parts"
+    given = [*recipe, *SHARDED, f"hydra.run.dir={run}", "callbacks.within.minutes=0.00001"]
+    first = program(*given, KILL_RANK="1", KILL_AT="2.1")
+    assert first.returncode != 0
+    assert "ended" in first.stderr
+    assert checkpoints.read(run / checkpoints.LAST)["begun"]
+    last = program(f"resume={run}", KILL_AT="2.0")  # that batch is behind it
+    assert last.returncode == 0, last.stderr
+    assert "Warning" not in last.stdout + last.stderr
+    return run
 
 
-def test_two_processes_measure_what_one_does(alone: Path, together: Path):
-    ours, theirs = curves(together), curves(alone)
+@pytest.mark.parametrize("way", ["together", "in_parts"])
+def test_two_processes_train_what_one_does_with_the_same_batch(alone: Path, way: str, request: pytest.FixtureRequest):
+    assert_close(request.getfixturevalue(way), alone)
+
+
+@pytest.mark.parametrize("way", ["together", "in_parts"])
+def test_two_processes_measure_what_one_does(alone: Path, way: str, request: pytest.FixtureRequest):
+    ours, theirs = curves(request.getfixturevalue(way)), curves(alone)
     assert ours.keys() == theirs.keys()
     for tag in theirs:
         assert [step for step, _ in ours[tag]] == [step for step, _ in theirs[tag]]
         rel = 0 if tag.endswith("accuracy") else 1e-4
         assert [value for _, value in ours[tag]] == pytest.approx([value for _, value in theirs[tag]], rel, 1e-7)
+
+
+def test_a_sharded_run_goes_on_whole_and_a_whole_one_sharded(alone: Path, in_parts: Path, tmp_path: Path):
+    swapped = {"whole": (in_parts, "auto", 1), "sharded": (alone, "fsdp", 2)}
+    for name, (begun, strategy, devices) in swapped.items():
+        shutil.copytree(begun, tmp_path / name)
+        (tmp_path / name / run.STARTED).write_bytes((in_parts / run.STARTED).read_bytes())
+        given = [f"trainer.strategy={strategy}", f"trainer.devices={devices}", "finetune.epochs=2"]
+        done = program(f"resume={tmp_path / name}", *given)
+        assert done.returncode == 0, done.stderr
+        assert checkpoints.read(tmp_path / name / checkpoints.LAST)["global_step"] == 12
+    assert_close(tmp_path / "whole", tmp_path / "sharded")
+
+
+def assert_close(ours: Path, theirs: Path) -> None:
+    """Both checkpoints' weights, and the optimizer's state."""
+    for name in (checkpoints.BEST, checkpoints.LAST):
+        found, wanted = weights(ours, name), weights(theirs, name)
+        assert found.keys() == wanted.keys()
+        for key in wanted:
+            torch.testing.assert_close(found[key], wanted[key], rtol=1e-4, atol=1e-6)
+    states = [checkpoints.read(way / checkpoints.LAST)["optimizer_states"][0]["state"] for way in (ours, theirs)]
+    assert states[0].keys() == states[1].keys()
+    for number, values in states[1].items():
+        torch.testing.assert_close(states[0][number], values, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "inception_v3", "vit_b_16"])
+def test_a_network_in_shards_has_the_gradients_of_the_whole(architecture: str, tmp_path: Path):
+    options, size = ({"init_weights": False}, 299) if architecture == "inception_v3" else ({}, 224)
+    plain, _ = backbone.build(architecture, None, options)
+    parted = copy.deepcopy(plain)
+    distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        sharded.shard(parted)
+        assert sum(isinstance(module, FSDPModule) for module in parted.modules()) > 10
+        for network in (plain, parted):
+            with sampler.seeded(0):  # dropout
+                features = network(torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
+            (features[0] if isinstance(features, tuple) else features).square().mean().backward()
+        for ours, theirs in zip(parted.parameters(), plain.parameters(), strict=True):
+            assert (ours.grad is None) == (theirs.grad is None)  # Inception's auxiliary classifiers
+            if theirs.grad is not None:
+                assert isinstance(ours.grad, DTensor)
+                assert torch.equal(ours.grad.full_tensor(), theirs.grad)
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_the_result_of_two_processes_is_that_of_their_checkpoint(together: Path):
@@ -114,6 +180,9 @@ def test_one_device_is_a_run_of_several_too(painted: Path, tmp_path: Path):
 
 
 def test_a_step_that_cannot_be_shared_and_a_multirun_are_refused_in_a_line(painted: Path, tmp_path: Path):
+    done = program(*SMALL, *SHARDED, "finetune.compile=true", f"data.root={painted}", f"hydra.run.dir={tmp_path}/c")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: finetune.compile=true does not go with trainer=fsdp")
     given = [*SMALL, *TWO, f"data.root={painted}"]
     done = program(*given, "data.batch_size=15", f"hydra.run.dir={tmp_path}/a")
     assert done.returncode == 1
