@@ -194,7 +194,7 @@ class FlowerClassifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Makes what the epoch draws (dropout) a function of seed, epoch and process, resumed or not."""
-        torch.manual_seed(epoch_seed(self.seed, self.current_epoch) + (self.global_rank << 48))
+        torch.manual_seed(epoch_seed(self.seed, self.current_epoch, self.global_rank))
         self._set_mode()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

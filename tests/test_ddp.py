@@ -1,6 +1,7 @@
 """Two processes on the CPU, over gloo: what several GPUs do, but for the GPUs."""
 
 import copy
+import itertools
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from flowers import backbone, checkpoints, predictions, processes, results, run,
 from flowers.data import FlowersData
 from flowers.train import train
 from tests.conftest import SMALL, configuration
+from tests.test_packing import packed
 from tests.test_train import curves, program, weights
 
 pytestmark = pytest.mark.processes
@@ -76,12 +78,7 @@ def test_two_processes_train_what_one_does_with_the_same_batch(alone: Path, way:
 
 @pytest.mark.parametrize("way", ["together", "in_parts"])
 def test_two_processes_measure_what_one_does(alone: Path, way: str, request: pytest.FixtureRequest):
-    ours, theirs = curves(request.getfixturevalue(way)), curves(alone)
-    assert ours.keys() == theirs.keys()
-    for tag in theirs:
-        assert [step for step, _ in ours[tag]] == [step for step, _ in theirs[tag]]
-        rel = 0 if tag.endswith("accuracy") else 1e-4
-        assert [value for _, value in ours[tag]] == pytest.approx([value for _, value in theirs[tag]], rel, 1e-7)
+    assert_same_curves(request.getfixturevalue(way), alone)
 
 
 def test_a_sharded_run_goes_on_whole_and_a_whole_one_sharded(alone: Path, in_parts: Path, tmp_path: Path):
@@ -94,6 +91,16 @@ def test_a_sharded_run_goes_on_whole_and_a_whole_one_sharded(alone: Path, in_par
         assert done.returncode == 0, done.stderr
         assert checkpoints.read(tmp_path / name / checkpoints.LAST)["global_step"] == 12
     assert_close(tmp_path / "whole", tmp_path / "sharded")
+
+
+def assert_same_curves(ours: Path, theirs: Path) -> None:
+    """The same accuracies, and losses but for rounding."""
+    found, wanted = curves(ours), curves(theirs)
+    assert found.keys() == wanted.keys()
+    for tag in wanted:
+        assert [step for step, _ in found[tag]] == [step for step, _ in wanted[tag]]
+        rel = 0 if tag.endswith("accuracy") else 1e-4
+        assert [value for _, value in found[tag]] == pytest.approx([value for _, value in wanted[tag]], rel, 1e-7)
 
 
 def assert_close(ours: Path, theirs: Path) -> None:
@@ -172,6 +179,27 @@ def test_a_run_whose_processes_were_killed_goes_on_to_the_same_bits(recipe: list
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_a_run_from_shards_killed_inside_an_epoch_goes_on_to_the_same_bits(painted: Path, tmp_path: Path):
+    packed(painted, tmp_path / "packed")
+    recipe = [option for option in SMALL if option != "data=folder"]
+    recipe += ["data=shards", f"data.root={tmp_path}/packed", "data.mixed_shards=2"]
+    recipe += ["model.architecture=mobilenet_v3_small"]  # it draws dropout, and has BatchNorm
+    recipe += [*TWO, "head.epochs=0", "finetune.epochs=2", "callbacks.within.minutes=0.00001"]
+    recipe += ["+callbacks.kill._target_=tests.killing.KillAt"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert program(*recipe, f"hydra.run.dir={whole}").returncode == 0
+    assert program(*recipe, f"hydra.run.dir={killed}", KILL_RANK="1", KILL_AT="1.2").returncode != 0
+    other = program(f"resume={killed}", "trainer.devices=1")
+    assert other.returncode == 1
+    assert "data.batch_size=16 and 2 process(es), found data.batch_size=16 and 1 process(es)" in other.stderr
+    last = program(f"resume={killed}", KILL_AT="1.1")  # that batch is behind it
+    assert last.returncode == 0, last.stderr
+    ours, theirs = weights(killed), weights(whole)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert results.load(killed / "result.json")["val"] == results.load(whole / "result.json")["val"]
+    assert_same_curves(killed, whole)
+
+
 def test_one_device_is_a_run_of_several_too(painted: Path, tmp_path: Path):
     one = [*SMALL, *TWO, "trainer.devices=1", "head.epochs=1", "finetune.epochs=0"]
     done = program(*one, f"data.root={painted}", f"hydra.run.dir={tmp_path}")
@@ -225,6 +253,14 @@ def test_who_is_first_by_torchrun_lightning_or_slurm(
     if {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & environment.keys():
         with pytest.raises(ValueError, match=r"need one folder for their run: give hydra\.run\.dir"):
             processes.in_one_folder(["seed=1"])
+
+
+def test_no_two_seeds_epochs_or_processes_draw_the_same():
+    draws = set()
+    for triple in itertools.product(range(4), range(5), range(8)):
+        with sampler.seeded(sampler.epoch_seed(*triple)):
+            draws.add(torch.rand(3).sum().item())
+    assert len(draws) == 4 * 5 * 8
 
 
 def test_the_parts_of_a_step_are_the_step():
