@@ -1,27 +1,23 @@
 """The photos as Lightning takes them: found, verified, split, transformed and batched."""
 
-import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader
 
-from flowers import decoded, photos, remote, sharing, transforms
+from flowers import decoded, hardware, remote, sharing, transforms
+from flowers.folder import Folder
 from flowers.loader import EpochLoader
 from flowers.order import ShardOrder
 from flowers.photoset import PhotoSet
 from flowers.sampler import FILLING, EpochSampler
 from flowers.shards import Shards
-from flowers.split import Photo, Row, contradictions, crossing, decide, digest, groups, load
-from flowers.verification import verify
-
-log = logging.getLogger(__name__)
+from flowers.split import Row, digest, load, matched
 
 
 class FlowersData(LightningDataModule):
@@ -29,10 +25,9 @@ class FlowersData(LightningDataModule):
 
     Args:
         root: the folder of photos, one sub-folder a class.
-        source: called with `root` to make sure that the photos are there; None where they are.
+        source, on_bad_photo: see `Folder`.
         val_fraction, test_fraction, folds, fold, split_seed: see `split.decide`.
         split_file: a split.csv to take as given, its paths being below `root`.
-        on_bad_photo: "error" names all photos that cannot be read and stops; "skip" names them and goes on.
         image_size, resize: pixels; see `transforms.centred`.
         crop_scale, crop_ratio, flip, brightness, contrast, saturation, hue: see `transforms.augmenting`.
         batch_size: photos a step, of all processes that train together.
@@ -44,7 +39,7 @@ class FlowersData(LightningDataModule):
         cache_gb: gibibytes of copies of remote shards on this disk.
         mixed_shards: see `ShardOrder`.
 
-    Raises ValueError, from `setup`, for a folder, a photo or a split that cannot be used.
+    Raises ValueError, once asked for photos, for a folder, a photo or a split that cannot be used.
     """
 
     def __init__(
@@ -78,8 +73,6 @@ class FlowersData(LightningDataModule):
         mixed_shards: int = 16,
     ) -> None:
         super().__init__()
-        if on_bad_photo not in ("error", "skip"):
-            raise ValueError(f"data.on_bad_photo={on_bad_photo}: wanted error or skip")
         if not 0 < image_size <= resize:
             raise ValueError(f"data.image_size={image_size} data.resize={resize}: wanted 0 < image_size <= resize")
         if not 0 <= memory_share < 1:
@@ -90,14 +83,11 @@ class FlowersData(LightningDataModule):
             raise ValueError(f"data.mixed_shards={mixed_shards}: wanted at least 1")
         if remote.is_remote(root) and not packed:
             raise ValueError(f"{root} is no folder: wanted data=shards for photos that flowers.pack has packed")
+        rule = val_fraction, test_fraction, folds, fold, split_seed
         self.shards = Shards(str(root), endpoint, patience, cache_gb) if packed else None
+        self.root = self.shards or Folder(root, source, on_bad_photo, rule)
         self.mixed_shards = mixed_shards
-        # Shards speak as much of a path's language as is spoken to them.
-        self.root = cast(Path, self.shards) if self.shards else Path(root).resolve()
-        self.source = source
         self.split_file = split_file
-        self.on_bad_photo = on_bad_photo
-        self.split_rule = (val_fraction, test_fraction, folds, fold, split_seed)
         self.augment = transforms.augmenting(
             image_size, crop_scale, crop_ratio, flip, brightness, contrast, saturation, hue
         )
@@ -105,40 +95,15 @@ class FlowersData(LightningDataModule):
         self.centre = transforms.centred(image_size, resize)
         self.batch_size = batch_size
         self.memory_share = memory_share
-        self.num_workers = min(cores(), 8) if num_workers is None else num_workers
+        self.num_workers = min(hardware.cores(), 8) if num_workers is None else num_workers
         self.seed = seed
-
-    def prepare_data(self) -> None:
-        """Downloads or paints the photos where there are none yet."""
-        if self.source is not None:
-            self.source(self.root)
 
     @cached_property
     def rows(self) -> list[Row]:
         """Every photo that takes part, with its split."""
-        found, good = self._good
         if self.split_file is not None:
-            return _matched(load(self.split_file), good, self.split_file)
-        if self.shards is not None:
-            return self.shards.rows
-        left_out = set()
-        for same in contradictions(good):
-            log.warning("left out, one photo under several classes: %s", ", ".join(photo.path for photo in same))
-            left_out |= {photo.path for photo in same}
-        good = [photo for photo in good if photo.path not in left_out]
-        if empty := sorted({item.label for item in found} - {photo.label for photo in good}):
-            raise ValueError(f"no photo is left of the class(es) {', '.join(empty)}: mend some, or remove the folder")
-        given = {item.path: item.split for item in found if item.split is not None}
-        return _as_given(good, given) if given else decide(good, *self.split_rule)
-
-    @cached_property
-    def _good(self) -> tuple[list[photos.Found], list[Photo]]:
-        """The files found, and of them those that can be read."""
-        if self.shards is not None:
-            return [], [Photo(row.path, row.label, row.sha256, "") for row in self.shards.rows]
-        self.prepare_data()
-        found = photos.find(self.root)
-        return found, self._verified(found)
+            return matched(load(self.split_file), self.root.photos, self.split_file)
+        return self.root.rows
 
     @cached_property
     def classes(self) -> list[str]:
@@ -172,14 +137,14 @@ class FlowersData(LightningDataModule):
         key = digest(rows), str(prepare)
         share = self.memory_share / 2 / sharing.rank()[1]  # train and val share it, and so do processes
         store = decoded.store(key, split, len(rows), share) if kept else None
-        return PhotoSet([self.root / row.path for row in rows], labels, digests, prepare, augment, store)
+        return PhotoSet(self.root, [row.path for row in rows], labels, digests, prepare, augment, store)
 
     def everything(self, classes: Sequence[str]) -> PhotoSet:
         """All photos that can be read, centred, whatever their split, labelled by their place in `classes`.
 
         Raises ValueError for a class that is not among them.
         """
-        _, good = self._good
+        good = self.root.photos
         if unknown := {photo.label for photo in good} - set(classes):
             raise ValueError(
                 f"{self.root} has the class(es) {', '.join(sorted(unknown))}: "
@@ -187,7 +152,7 @@ class FlowersData(LightningDataModule):
             )
         labels = [list(classes).index(photo.label) for photo in good]
         digests = [photo.sha256 for photo in good]
-        return PhotoSet([self.root / photo.path for photo in good], labels, digests, self.centre)
+        return PhotoSet(self.root, [photo.path for photo in good], labels, digests, self.centre)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The photos of train, augmented and shuffled."""
@@ -216,7 +181,7 @@ class FlowersData(LightningDataModule):
     def _shard_order(self, dataset: PhotoSet) -> ShardOrder:
         assert self.shards is not None
         rank, ranks = sharing.rank()
-        numbers = self.shards.numbers(dataset.paths)  # type: ignore[arg-type]
+        numbers = self.shards.numbers(dataset.paths)
         self.shards.check_room(min((self.mixed_shards + 2) * ranks, len(self.shards.names)))
         return ShardOrder(numbers, self.step_share(ranks), self.seed, rank, ranks, self.mixed_shards, self.shards.ahead)
 
@@ -242,53 +207,9 @@ class FlowersData(LightningDataModule):
         """How many training batches of the epoch lie behind: in a run that was killed inside of one, more than none."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
 
-    def _verified(self, found: Sequence[photos.Found]) -> list[Photo]:
-        verdicts = verify(self.root, [item.path for item in found])
-        bad = [f"  {item.path}: {verdicts[item.path].reason}" for item in found if verdicts[item.path].reason]
-        if bad and self.on_bad_photo == "error":
-            raise ValueError(
-                "\n".join([f"{len(bad)} of {len(found)} files in {self.root} cannot be read:", *bad])
-                + "\nmend or remove them, or leave them out with on_bad_photo=skip (data.on_bad_photo=skip in training)"
-            )
-        if bad:
-            log.warning("\n".join([f"left out, {len(bad)} files that cannot be read:", *bad]))
-        return [
-            Photo(item.path, item.label, verdicts[item.path].sha256, verdicts[item.path].phash)
-            for item in found
-            if not verdicts[item.path].reason
-        ]
-
-
-def _as_given(good: Sequence[Photo], split_of: dict[str, str]) -> list[Row]:
-    group_of = groups(good)
-    rows = [Row(p.path, p.label, split_of[p.path], group_of[p.path], p.sha256) for p in good]
-    if leaks := crossing(rows):
-        example = " and ".join(row.path for row in leaks[0])
-        log.warning("the given split has %d photos with a double on another side, such as %s", len(leaks), example)
-    return rows
-
-
-def _matched(rows: Sequence[Row], good: Sequence[Photo], split_file: str | Path) -> list[Row]:
-    """The rows whose photos are all there, unchanged."""
-    digests = {photo.path: photo.sha256 for photo in good}
-    wrong = [row.path for row in rows if digests.get(row.path) != row.sha256]
-    if wrong:
-        raise ValueError(
-            f"{len(wrong)} of the {len(rows)} photos of {split_file} are missing or have changed, such as {wrong[0]}: "
-            "wanted the photos that the split was made of"
-        )
-    if len(good) > len(rows):
-        log.info("%d photos are not in %s and take no part", len(good) - len(rows), split_file)
-    return list(rows)
-
 
 def shown(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's settings for its data, those that another program needs to show a network the same photos."""
     names = ("image_size", "resize", "batch_size", "num_workers", "on_bad_photo")
     packed = ("packed", "endpoint", "patience", "cache_gb")
     return {name: settings[name] for name in (*names, *packed) if name in settings}
-
-
-def cores() -> int:
-    """Of the processor, those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -37,7 +37,7 @@ def evaluate(cfg: DictConfig) -> float:
     given = {name: cfg[name] for name in ("accelerator", "precision") if cfg[name] is not None}
     config = trained["config"] | {"trainer": trained["config"]["trainer"] | given}
     model = checkpoints.load(path)
-    predictions = results.predict(model, results.embed(model, data, dataset, name, config), dataset, data.root)
+    predictions = results.predict(model, results.embed(model, data, dataset, name, config), dataset)
     scored = metrics.detailed(predictions)
     for table in results.tables(name, scored):
         Console().print(table)

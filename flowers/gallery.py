@@ -65,7 +65,7 @@ def save_mistakes(rows: Sequence[Said], path: Path) -> None:
     atomic.write_text(path, text.getvalue())
 
 
-def thumbnail(path: str | Path, side: int = SIDE) -> Image.Image:
+def thumbnail(path: str | Path | photos.Packed, side: int = SIDE) -> Image.Image:
     """The photo cut to a square of `side` pixels; a grey one where it can no longer be read."""
     try:
         return ImageOps.fit(photos.read(path), (side, side))
@@ -80,7 +80,7 @@ def embedded(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def grid(root: Path, rows: Sequence[Said], columns: int = 4) -> Tensor:
+def grid(root: photos.Root, rows: Sequence[Said], columns: int = 4) -> Tensor:
     """The photos with their captions as one picture: uint8 (3, H, W)."""
     line = 12
     height = SIDE + 2 * line + 6

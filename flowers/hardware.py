@@ -14,7 +14,7 @@ def settled(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The trainer's settings with each "auto" of accelerator, precision and deterministic made definite.
 
     Precision becomes bf16 mixed only where the hardware computes bf16 natively; deterministic is true on a CPU, where
-    it costs nothing. The strategy "fsdp" becomes this project's.
+    it costs nothing.
     """
     definite = dict(settings)
     if definite["accelerator"] == "auto":
@@ -26,11 +26,12 @@ def settled(settings: Mapping[str, Any]) -> dict[str, Any]:
         definite["precision"] = "bf16-mixed" if has_bf16(definite["accelerator"]) else "32-true"
     if definite["deterministic"] == "auto":
         definite["deterministic"] = definite["accelerator"] == "cpu"
-    if definite["strategy"] == "fsdp":
-        from flowers.sharded import Sharded  # Lightning: seconds for those who ask for no training
-
-        definite["strategy"] = Sharded()
     return definite
+
+
+def cores() -> int:
+    """Of the processor, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device(accelerator: str) -> torch.device:

@@ -13,8 +13,8 @@ def pack(cfg: DictConfig) -> int:
     from filelock import FileLock
     from rich.console import Console
 
-    from flowers import packing, run
-    from flowers.data import FlowersData, cores
+    from flowers import hardware, packing, run
+    from flowers.data import FlowersData
 
     if cfg.shard_mb <= 0 or (cfg.workers is not None and cfg.workers < 1):
         raise ValueError(f"shard_mb={cfg.shard_mb} workers={cfg.workers}: wanted more than 0")
@@ -25,7 +25,7 @@ def pack(cfg: DictConfig) -> int:
     rows, classes = data.rows, data.classes
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(output.with_name(f".{output.name}.lock")):
-        shards = packing.write(root, rows, classes, output, cfg.shard_mb, cfg.workers or cores())
+        shards = packing.write(root, rows, classes, output, cfg.shard_mb, cfg.workers or hardware.cores())
     counts = ", ".join(f"{data.counts(split).total():,} {split}" for split in ("train", "val", "test"))
     Console().print(f"{len(rows):,} photos ({counts}) in {shards} shards: {output}", soft_wrap=True, highlight=False)
     return len(rows)

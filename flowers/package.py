@@ -61,13 +61,13 @@ class Trained:
 
     def raw(self) -> Iterator[Tensor]:
         """The validation photos as they are decoded: uint8 (1, 3, H, W), each of its own size."""
-        photos = PhotoSet(self.val.paths, self.val.labels, self.val.digests, nn.Identity())
+        photos = PhotoSet(self.val.root, self.val.paths, self.val.labels, self.val.digests, nn.Identity())
         return (photo for photo, _ in self.data.batches(photos, batch_size=1))
 
     def calibration(self, count: int) -> Iterator[npt.NDArray[np.uint8]]:
         """So many photos of train, or all, drawn the same each time: uint8 (1, 3, R, R), R being what is resized to."""
         train, side = self.data.dataset("train"), int(self.hparams["resize"])
-        photos = PhotoSet(train.paths, train.labels, train.digests, transforms.centred(side, side))
+        photos = PhotoSet(train.root, train.paths, train.labels, train.digests, transforms.centred(side, side))
         drawn = np.random.default_rng(0).permutation(len(photos))[:count].tolist()
         return (photo.numpy() for photo, _ in self.data.batches(photos, drawn, batch_size=1))
 

@@ -31,6 +31,13 @@ class Packed(Protocol):
         """Its bytes."""
 
 
+class Root(Protocol):
+    """Where photos lie: the path of a folder, `flowers.folder.Folder` or `flowers.shards.Shards`."""
+
+    def __truediv__(self, path: str, /) -> Path | Packed:
+        """The photo of that path below it."""
+
+
 class Found(NamedTuple):
     """A file that should be a photo: its path below the root ("/"-separated), class, and split where that is given."""
 

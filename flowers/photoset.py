@@ -1,7 +1,6 @@
 """Photos as a data set: read, prepared once, augmented anew each time."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +18,8 @@ class PhotoSet(Dataset[tuple[Tensor, int]]):
     Item FILLING is any photo, labelled FILLING.
 
     Args:
-        paths, labels, digests: of each photo; the digests are the files' SHA-256, hexadecimal.
+        root: where the photos lie.
+        paths, labels, digests: of each photo; the paths below the root, the digests the files' SHA-256, hexadecimal.
         prepare: from the photo as it is decoded to what is kept.
         augment: what is drawn anew on top each time; None for nothing.
         store: keeps prepared photos; None to read them from disk each time.
@@ -27,14 +27,15 @@ class PhotoSet(Dataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        root: photos.Root,
+        paths: Sequence[str],
         labels: Sequence[int],
         digests: Sequence[str],
         prepare: Callable[[Tensor], Tensor],
         augment: Callable[[Tensor], Tensor] | None = None,
         store: Decoded | None = None,
     ) -> None:
-        self.paths, self.labels, self.digests = paths, labels, digests
+        self.root, self.paths, self.labels, self.digests = root, paths, labels, digests
         self.prepare, self.augment, self.store = prepare, augment, store
 
     def __len__(self) -> int:
@@ -56,7 +57,7 @@ class PhotoSet(Dataset[tuple[Tensor, int]]):
         kept = self.store.get(index) if self.store else None
         if kept is not None:
             return kept
-        photo = self.prepare(v2.functional.pil_to_tensor(photos.read(self.paths[index])))
+        photo = self.prepare(v2.functional.pil_to_tensor(photos.read(self.root / self.paths[index])))
         if self.store:
             self.store.put(index, photo)
         return photo

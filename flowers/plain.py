@@ -33,7 +33,7 @@ class PlainPhotos(Dataset[tuple[Tensor, int]]):
 def training_photos(data: FlowersData) -> tuple[list[Path], list[int]]:
     """The paths and labels of train, in the order of split.csv."""
     rows = [row for row in data.rows if row.split == "train"]
-    return [data.root / row.path for row in rows], [data.classes.index(row.label) for row in rows]
+    return [Path(str(data.root), row.path) for row in rows], [data.classes.index(row.label) for row in rows]
 
 
 def batch(photos: Dataset[tuple[Tensor, int]], places: Sequence[int], size: int) -> tuple[Tensor, Tensor]:

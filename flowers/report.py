@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowers import atomic, figures, gallery, results, split
+from flowers import atomic, figures, gallery, photos, results, split
 from flowers.predictions import Predictions
 from flowers.run import SPLIT
 
@@ -19,7 +19,7 @@ def write(
     run_dir: Path,
     config: Mapping[str, Any],
     name: str,
-    root: Path,
+    root: photos.Root,
     predictions: Predictions,
     scores: Mapping[str, Any],
 ) -> None:
@@ -56,7 +56,7 @@ def write(
     atomic.write_text(path, text)
 
 
-def _pictures(root: Path, rows: Sequence[gallery.Said]) -> list[tuple[gallery.Said, str]]:
+def _pictures(root: photos.Root, rows: Sequence[gallery.Said]) -> list[tuple[gallery.Said, str]]:
     return [(row, gallery.embedded(gallery.thumbnail(root / row.path))) for row in rows[:_SHOWN]]
 
 

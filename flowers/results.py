@@ -41,7 +41,7 @@ def conclude(run_dir: Path, data: FlowersData, trainer: Trainer, clock: Clock) -
         model.load_state_dict(kept["state_dict"])
     asked = {split: data.dataset(split) for split in ("val", "test") if data.counts(split)}
     features = {split: embed(model, data, dataset, split, config) for split, dataset in asked.items()}
-    said = {split: predict(model, features[split], dataset, data.root) for split, dataset in asked.items()}
+    said = {split: predict(model, features[split], dataset) for split, dataset in asked.items()}
     scores = {split: score(predictions) for split, predictions in said.items()}
     result = scores | {
         "temperature": calibration.temperature(said["val"].logits, said["val"].labels),
@@ -99,11 +99,10 @@ def embed(
 
 
 @torch.inference_mode()
-def predict(model: FlowerClassifier, features: Tensor, dataset: PhotoSet, root: Path) -> Predictions:
-    """What a model's head says of features (N, F) of the photos of `dataset`, which lie below `root`."""
+def predict(model: FlowerClassifier, features: Tensor, dataset: PhotoSet) -> Predictions:
+    """What a model's head says of features (N, F) of the photos of `dataset`."""
     logits = model(features.float().to(model.device)).double().cpu()
-    paths = [path.relative_to(root).as_posix() for path in dataset.paths]
-    return Predictions(paths, torch.tensor(dataset.labels), logits, model.classes)
+    return Predictions(dataset.paths, torch.tensor(dataset.labels), logits, model.classes)
 
 
 def score(predictions: Predictions) -> dict[str, Any]:

@@ -47,8 +47,8 @@ def arguments(given: Sequence[str]) -> list[str]:
 def begin(cfg: DictConfig) -> Path:
     """The run's folder; `cfg` gets the absolute paths of it and of the photos.
 
-    Raises ValueError where it holds another run already, in a multirun for a run of several processes, and for a
-    backbone both compiled and sharded.
+    Raises ValueError where it holds another run already, in a multirun for a run of several processes, and where
+    trainer.strategy is not offered, or not for a compiled backbone.
     """
     folder = Path(cfg.run_dir).resolve()
     cfg.run_dir = str(folder)
@@ -60,7 +60,9 @@ def begin(cfg: DictConfig) -> Path:
             f"a multirun with trainer.devices={devices} would run the whole sweep once a process: "
             "give trainer.devices=1, or start each run by itself"
         )
-    if cfg.finetune.compile and cfg.trainer.strategy == "fsdp":
+    if cfg.trainer.strategy == "fsdp":
+        raise ValueError("trainer.strategy=fsdp is FSDP of the first kind, which is not offered: wanted trainer=fsdp")
+    if cfg.finetune.compile and cfg.trainer.strategy == "fsdp2":
         raise ValueError("finetune.compile=true does not go with trainer=fsdp: wanted one of them, or trainer=ddp")
     if processes.is_first() and (folder / CONFIG).exists() and not cfg.resume:
         raise ValueError(

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -16,7 +16,7 @@ _UNITS = 8  # a module with more than this part of all weights is taken apart fu
 
 
 class Sharded(DDPStrategy):
-    """As Lightning's DDP, but by PyTorch's FSDP2; Lightning's own FSDP is of the first kind and refuses a CPU.
+    """As Lightning's DDP, but by PyTorch's FSDP2; Lightning's own "fsdp" is of the first kind and refuses a CPU.
 
     What a stage trains is sharded for good once it begins; a frozen backbone stays whole in each process. Checkpoints
     are those of any other run, so that it is gone on with or without shards.
@@ -74,6 +74,9 @@ class Sharded(DDPStrategy):
             return value
         whole = value.full_tensor()
         return whole.cpu() if self.is_global_zero else whole.new_empty(0)
+
+
+StrategyRegistry.register("fsdp2", Sharded, "a model in parts, by PyTorch's FSDP2")
 
 
 def shard(network: nn.Module) -> None:

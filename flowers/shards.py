@@ -24,18 +24,12 @@ FORMAT = 1
 class PackedPhoto:
     """A photo in a shard; it stands where else a path does."""
 
-    __slots__ = ("path", "place", "shards")
-
-    def __init__(self, shards: "Shards", path: str, place: Sequence[int]) -> None:
-        self.shards, self.path, self.place = shards, path, place
+    def __init__(self, shards: "Shards", place: Sequence[int]) -> None:
+        self.shards, self.place = shards, place
 
     def content(self) -> bytes:
         """The photo's bytes, as its file had them."""
         return self.shards.content(*self.place)
-
-    def relative_to(self, root: object) -> Path:
-        """The path that it had below the folder that was packed."""
-        return Path(self.path)
 
 
 class Shards:
@@ -57,7 +51,7 @@ class Shards:
         return self.root
 
     def __truediv__(self, path: str) -> PackedPhoto:
-        return PackedPhoto(self, path, self.places[self._lines[path]].tolist())
+        return PackedPhoto(self, self.places[self._lines[path]].tolist())
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -78,6 +72,11 @@ class Shards:
         """The lines of split.csv."""
         return split.load(self._file(Remote(*self.manifest["split"])))
 
+    @property
+    def photos(self) -> list[split.Photo]:
+        """Of the same: all were read when they were packed."""
+        return [split.Photo(row.path, row.label, row.sha256, "") for row in self.rows]
+
     @cached_property
     def places(self) -> NDArray[np.int64]:
         """Of each line, the number of the shard and the photo's first byte and size there: (N, 3)."""
@@ -93,9 +92,9 @@ class Shards:
         """`rows` in the order in which they lie in the shards."""
         return sorted(rows, key=lambda row: self.places[self._lines[row.path]].tolist())
 
-    def numbers(self, photos: Sequence[PackedPhoto]) -> NDArray[np.int64]:
+    def numbers(self, paths: Sequence[str]) -> NDArray[np.int64]:
         """The number of the shard of each photo."""
-        return np.array([photo.place[0] for photo in photos])
+        return self.places[[self._lines[path] for path in paths], 0]
 
     def content(self, shard: int, start: int, size: int) -> bytes:
         """So many bytes of a shard."""

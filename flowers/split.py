@@ -3,12 +3,15 @@
 import csv
 import hashlib
 import io
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from flowers import atomic
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 
@@ -162,3 +165,17 @@ def load(path: str | Path) -> list[Row]:
     if wrong := {row.split for row in rows} - set(SPLITS):
         raise ValueError(f"{path} has the split(s) {', '.join(sorted(wrong))}: wanted {', '.join(SPLITS)}")
     return rows
+
+
+def matched(rows: Sequence[Row], photos: Sequence[Photo], source: str | Path) -> list[Row]:
+    """The `rows` of the file `source`. Raises ValueError unless all of theirs are among `photos`, unchanged."""
+    digests = {photo.path: photo.sha256 for photo in photos}
+    wrong = [row.path for row in rows if digests.get(row.path) != row.sha256]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of the {len(rows)} photos of {source} are missing or have changed, such as {wrong[0]}: "
+            "wanted the photos that the split was made of"
+        )
+    if len(photos) > len(rows):
+        log.info("%d photos are not in %s and take no part", len(photos) - len(rows), source)
+    return list(rows)

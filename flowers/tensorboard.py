@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.transforms import v2
 from torchvision.utils import make_grid
 
-from flowers import checkpoints, figures, gallery
+from flowers import checkpoints, figures, gallery, photos
 from flowers.data import FlowersData
 from flowers.predictions import Predictions
 
@@ -37,7 +37,7 @@ def log_photos(trainer: Trainer, data: FlowersData) -> None:
             board.experiment.add_image(f"photos/{split}", grid)
 
 
-def log_predictions(trainer: Trainer, predictions: Predictions, root: Path) -> None:
+def log_predictions(trainer: Trainer, predictions: Predictions, root: photos.Root) -> None:
     """The confusion matrix, the surest mistakes and the least sure photos, which lie below `root`."""
     said = gallery.said(predictions)
     matrix = multiclass_confusion_matrix(predictions.predicted, predictions.labels, len(predictions.classes)).tolist()
@@ -51,7 +51,7 @@ def log_predictions(trainer: Trainer, predictions: Predictions, root: Path) -> N
                 board.experiment.add_image(name, gallery.grid(root, rows[:_SHOWN]), step)
 
 
-def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions, root: Path) -> None:
+def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions, root: photos.Root) -> None:
     """For the PROJECTOR: features (N, F) of photos below `root`, in 64 principal components, with thumbnails."""
     spread = torch.linspace(0, len(predictions) - 1, min(_EMBEDDED, len(predictions))).long().tolist()
     centred = features[spread].double() - features[spread].double().mean(0)

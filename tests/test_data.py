@@ -46,8 +46,8 @@ def test_validation_photos_are_the_centre_of_the_resized_photo(folder: Path):
         grey.save(folder / label / "00wide.png")
     data = FlowersData(folder, on_bad_photo="skip", **SMALL | {"resize": 32})
     dataset = data.everything(["lily", "orchid"])
-    assert all("wide" not in str(path) for path in data.dataset("train").paths)  # one photo under two classes
-    photo, _ = dataset[[path.name for path in dataset.paths].index("00wide.png")]
+    assert all("wide" not in path for path in data.dataset("train").paths)  # one photo under two classes
+    photo, _ = dataset[[Path(path).name for path in dataset.paths].index("00wide.png")]
     assert photo.float().mean() < 5
 
 

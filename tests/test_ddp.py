@@ -82,7 +82,7 @@ def test_two_processes_measure_what_one_does(alone: Path, way: str, request: pyt
 
 
 def test_a_sharded_run_goes_on_whole_and_a_whole_one_sharded(alone: Path, in_parts: Path, tmp_path: Path):
-    swapped = {"whole": (in_parts, "auto", 1), "sharded": (alone, "fsdp", 2)}
+    swapped = {"whole": (in_parts, "auto", 1), "sharded": (alone, "fsdp2", 2)}
     for name, (begun, strategy, devices) in swapped.items():
         shutil.copytree(begun, tmp_path / name)
         (tmp_path / name / run.STARTED).write_bytes((in_parts / run.STARTED).read_bytes())
@@ -148,7 +148,7 @@ def test_the_result_of_two_processes_is_that_of_their_checkpoint(together: Path)
     for split, count in (("val", 15), ("test", 5)):
         dataset = data.dataset(split)
         features = results.embed(model, data, dataset, split, config | {"features": {"cache": False, "max_gb": 1}})
-        expected = results.predict(model, features, dataset, data.root)
+        expected = results.predict(model, features, dataset)
         said = predictions.load(together / predictions.FOLDER / f"{split}.csv")
         assert said.paths == expected.paths
         torch.testing.assert_close(said.logits, expected.logits)
@@ -212,6 +212,9 @@ def test_a_step_that_cannot_be_shared_and_a_multirun_are_refused_in_a_line(paint
     assert done.returncode == 1
     assert done.stderr.startswith("error: finetune.compile=true does not go with trainer=fsdp")
     given = [*SMALL, *TWO, f"data.root={painted}"]
+    done = program(*given, "trainer.strategy=fsdp", f"hydra.run.dir={tmp_path}/d")
+    assert done.returncode == 1
+    assert "wanted trainer=fsdp" in done.stderr
     done = program(*given, "data.batch_size=15", f"hydra.run.dir={tmp_path}/a")
     assert done.returncode == 1
     assert done.stderr == "error: data.batch_size=15: wanted a multiple of the 2 processes\n"

@@ -37,7 +37,8 @@ def test_shards_hold_each_photos_own_bytes_and_the_split_that_training_from_the_
     data = FlowersData(shards, packed=True)
     folder = FlowersData(painted, test_fraction=0.1)
     assert (data.rows, data.classes, data.split_digest) == (folder.rows, folder.classes, folder.split_digest)
-    assert all((data.root / row.path).content() == (painted / row.path).read_bytes() for row in data.rows)  # type: ignore[attr-defined]
+    assert data.shards is not None
+    assert all((data.shards / row.path).content() == (painted / row.path).read_bytes() for row in data.rows)
     manifest = json.loads((shards / "shards.json").read_text("utf-8"))
     assert (manifest["photos"], manifest["classes"]) == (60, folder.classes)
 

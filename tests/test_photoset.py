@@ -51,9 +51,8 @@ def test_what_does_not_fit_is_read_from_disk(folder: Path):
     dataset = data.dataset("train", augmented=True)
     whole = [dataset[index][0] for index in range(len(dataset))]
     size = 3 * 96 * 80 * 2  # before they are shrunk, two photos
-    some = PhotoSet(
-        dataset.paths, dataset.labels, dataset.digests, data.shrink, data.augment, decoded.Decoded(20, size)
-    )
+    store = decoded.Decoded(20, size)
+    some = PhotoSet(dataset.root, dataset.paths, dataset.labels, dataset.digests, data.shrink, data.augment, store)
     for _ in range(2):
         assert all(torch.equal(some[index][0], photo) for index, photo in enumerate(whole))
     assert some.store is not None

@@ -143,7 +143,7 @@ def test_a_checkpoint_scores_the_same_on_shards_as_on_the_folder(painted: Path, 
     for data in (FlowersData(painted, **LOOK), remote_data("s3://garden/packed", endpoint=s3)):
         dataset = data.dataset("val")
         features = results.embed(model, data, dataset, "val", kept | {"features": {"cache": False, "max_gb": 1}})
-        scores.append(results.score(results.predict(model, features, dataset, data.root)))
+        scores.append(results.score(results.predict(model, features, dataset)))
     assert scores[0] == scores[1]
 
 
