@@ -3,19 +3,18 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from flowers import backbone, transforms
+from flowers.block import take_steps
 from flowers.sampler import FILLING, epoch_seed, seeded
 from flowers.schedules import Schedule
 
@@ -123,7 +122,7 @@ class FlowerClassifier(LightningModule):
             loss = cross_entropy(logits, labels)
             self._log("train", loss.detach().expand(len(labels)), logits, labels)
             return loss
-        losses, logits = self._steps(torch.split(inputs, self.step_photos), torch.split(labels, self.step_photos))
+        losses, logits = take_steps(self, torch.split(inputs, self.step_photos), torch.split(labels, self.step_photos))
         self._log("train", losses, logits, labels)
         return losses[-1]
 
@@ -146,24 +145,6 @@ class FlowerClassifier(LightningModule):
         """Logits (B, C) and labels (B,)."""
         inputs, labels = batch
         return self(inputs), labels
-
-    def _steps(self, inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Trains a step on each pair; returns of each photo its step's loss (N,) and its logits (N, C)."""
-        optimizer, schedule = cast(LightningOptimizer, self.optimizers()), cast(LRScheduler, self.lr_schedulers())
-        losses, logits = [], []
-        for step_inputs, step_labels in zip(inputs, labels, strict=True):
-            optimizer.zero_grad()
-            logits.append(self(step_inputs))
-            losses.append(cross_entropy(logits[-1], step_labels))
-            self.manual_backward(losses[-1])
-            optimizer.step()
-            schedule.step()
-        # Lightning takes the block for one step: its loggers count on, and so does a later stage of one step a batch.
-        loop = self.trainer.fit_loop.epoch_loop
-        loop._batches_that_stepped += len(losses) - 1
-        loop.automatic_optimization.optim_progress.optimizer.step.total.completed += len(losses)
-        spread = [loss.detach().expand(len(part)) for loss, part in zip(losses, labels, strict=True)]
-        return torch.cat(spread), torch.cat(logits).detach()
 
     def _log(self, split: str, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         mean, accuracy = getattr(self, f"{split}_loss"), getattr(self, f"{split}_accuracy")

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -118,7 +119,7 @@ class Search:
         mine = _searched(self.fixed, self.space)
         if study.user_attrs.setdefault("search", mine) != mine:
             raise ValueError(
-                f"the study {name} in {self.url} is of another search: wanted the same settings, or sweep.study=…"
+                f"the study {name} in {_shown(self.url)} is of another search: wanted its settings, or sweep.study=…"
             )
         study.set_user_attr("search", mine)
         self.study_id = self.storage.get_study_id_from_name(name)
@@ -183,8 +184,13 @@ def _opened(url: str, name: str, tries: int = 5) -> tuple[BaseStorage, optuna.St
         if tries > 1 and (isinstance(error, DBAPIError) or isinstance(error.__cause__, DBAPIError)):
             time.sleep(1)
             return _opened(url, name, tries - 1)
-        line = str(error).splitlines()[0]
-        raise ValueError(f"sweep.storage={url}: no study can be kept there: {line}") from error
+        line = str(error).splitlines()[0].replace(url, _shown(url))
+        raise ValueError(f"sweep.storage={_shown(url)}: no study can be kept there: {line}") from error
+
+
+def _shown(url: str) -> str:
+    """A database's address without its password, for logs that others read."""
+    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
 
 
 def _searched(fixed: Sequence[str], searched: space.Space) -> dict[str, Any]:

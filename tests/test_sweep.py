@@ -154,7 +154,10 @@ def test_other_settings_than_those_of_the_folder_or_of_the_study_are_refused(pai
         (["seed=0,1", "sweep.pruner=median"], "give sweep/pruner=median"),
         (["seed=1"], "nothing to search for"),
         (["resume=x"], "sweep.folder=FOLDER goes on with one"),
-        (["seed=0,1", "sweep.storage=postgrespl://x/y"], "no study can be kept there"),
+        (
+            ["seed=0,1", "sweep.storage='postgrespl://me:secret@x/y'"],
+            "postgrespl://me:***@x/y: no study can be kept there",
+        ),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_trained(given: list[str], answer: str, tmp_path: Path):
