@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
-from flowers import atomic, calibration, photos
+from flowers import atomic, calibration, photos, remote
 from flowers.predictions import Predictions
 
 SIDE = 160  # pixels of a thumbnail
@@ -66,9 +66,14 @@ def save_mistakes(rows: Sequence[Said], path: Path) -> None:
 
 
 def thumbnail(path: str | Path | photos.Packed, side: int = SIDE) -> Image.Image:
-    """The photo cut to a square of `side` pixels; a grey one where it can no longer be read."""
+    """The photo cut to a square of `side` pixels; a grey one where it can no longer be read.
+
+    Raises LostError where it is far away and cannot be had: the next one's connection would be waited for too.
+    """
     try:
         return ImageOps.fit(photos.read(path), (side, side))
+    except remote.LostError:
+        raise
     except Exception:  # Pillow raises anything on a stranger's bytes, and the photo was good when it was verified
         return Image.new("RGB", (side, side), "grey")
 

@@ -1,5 +1,6 @@
 """The table at the end of a multirun: its runs, best first."""
 
+import atexit
 import csv
 import io
 import json
@@ -22,21 +23,36 @@ COLUMNS = ("run", "overrides", "accuracy", "low", "high", "loss", "n", "seconds"
 class RunsTable(Callback):
     """Prints the runs of a multirun and writes them to `runs.csv` in its folder; ends it with 1 where one failed."""
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra before the first job. What is cut short, as by a killed job, ends with the table too."""
+        atexit.register(_conclude, _folder(config))
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra after the last job."""
-        folder = Path(config.hydra.sweep.dir).resolve()
-        rows = runs(folder)
+        atexit.unregister(_conclude)
+        folder = _folder(config)
+        rows = _conclude(folder)
         if not rows:
             sys.exit(f"no run in {folder}: a launcher's machines must all see it")
+        failed = [row["run"] for row in rows if row["accuracy"] == ""]
+        if failed:
+            sys.exit(f"{len(failed)} of {len(rows)} runs failed: see train.log in {folder}/ {', '.join(failed)}")
+
+
+def _folder(config: DictConfig) -> Path:
+    return Path(config.hydra.sweep.dir).resolve()
+
+
+def _conclude(folder: Path) -> list[dict[str, Any]]:
+    rows = runs(folder)
+    if rows:
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         atomic.write_text(folder / "runs.csv", text.getvalue())
         _show(rows, folder)
-        failed = [row["run"] for row in rows if row["accuracy"] == ""]
-        if failed:
-            sys.exit(f"{len(failed)} of {len(rows)} runs failed: see train.log in {folder}/ {', '.join(failed)}")
+    return rows
 
 
 def runs(folder: Path) -> list[dict[str, Any]]:

@@ -114,6 +114,8 @@ def test_a_killed_job_ends_a_multirun_in_one_line(tmp_path: Path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: the multirun was cut short: TerminatedWorkerError")
     assert "Traceback" not in done.stdout + done.stderr
+    assert "failed" in done.stdout
+    assert (tmp_path / "runs" / "runs.csv").exists()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (paths.CONF / "hydra" / "launcher").glob("*.yaml")))
