@@ -1,7 +1,7 @@
 """The photos as Lightning takes them: found, verified, split, transformed and batched."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from flowers import decoded, hardware, remote, sharing, transforms
 from flowers.folder import Folder
 from flowers.loader import EpochLoader
-from flowers.order import ShardOrder
+from flowers.order import InTurn, Keys, ShardOrder
 from flowers.photoset import PhotoSet
 from flowers.sampler import FILLING, EpochSampler
 from flowers.shards import Shards
@@ -188,11 +188,15 @@ class FlowersData(LightningDataModule):
     def batches(
         self,
         dataset: PhotoSet,
-        keys: Iterable[int | tuple[int, int]] | None = None,
+        keys: Keys | None = None,
         batch_size: int | None = None,
     ) -> DataLoader[Any]:
         """Batches of `dataset`, decoded in parallel, in its own order or that of `keys`; of the data's own size."""
-        return DataLoader(dataset, batch_size=batch_size or self.batch_size, sampler=keys, **self._loading)
+        order: Any = keys  # its keys are no plain numbers, which torch's types want
+        if self.shards is not None:
+            keys = range(len(dataset)) if keys is None else keys
+            order = InTurn(keys, self.shards.numbers(dataset.paths), self.shards.ahead)
+        return DataLoader(dataset, batch_size=batch_size or self.batch_size, sampler=order, **self._loading)
 
     @property
     def _loading(self) -> dict[str, Any]:

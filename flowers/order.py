@@ -1,11 +1,14 @@
-"""The order of training from shards: well mixed, and yet each shard is needed for a short while only."""
+"""The order of photos from shards: for training well mixed, and yet each shard is needed for a short while only."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
+
+Keys = Sequence[int] | Sequence[tuple[int, int]]
 
 
 class ShardOrder(Sampler[list[tuple[int, int]]]):
@@ -59,11 +62,45 @@ class ShardOrder(Sampler[list[tuple[int, int]]]):
         seeds = draw.integers(2**62, size=len(order))
         ends = [len(order) * rank // self.ranks for rank in (self.rank, self.rank + 1)]
         own = order[slice(*ends)]
-        shards, first = np.unique(self.shards[own], return_index=True)
-        coming = sorted(zip(first.tolist(), shards.tolist(), strict=True))
-        lead, given = len(order) // len(place) + 1, 0  # photos: about a shard's
+        announce = _announcing(self.shards[own], len(order) // len(place) + 1, self.ahead)
+        given = 0
         for batch in np.array_split(own, len(self)):
-            while coming and coming[0][0] <= given + lead:
-                self.ahead(coming.pop(0)[1])
+            announce(given)
             given += len(batch)
             yield list(zip(batch.tolist(), seeds[batch].tolist(), strict=True))
+
+
+class InTurn(Sampler[Any]):
+    """`keys` as they are, each one's shard announced about a shard's photos before.
+
+    Args:
+        keys: an index each, or `(index, seed)`; one below 0 counts as 0.
+        shards: the number of each photo's shard, (N,).
+        ahead: told the number of each shard some time before it is needed.
+    """
+
+    def __init__(self, keys: Keys, shards: NDArray[np.int64], ahead: Callable[[int], None]) -> None:
+        self.keys, self.shards, self.ahead = keys, shards, ahead
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[Any]:
+        indices = [key[0] if isinstance(key, tuple) else key for key in self.keys]
+        needed = self.shards[np.maximum(indices, 0)]
+        announce = _announcing(needed, len(needed) // max(len(np.unique(needed)), 1) + 1, self.ahead)
+        for place, key in enumerate(self.keys):
+            announce(place)
+            yield key
+
+
+def _announcing(needed: NDArray[np.int64], lead: int, ahead: Callable[[int], None]) -> Callable[[int], None]:
+    """Of the shards that items need, in turn: at an item's place, `ahead` is told those of so many items to come."""
+    shards, first = np.unique(needed, return_index=True)
+    coming = sorted(zip(first.tolist(), shards.tolist(), strict=True), reverse=True)
+
+    def announce(place: int) -> None:
+        while coming and coming[-1][0] <= place + lead:
+            ahead(coming.pop()[1])
+
+    return announce

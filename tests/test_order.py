@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from flowers.order import ShardOrder
+from flowers.order import InTurn, ShardOrder
 
 SHARDS = np.repeat(np.arange(40), 50)  # 2,000 photos
 
@@ -64,6 +64,19 @@ def test_few_shards_are_open_at_once_and_each_is_asked_for_before_it_is_needed()
     assert told == list(dict.fromkeys(told))
     spans = [max(places) - min(places) for places in needed.values()]
     assert max(spans) <= 4 * 5 + 1  # batches: four shards of fifty photos, ten a batch
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_photos_in_turn_are_left_so_and_the_next_shard_is_asked_for_while_one_is_read(rank: int):
+    told: list[int] = []
+    keys = [*range(rank, 2000, 2), -1]
+    for place, key in enumerate(InTurn(keys, SHARDS, told.append)):
+        assert key == keys[place]
+        shard = int(SHARDS[max(key, 0)])
+        assert shard in told
+        assert len(told) <= shard + 3 or key == -1
+    assert told == list(range(40))
+    assert list(InTurn([(7, 3), (5, 1)], SHARDS, told.append)) == [(7, 3), (5, 1)]
 
 
 def test_fewer_photos_than_processes_are_refused():
