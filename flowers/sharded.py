@@ -7,6 +7,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -25,15 +26,16 @@ class Sharded(DDPStrategy):
     def configure_ddp(self) -> None:
         """Shards what is about to be trained, in place of wrapping it."""
         assert self.lightning_module is not None
+        mesh = init_device_mesh(self.root_device.type, (self.world_size,))  # FSDP2 itself would take a GPU that is idle
         for network in self.lightning_module.children():
             if any(weight.requires_grad for weight in network.parameters()):
-                shard(network)
+                shard(network, mesh)
 
     def setup_optimizers(self, trainer: Trainer) -> None:
         """Has them step without the fused kernels, of which SGD's knows of no shards."""
         super().setup_optimizers(trainer)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["fused"] = False
+            group.update(_unfused(group))
 
     def on_validation_start(self) -> None:
         """Has all judge by the first one's buffers (BatchNorm's statistics), as DDP does: they are the checkpoint's."""
@@ -58,8 +60,7 @@ class Sharded(DDPStrategy):
                 number: {name: _part_like(weights[number], value) for name, value in values.items()}
                 for number, values in whole["state"].items()
             }
-            groups = [{**group, "fused": False} for group in whole["param_groups"]]
-            states.append({"state": parts, "param_groups": groups})
+            states.append({"state": parts, "param_groups": [*map(_unfused, whole["param_groups"])]})
         super().load_optimizer_state_dict({"optimizer_states": states})
 
     def teardown(self) -> None:
@@ -79,16 +80,19 @@ class Sharded(DDPStrategy):
 StrategyRegistry.register("fsdp2", Sharded, "a model in parts, by PyTorch's FSDP2")
 
 
-def shard(network: nn.Module) -> None:
-    """Shards a network in place, so that of its larger modules one at a time is whole. Does nothing the second time."""
+def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Shards a network in place, the first process's; of its larger modules one at a time is then whole.
+
+    Does nothing the second time.
+    """
     if isinstance(network, FSDPModule):
         return
+    network.to(memory_format=torch.contiguous_format)  # FSDP2 knows no other
     for tensor in network.state_dict().values():
         distributed.broadcast(tensor, 0)
-    network.to(memory_format=torch.contiguous_format)  # FSDP2 knows no other
     limit = sum(weight.numel() for weight in network.parameters()) / _UNITS
     for unit in [*_units(network, limit), network]:
-        fully_shard(unit)
+        fully_shard(unit, mesh=mesh)
 
 
 def _units(network: nn.Module, limit: float) -> Iterator[nn.Module]:
@@ -99,6 +103,10 @@ def _units(network: nn.Module, limit: float) -> Iterator[nn.Module]:
             yield from _units(child, limit)
         elif count:
             yield child
+
+
+def _unfused(group: dict[str, Any]) -> dict[str, Any]:
+    return group | {"fused": False} if "fused" in group else group
 
 
 def _part_like(weight: Any, value: Any) -> Any:

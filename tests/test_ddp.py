@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -123,7 +124,7 @@ def test_a_network_in_shards_has_the_gradients_of_the_whole(architecture: str, t
     parted = copy.deepcopy(plain)
     distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        sharded.shard(parted)
+        sharded.shard(parted, init_device_mesh("cpu", (1,)))
         assert sum(isinstance(module, FSDPModule) for module in parted.modules()) > 10
         for network in (plain, parted):
             with sampler.seeded(0):  # dropout
