@@ -16,6 +16,9 @@ HARMLESS = (
     "Found .* module.s. in eval mode at the start of training",
     # Lightning's own call of PyTorch's pytree, which has moved.
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    # PyTorch 2.11's own use of what it has given up, and its own way to read what torch.export has written.
+    "`torch.jit.script_method` is deprecated",
+    "The given buffer is not writable",
     # In a notebook without widgets; captum asks tqdm for bars that it then does not draw.
     "IProgress not found",
     # torchvision's networks change no such output in place: sharded, all of them train as they do whole.
