@@ -1,4 +1,4 @@
-"""The photos as Lightning takes them: found, verified, split, transformed and batched."""
+"""The photos as Lightning takes them, of a folder or of shards: transformed and batched."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

@@ -29,9 +29,9 @@ class Folder:
     def __init__(
         self,
         path: str | Path,
-        source: Callable[[Path], None] | None = None,
-        on_bad_photo: Literal["error", "skip"] = "error",
-        rule: tuple[float, float, int, int, int] = (0.2, 0.0, 0, 0, 0),
+        source: Callable[[Path], None] | None,
+        on_bad_photo: Literal["error", "skip"],
+        rule: tuple[float, float, int, int, int],
     ) -> None:
         if on_bad_photo not in ("error", "skip"):
             raise ValueError(f"data.on_bad_photo={on_bad_photo}: wanted error or skip")

@@ -12,13 +12,17 @@ from flowers.model import Stage
 
 
 class Leg(NamedTuple):
-    """A stage to train: its length in epochs, those left of it, the run's epoch at its end, what to go on from."""
+    """A stage to train: its length in epochs, those left of it, the run's epoch at its end, what to go on from.
+
+    `inside` are the steps (`checkpoints.steps`) of the epoch that the checkpoint lies inside of.
+    """
 
     stage: Stage
     epochs: int
     left: int
     until: int
-    checkpoint: Path | None
+    checkpoint: Path | None = None
+    inside: str | None = None
 
 
 def plan(head_epochs: int, finetune_epochs: int, run: Path) -> list[Leg]:
@@ -33,7 +37,7 @@ def plan(head_epochs: int, finetune_epochs: int, run: Path) -> list[Leg]:
         )
     last = run / checkpoints.LAST
     kept = checkpoints.read(last) if last.exists() else None
-    done = checkpoints.epochs_done(kept) if kept else 0
+    done, begun = (checkpoints.epochs_done(kept), kept.get("begun")) if kept else (0, None)
     if done > head_epochs + finetune_epochs:
         raise ValueError(
             f"{run} has {done} epochs behind it: wanted head.epochs and finetune.epochs of no fewer together, "
@@ -44,13 +48,12 @@ def plan(head_epochs: int, finetune_epochs: int, run: Path) -> list[Leg]:
         ("finetune", finetune_epochs, head_epochs + finetune_epochs),
     ]
     left = [
-        Leg(stage, epochs, min(epochs, until - done), until, None)
+        Leg(stage, epochs, min(epochs, until - done), until)
         for stage, epochs, until in stages
-        if epochs
-        and (until > done or (until == done and not (kept and "begun" in kept)))  # begun: the next stage's epoch
+        if epochs and (until > done or (until == done and not begun))  # begun: the next stage's epoch
     ]
     if kept:
-        left[0] = left[0]._replace(checkpoint=last)
+        left[0] = left[0]._replace(checkpoint=last, inside=begun["steps"] if begun else None)
     return left
 
 
@@ -60,10 +63,9 @@ def check(legs: Sequence[Leg], data: FlowersData, trainer: Trainer, views: int) 
     Raises ValueError where not. `views` of each photo are kept in the head stage.
     """
     data.step_share(trainer.world_size)
-    begun = checkpoints.read(legs[0].checkpoint).get("begun") if legs[0].checkpoint else None
     kept = legs[0].stage == "head" and views
     found = f"head.views={views}" if kept else checkpoints.steps(data, trainer.world_size)
-    if begun and begun["steps"] != found:
+    if legs[0].inside not in (None, found):
         raise ValueError(
-            f"this run stopped inside an epoch with {begun['steps']}, found {found}: resume it with what it had"
+            f"this run stopped inside an epoch with {legs[0].inside}, found {found}: resume it with what it had"
         )

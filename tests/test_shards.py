@@ -11,7 +11,7 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
-from flowers import checkpoints, remote, results
+from flowers import checkpoints, gallery, remote, results
 from flowers.data import FlowersData
 from flowers.evaluate import main as evaluate
 from flowers.mirror import Mirror, Remote
@@ -116,6 +116,17 @@ def test_what_cannot_be_had_is_named_in_one_line(web: str, s3: str, tmp_path: Pa
             _ = lost.rows
     error = remote.LostError("Caught LostError in a worker.\nTraceback:\nflowers.remote.LostError: cannot get it")
     assert str(error) == "cannot get it"
+
+
+def test_a_thumbnail_that_is_lost_ends_the_page_and_a_broken_one_is_grey(tmp_path: Path):
+    class Lost:
+        def content(self) -> bytes:
+            raise remote.LostError("cannot get it")
+
+    with pytest.raises(remote.LostError):
+        gallery.thumbnail(Lost())
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    assert gallery.thumbnail(tmp_path / "broken.jpg", 4).getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_copies_never_take_more_than_the_cache_may_have(
