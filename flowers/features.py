@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from flowers import progress, sharing
 from flowers.data import FlowersData
 from flowers.frozen import FrozenPass, dtype_of
-from flowers.kept import Kept
+from flowers.kept import Kept, Placed, joined
 from flowers.model import FlowerClassifier
 from flowers.photoset import PhotoSet
 from flowers.sampler import FILLING, EpochSampler
@@ -62,11 +62,11 @@ class Features:
         """
         computed = 0
 
-        def compute(places: Sequence[int]) -> Iterator[Tensor]:
+        def compute(places: Sequence[int]) -> Iterator[Placed]:
             nonlocal computed
-            for features in self._computed(dataset, name, view, sharing.of_first(places)):
-                computed += len(features)
-                yield features
+            for batch in self._computed(dataset, name, view, sharing.of_first(places)):
+                computed += len(batch[0])
+                yield batch
 
         start = time.perf_counter()
         features = self._fetched(dataset, view, compute)
@@ -78,24 +78,26 @@ class Features:
             log.info("features of %d %s photos: found in %.1f s", len(dataset), name, seconds)
         return features
 
-    def _computed(self, dataset: PhotoSet, name: str, view: int | None, places: Sequence[int]) -> Iterator[Tensor]:
-        """The features of photos at some places, in order, in batches; each process computes its part of a batch."""
+    def _computed(self, dataset: PhotoSet, name: str, view: int | None, places: Sequence[int]) -> Iterator[Placed]:
+        """The features of photos at some places, in batches; each process computes those of a stretch of the places."""
         if not places:
             return
-        frozen, left = FrozenPass(self.model, self.precision), len(places)
-        part = sharing.part(places, places[0])
+        frozen = FrozenPass(self.model, self.precision)
+        part = sharing.part(places, FILLING)
         keys = [(place, 0 if view is None else _seed(dataset.digests[place], view)) for place in part]
         batches = self.data.batches(dataset, keys, frozen.batch_size)
-        for photos, _ in progress.bar(batches, f"Features of {name}"):
-            whole = sharing.whole(frozen(photos).cpu())[:left]
-            left -= len(whole)
-            yield whole
+        taken = (part[start : start + frozen.batch_size] for start in range(0, len(part), frozen.batch_size))
+        for mine, (photos, _) in zip(taken, progress.bar(batches, f"Features of {name}"), strict=True):
+            for batch, features in sharing.of_all((mine, frozen(photos).cpu())):
+                count = sum(place != FILLING for place in batch)  # those that fill up are its last
+                yield batch[:count], features[:count]
 
     def _fetched(
-        self, dataset: PhotoSet, view: int | None, compute: Callable[[Sequence[int]], Iterator[Tensor]]
+        self, dataset: PhotoSet, view: int | None, compute: Callable[[Sequence[int]], Iterator[Placed]]
     ) -> Tensor:
         if not self.cache:
-            return torch.cat(list(compute(range(len(dataset)))))
+            places, features = joined(compute(range(len(dataset))))
+            return features[torch.tensor(places).argsort()]
         if sharing.rank()[0] == 0:
             return sharing.of_first(Kept(self._recipe(view), self.max_gb).fetch(dataset.digests, compute))
         deque(compute(()), maxlen=0)  # its part of those that the first process does not find

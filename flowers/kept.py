@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 from flowers import atomic, paths
 
 log = logging.getLogger(__name__)
+
+Placed = tuple[list[int], Tensor]
+"""Places of photos, B of them, and their features (B, F)."""
 
 _SHARD = 8192  # photos a file, at most: so many are lost where a long pass is killed
 
@@ -35,19 +39,19 @@ class Kept:
         name = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:32]
         self.folder = paths.cache() / "features" / name
 
-    def fetch(self, digests: Sequence[str], compute: Callable[[list[int]], Iterator[Tensor]]) -> Tensor:
+    def fetch(self, digests: Sequence[str], compute: Callable[[list[int]], Iterator[Placed]]) -> Tensor:
         """The features (N, F) of photos whose contents have these SHA-256.
 
         Args:
             digests: N of them, hexadecimal.
-            compute: gives the features of the photos at some or none of the N places, in batches and in that order.
+            compute: gives the features of the photos at some or none of the N places, in batches, in any order.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with _held(FileLock(self.folder / ".lock")):
             found = self._found()
             first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
             missing = sorted(index for digest, index in first.items() if digest not in found)
-            for places, features in _shards(missing, compute(missing)):
+            for places, features in _shards(compute(missing)):
                 new = [digests[place] for place in places]
                 self._write(new, features)
                 found |= dict(zip(new, features, strict=True))
@@ -89,16 +93,22 @@ def _held(lock: FileLock) -> Iterator[None]:
         lock.release()
 
 
-def _shards(places: Sequence[int], batches: Iterable[Tensor]) -> Iterator[tuple[Sequence[int], Tensor]]:
-    """Features batch by batch, joined to so many as a file holds, with their places."""
-    waiting: list[Tensor] = []
-    done = 0
+def joined(batches: Iterable[Placed]) -> Placed:
+    """Batches of features as one."""
+    places, features = zip(*batches, strict=True)
+    return list(chain.from_iterable(places)), torch.cat(features)
+
+
+def _shards(batches: Iterable[Placed]) -> Iterator[Placed]:
+    """Features batch by batch, joined to so many as a file holds."""
+    waiting: list[Placed] = []
     for batch in batches:
         waiting.append(batch)
-        count = sum(map(len, waiting))
-        if count >= _SHARD or done + count == len(places):
-            yield places[done : done + count], torch.cat(waiting)
-            done, waiting = done + count, []
+        if sum(len(places) for places, _ in waiting) >= _SHARD:
+            yield joined(waiting)
+            waiting = []
+    if waiting:
+        yield joined(waiting)
 
 
 def _trim(root: Path, max_bytes: int) -> None:

@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
-import torch
-from torch import Tensor, distributed
+from torch import distributed
 
 T = TypeVar("T")
 
@@ -35,12 +34,7 @@ def of_all(value: T) -> list[T]:
 
 
 def part(items: Sequence[T], filling: T) -> list[T]:
-    """Every so-manieth of `items`; `filling` makes it as many in each process."""
+    """This process's stretch of `items`, and so few of their shards; `filling` makes it as many in each process."""
     number, ranks = rank()
-    rest = math.ceil(len(items) / ranks) * ranks - len(items)
-    return [*items, *[filling] * rest][number::ranks]
-
-
-def whole(mine: Tensor) -> Tensor:
-    """Results (B, …) of each process for its `part` as those (ranks * B, …) of all, in the order of the items."""
-    return torch.stack(of_all(mine), 1).flatten(0, 1)
+    start, end = (len(items) * end // ranks for end in (number, number + 1))
+    return [*items[start:end], *[filling] * (math.ceil(len(items) / ranks) - (end - start))]

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,16 @@ def test_kept_features_are_those_computed(square: Path):
         assert torch.equal(features_of(square), computed)
 
 
-def test_of_two_processes_each_computes_half(square: Path, monkeypatch: pytest.MonkeyPatch):
+def test_of_several_processes_each_computes_a_stretch(square: Path, monkeypatch: pytest.MonkeyPatch):
     wanted, passes = features_of(square, cache=False), count_passes(monkeypatch)
-    monkeypatch.setattr(sharing, "rank", lambda: (1, 2))
     monkeypatch.setattr(sharing, "of_first", lambda value: value)
-    monkeypatch.setattr(sharing, "whole", lambda mine: mine.repeat_interleave(2, 0))
-    assert torch.equal(features_of(square, cache=False)[1::2], wanted[1::2])
-    assert sum(passes) == len(wanted) / 2
+    monkeypatch.setattr(sharing, "of_all", lambda value: [value])
+    parts = []
+    for number in range(3):
+        monkeypatch.setattr(sharing, "rank", lambda number=number: (number, 3))
+        parts.append(features_of(square, cache=False))
+    assert torch.equal(torch.cat(parts), wanted)
+    assert sum(passes) == 3 * math.ceil(len(wanted) / 3)
 
 
 def test_views_below_zero_are_refused(folder: Path):

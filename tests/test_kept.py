@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from flowers import kept
-from flowers.kept import Kept
+from flowers.kept import Kept, Placed
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +26,11 @@ class Backbone:
     def __init__(self, *names: int) -> None:
         self.names, self.asked = names, list[int]()
 
-    def __call__(self, places: list[int]) -> Iterator[Tensor]:
-        wanted = [self.names[place] for place in places]
-        self.asked += wanted
-        for start in range(0, len(wanted), 3):
-            yield torch.tensor(wanted[start : start + 3])[:, None].repeat(1, 2).bfloat16()
+    def __call__(self, places: list[int]) -> Iterator[Placed]:
+        self.asked += [self.names[place] for place in places]
+        for start in range(0, len(places), 3):
+            batch = places[start : start + 3]
+            yield batch, torch.tensor([self.names[place] for place in batch])[:, None].repeat(1, 2).bfloat16()
 
 
 def fetched(*names: int, recipe: str = "a", max_gb: float = 1.0) -> tuple[list[float], list[int]]:
@@ -61,13 +60,22 @@ def test_a_long_pass_is_kept_piece_by_piece(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kept, "_SHARD", 3)
     names = 1, 2, 3, 4, 5, 6, 7
 
-    def killed(places: list[int]) -> Iterator[Tensor]:
+    def killed(places: list[int]) -> Iterator[Placed]:
         yield from list(Backbone(*names)(places))[:2]
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         Kept({"recipe": "a"}, 1.0).fetch(digests(*names), killed)
     assert fetched(*names) == ([1, 2, 3, 4, 5, 6, 7], [7])
+
+
+def test_features_may_come_in_another_order():
+    def backwards(places: list[int]) -> Iterator[Placed]:
+        yield from reversed(list(Backbone(1, 2, 3, 4, 5)(places)))
+
+    features = Kept({"recipe": "a"}, 1.0).fetch(digests(1, 2, 3, 4, 5), backwards)
+    assert features[:, 0].tolist() == [1, 2, 3, 4, 5]
+    assert fetched(3, 5, 1) == ([3, 5, 1], [])
 
 
 def test_a_broken_file_is_computed_again(tmp_path: Path):

@@ -11,10 +11,11 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
-from flowers import checkpoints, gallery, remote, results
+from flowers import checkpoints, gallery, remote, results, sharing
 from flowers.data import FlowersData
 from flowers.evaluate import main as evaluate
 from flowers.mirror import Mirror, Remote
+from flowers.sampler import FILLING
 from flowers.train import train
 from tests.conftest import SMALL, configuration
 from tests.test_packing import packed
@@ -96,6 +97,22 @@ def test_workers_fetch_and_an_epoch_of_training_is_the_same_from_afar(shards: Pa
     near = FlowersData(shards, packed=True, **LOOK)
     for ours, theirs in zip(far.train_dataloader(), near.train_dataloader(), strict=True):
         assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+
+
+def test_each_of_two_processes_needs_its_half_of_validation(
+    painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    packed(painted, tmp_path / "packed", "shard_mb=0.01")
+    needed, count = list[set[int]](), 0
+    for number in range(2):
+        monkeypatch.setattr(sharing, "rank", lambda number=number: (number, 2))
+        data, told = FlowersData(tmp_path / "packed", packed=True, **LOOK), set[int]()
+        assert data.shards is not None
+        monkeypatch.setattr(data.shards, "ahead", told.add)
+        count += sum(int((labels != FILLING).sum()) for _, labels in data.val_dataloader())
+        needed.append(told)
+    assert count == len(data.dataset("val"))
+    assert len(needed[0] & needed[1]) <= 1 < min(map(len, needed))
 
 
 def test_a_lost_connection_is_tried_again(web: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
