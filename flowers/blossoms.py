@@ -64,16 +64,8 @@ def _stem(draw: ImageDraw, rng: Generator, kind: str, centre: tuple[float, float
     for turn in rng.permuted([-1, 1]) if kind in ("tulip", "rose", "sunflower") else []:
         start = (x + lean * radius * 1.6, y + 1.6 * radius)
         long, wide, angle = (1.7, 0.16, 1.25) if kind == "tulip" else (0.8, 0.28, 0.4)
-        angle = -angle if kind == "tulip" else angle
-        _petal(
-            draw,
-            start,
-            math.pi / 2 + turn * (math.pi / 2 + angle),
-            long * radius,
-            wide * radius,
-            shade(green, rng.uniform(0.8, 1.1)),
-            1.0,
-        )
+        up = math.pi / 2 + turn * (math.pi / 2 + (-angle if kind == "tulip" else angle))
+        _petal(draw, start, up, long * radius, wide * radius, shade(green, rng.uniform(0.8, 1.1)), 1.0)
 
 
 def _petal(
@@ -112,15 +104,8 @@ def _ring(
     for number in rng.permutation(count):
         angle = phase + 2 * math.pi * (number + rng.uniform(-0.15, 0.15)) / count
         root = (c + start * math.cos(angle), c + start * math.sin(angle))
-        _petal(
-            draw,
-            root,
-            angle,
-            length * rng.uniform(0.88, 1.0),
-            half_width,
-            shade(colour, rng.uniform(0.86, 1.06)),
-            blunt,
-        )
+        long = length * rng.uniform(0.88, 1.0)
+        _petal(draw, root, angle, long, half_width, shade(colour, rng.uniform(0.86, 1.06)), blunt)
 
 
 def _disc(draw: ImageDraw, rng: Generator, c: float, radius: float, colour: Array, seeds: int) -> None:
@@ -163,11 +148,8 @@ def _seed_ball(draw: ImageDraw, rng: Generator, c: float, radius: float) -> None
         draw.line([(c, c), (x, y)], (*shade(tone, 0.8), 110), 1)
         for spoke in rng.uniform(0, 2 * math.pi, 7):
             reach = 0.11 * radius
-            draw.line(
-                [(x, y), (x + reach * math.cos(spoke), y + reach * math.sin(spoke))],
-                shade(tone, rng.uniform(0.85, 1.1)),
-                1,
-            )
+            tip = x + reach * math.cos(spoke), y + reach * math.sin(spoke)
+            draw.line([(x, y), tip], shade(tone, rng.uniform(0.85, 1.1)), 1)
     draw.ellipse([c - 0.1 * radius, c - 0.1 * radius, c + 0.1 * radius, c + 0.1 * radius], (110, 90, 60))
 
 
@@ -187,15 +169,8 @@ def _tulip(draw: ImageDraw, rng: Generator, c: float, radius: float, colour: Arr
     foot = (c, c + 0.8 * radius)
     spread = rng.uniform(0.24, 0.4)
     for turn, light in ((-1.15, 0.72), (1.15, 0.72), (-0.55, 0.84), (0.55, 0.84), (0.0, 1.0)):
-        _petal(
-            draw,
-            foot,
-            -math.pi / 2 + turn * spread,
-            1.65 * radius,
-            0.42 * radius,
-            shade(colour, light * rng.uniform(0.95, 1.05)),
-            0.95,
-        )
+        tone = shade(colour, light * rng.uniform(0.95, 1.05))
+        _petal(draw, foot, turn * spread - math.pi / 2, 1.65 * radius, 0.42 * radius, tone, 0.95)
 
 
 def shade(colour: Sequence[float] | Array, factor: float) -> Colour:

@@ -185,12 +185,7 @@ class FlowersData(LightningDataModule):
         self.shards.check_room(min((self.mixed_shards + 2) * ranks, len(self.shards.names)))
         return ShardOrder(numbers, self.step_share(ranks), self.seed, rank, ranks, self.mixed_shards, self.shards.ahead)
 
-    def batches(
-        self,
-        dataset: PhotoSet,
-        keys: Keys | None = None,
-        batch_size: int | None = None,
-    ) -> DataLoader[Any]:
+    def batches(self, dataset: PhotoSet, keys: Keys | None = None, batch_size: int | None = None) -> DataLoader[Any]:
         """Batches of `dataset`, decoded in parallel, in its own order or that of `keys`; of the data's own size."""
         order: Any = keys  # its keys are no plain numbers, which torch's types want
         if self.shards is not None:
