@@ -16,14 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowers import atomic, paths
+from flowers import atomic, paths, pieces
 
 log = logging.getLogger(__name__)
 
 Placed = tuple[list[int], Tensor]
 """Places of photos, B of them, and their features (B, F)."""
-
-_SHARD = 8192  # photos a file, at most: so many are lost where a long pass is killed
 
 
 class Kept:
@@ -51,7 +49,7 @@ class Kept:
             found = self._found()
             first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
             missing = sorted(index for digest, index in first.items() if digest not in found)
-            for places, features in _shards(compute(missing)):
+            for places, features in map(joined, pieces.timed(compute(missing))):
                 new = [digests[place] for place in places]
                 self._write(new, features)
                 found |= dict(zip(new, features, strict=True))
@@ -97,18 +95,6 @@ def joined(batches: Iterable[Placed]) -> Placed:
     """Batches of features as one."""
     places, features = zip(*batches, strict=True)
     return list(chain.from_iterable(places)), torch.cat(features)
-
-
-def _shards(batches: Iterable[Placed]) -> Iterator[Placed]:
-    """Features batch by batch, joined to so many as a file holds."""
-    waiting: list[Placed] = []
-    for batch in batches:
-        waiting.append(batch)
-        if sum(len(places) for places, _ in waiting) >= _SHARD:
-            yield joined(waiting)
-            waiting = []
-    if waiting:
-        yield joined(waiting)
 
 
 def _trim(root: Path, max_bytes: int) -> None:

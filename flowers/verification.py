@@ -13,7 +13,7 @@ from typing import NamedTuple
 import imagehash
 from filelock import FileLock
 
-from flowers import atomic, paths, photos, progress
+from flowers import atomic, paths, photos, pieces, progress
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +51,12 @@ def _verified(root: Path, files: Sequence[str], kept_at: Path) -> dict[str, list
         log.info("checking %d files in %s", len(new), root)
         # Threads suffice: Pillow and hashlib release the interpreter while they decode and digest.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            verdicts = pool.map(lambda file: _read(root / file), new)
-            kept |= {
-                file: [states[file], *verdict]
-                for file, verdict in zip(new, progress.bar(verdicts, "Checking photos", len(new)), strict=True)
-            }
-        # Not what could not be opened: that is of the moment, and may change while size and time do not.
-        lasting = {file: verdict for file, verdict in kept.items() if verdict[1]}
-        atomic.write_text(kept_at, json.dumps({"format": _FORMAT, "root": str(root), "verdicts": lasting}))
+            verdicts = progress.bar(pool.map(lambda file: _read(root / file), new), "Checking photos", len(new))
+            for piece in pieces.timed(zip(new, verdicts, strict=True)):
+                kept |= {file: [states[file], *verdict] for file, verdict in piece}
+                # Not what could not be opened: that is of the moment, and may change while size and time do not.
+                lasting = {file: verdict for file, verdict in kept.items() if verdict[1]}
+                atomic.write_text(kept_at, json.dumps({"format": _FORMAT, "root": str(root), "verdicts": lasting}))
     return kept
 
 

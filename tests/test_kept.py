@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers import kept
+from flowers import pieces
 from flowers.kept import Kept, Placed
 
 
@@ -57,7 +57,7 @@ def test_a_photo_that_is_there_twice_is_computed_once():
 
 
 def test_a_long_pass_is_kept_piece_by_piece(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(kept, "_SHARD", 3)
+    monkeypatch.setattr(pieces, "SECONDS", 0.0)
     names = 1, 2, 3, 4, 5, 6, 7
 
     def killed(places: list[int]) -> Iterator[Placed]:

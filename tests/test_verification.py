@@ -1,9 +1,11 @@
+import io
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from flowers import photos
+from flowers import photos, pieces
 from flowers.verification import verify
 
 
@@ -46,6 +48,30 @@ def test_a_second_call_reads_only_what_has_changed(tmp_path: Path, photo, monkey
     second = verify(tmp_path, files)
     assert second["0.png"] == first["0.png"]
     assert second["1.png"].reason == "empty"
+
+
+def test_a_check_that_was_cut_off_goes_on(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
+    files = [f"{number}.png" for number in range(4)]
+    for number, file in enumerate(files):
+        photo(number).save(tmp_path / file)
+    read, last = photos.read, (tmp_path / files[3]).read_bytes()
+
+    def cut_off(file: io.BytesIO) -> Image.Image:
+        if file.getvalue() == last:
+            raise KeyboardInterrupt
+        return read(file)
+
+    monkeypatch.setattr(pieces, "SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(photos, "read", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            verify(tmp_path, files)
+
+    for file in files[:3]:  # of the same size and time of change, and no photo: it was read before
+        status, path = (tmp_path / file).stat(), tmp_path / file
+        path.write_bytes(bytes(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert [verdict.reason for verdict in verify(tmp_path, files).values()] == [""] * 4
 
 
 def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
