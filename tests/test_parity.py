@@ -25,3 +25,14 @@ def test_what_is_no_number_agrees_with_nothing():
     assert rows["ONNX"]["largest_difference"] == 1
     with pytest.raises(ValueError, match="ONNX gives 1 of 2 val photos another label"):
         parity.check(rows, {"ONNX": ("limit", 0.999)}, 2)
+
+
+def test_another_label_counts_unless_pytorch_holds_both_for_as_likely():
+    ours = torch.tensor([[0.501, 0.499], [0.6, 0.4]])
+    for said, agreement, or_tie in (([0.499, 0.501], 0.5, 1), ([0.1, 0.9], 0.5, 1), ([0.501, 0.499], 1, 1)):
+        rows = parity.compared({"PyTorch": ours, "ONNX": torch.tensor([said, [0.6, 0.4]])}, torch.tensor([0, 0]))
+        assert (rows["ONNX"]["agreement"], rows["ONNX"]["agreement_or_tie"]) == (agreement, or_tie)
+        parity.check(rows, {"ONNX": ("limit", 0.999)}, 2)
+    rows = parity.compared({"PyTorch": ours, "ONNX": ours.flip(1)}, torch.tensor([0, 0]))
+    with pytest.raises(ValueError, match="gives 1 of 2 val photos another label than PyTorch, ties aside"):
+        parity.check(rows, {"ONNX": ("limit", 0.999)}, 2)
