@@ -9,8 +9,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image, ImageFilter
 
-from flowers import garden, paths, quiet
-from flowers.train import train
+from flowers.data.synthetic import generate_dataset
+from flowers.runtime.config import CONF
+from flowers.runtime.logging import HARMLESS_WARNINGS
+from flowers.training.experiment import run_training
 
 # What a test run adds to any configuration: a small network on small photos, decoded in the test's own process.
 SMALL = (
@@ -31,7 +33,7 @@ SMALL = (
 
 def pytest_configure(config: pytest.Config) -> None:
     # Warnings are errors here, but for those that the programs themselves silence, each with its reason.
-    for message in quiet.HARMLESS:
+    for message in HARMLESS_WARNINGS:
         config.addinivalue_line("filterwarnings", f"ignore:{message}")
 
 
@@ -46,12 +48,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
 def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A garden of 60 photos of 48 pixels."""
     root = tmp_path_factory.mktemp("painted") / "garden"
-    garden.plant(root, number=60, size=48)
+    generate_dataset(root, number=60, size=48)
     return root
 
 
 def configuration(*overrides: str, name: str = "train") -> DictConfig:
-    with initialize_config_dir(str(paths.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, list(overrides))
 
 
@@ -59,7 +61,7 @@ def configuration(*overrides: str, name: str = "train") -> DictConfig:
 def trained(tmp_path_factory: pytest.TempPathFactory, painted: Path) -> Path:
     """The folder of a run through both stages, and on to a test split."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    train(configuration(*SMALL, f"data.root={painted}", f"run_dir={folder}", "data.test_fraction=0.1"))
+    run_training(configuration(*SMALL, f"data.root={painted}", f"run_dir={folder}", "data.test_fraction=0.1"))
     return folder
 
 

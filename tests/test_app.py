@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from flowers import page
 from flowers.app import main
-from flowers.classifier import Classifier
+from flowers.deploy.classifier import Classifier
+from flowers.deploy.web_app import answer_upload
 from tests.conftest import configuration
 
 
@@ -25,7 +25,7 @@ def classifier(trained: Path) -> Classifier:
 
 def test_a_photo_gets_its_class_all_probabilities_and_its_heat(classifier: Classifier, painted: Path):
     file = painted / "rose" / "00002.jpg"
-    line, probabilities, heat = page.answer(classifier, str(file), None)
+    line, probabilities, heat = answer_upload(classifier, str(file), None)
     said = classifier(file)
     assert line == ""
     assert probabilities == said.probabilities
@@ -34,7 +34,7 @@ def test_a_photo_gets_its_class_all_probabilities_and_its_heat(classifier: Class
 
 
 def test_under_the_confidence_asked_for_it_does_not_know(classifier: Classifier, painted: Path):
-    line, _, _ = page.answer(classifier, str(painted / "rose" / "00002.jpg"), 1.0)
+    line, _, _ = answer_upload(classifier, str(painted / "rose" / "00002.jpg"), 1.0)
     assert line.startswith("### I don't know")
 
 
@@ -44,10 +44,10 @@ def test_any_upload_is_answered_in_a_line(classifier: Classifier, painted: Path,
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
     Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
     for name, reason in (("text.jpg", "not a JPEG"), ("cut.jpg", "truncated"), ("large.png", "over the limit")):
-        line, probabilities, heat = page.answer(classifier, str(tmp_path / name), None)
+        line, probabilities, heat = answer_upload(classifier, str(tmp_path / name), None)
         assert reason in line
         assert (probabilities, heat) == (None, None)
-    assert page.answer(classifier, None, None) == ("", None, None)
+    assert answer_upload(classifier, None, None) == ("", None, None)
 
 
 def test_the_page_is_served_here_alone_and_may_ask_no_other_host(trained: Path):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from flowers import comparison, timing
 from flowers.benchmark import main
-from flowers.comparison import COLUMNS
-from flowers.data import FlowersData
-from flowers.plain import PlainPhotos, augmenting, training_photos
+from flowers.benchmarks.baseline import BaselineDataset, baseline_transform, training_images
+from flowers.benchmarks.report import COLUMNS, finetune_stage, head_stage, predicted_rows
+from flowers.data.datamodule import ImageDataModule
+from flowers.runtime.timing import Measurement, flops_per_image, make_measurement, measure_interleaved, summarize
 from tests.conftest import SMALL, configuration
 
 OWN = [override for override in SMALL if not override.startswith(("head.", "finetune."))]
@@ -72,36 +72,36 @@ def test_a_ratio_is_of_speeds(measured: dict[str, Any]):
 def test_what_is_predicted_follows_from_the_rows_written(measured: dict[str, Any]):
     rows, settings = measured["rows"], measured["settings"]
     base = {name: rows[name] for name in ROWS}
-    again = comparison.predicted(base, (50, 10), settings["head"]["epochs"], settings["predict"], 1, False)
+    again = predicted_rows(base, (50, 10), settings["head"]["epochs"], settings["predict"], 1, False)
     assert again == rows
 
 
 def test_the_head_stage_is_one_pass_and_epochs_on_features():
-    assert comparison.head_stage(ROWS, COUNTS, epochs=50) == {"plain": 625.0, "ours": 5.0 + 25.0, "limit": 2.0}
-    assert comparison.head_stage(ROWS, COUNTS, epochs=0) == dict.fromkeys(COLUMNS, 0.0)
+    assert head_stage(ROWS, COUNTS, epochs=50) == {"plain": 625.0, "ours": 5.0 + 25.0, "limit": 2.0}
+    assert head_stage(ROWS, COUNTS, epochs=0) == dict.fromkeys(COLUMNS, 0.0)
 
 
 def test_fine_tuning_waits_for_the_slower_of_loading_and_computing_or_for_both():
-    beside = comparison.finetune_stage(ROWS, COUNTS, epochs=2, loaders=1, side_by_side=True)
+    beside = finetune_stage(ROWS, COUNTS, epochs=2, loaders=1, side_by_side=True)
     assert beside == {"plain": 2 * (40.0 + 2.0), "ours": 2 * (10.0 + 0.5), "limit": 2 * (5.0 + 0.4)}
-    in_turns = comparison.finetune_stage(ROWS, COUNTS, epochs=2, loaders=1, side_by_side=False)
+    in_turns = finetune_stage(ROWS, COUNTS, epochs=2, loaders=1, side_by_side=False)
     assert in_turns["plain"] == pytest.approx(beside["plain"] + 2 * 100 / 50)
     assert in_turns["limit"] == beside["limit"]
-    starved = comparison.finetune_stage({**ROWS, "input pipeline": ROWS["training step"]}, COUNTS, 1, 1, True)
+    starved = finetune_stage({**ROWS, "input pipeline": ROWS["training step"]}, COUNTS, 1, 1, True)
     assert starved["plain"] == 100 / 2
 
 
 def test_a_median_is_not_moved_by_one_bad_round():
-    assert timing.spread([3.0, 1.0, 2.0, 900.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 900.0}
+    assert summarize([3.0, 1.0, 2.0, 900.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 900.0}
 
 
 def test_rounds_are_interleaved_after_one_to_warm_up():
     calls = []
 
-    def way(name: str) -> timing.Way:
+    def way(name: str) -> Measurement:
         return lambda seconds: calls.append((name, seconds)) or float(len(calls))  # type: ignore[func-returns-value]
 
-    figures = timing.interleaved({"a": way("a"), "b": way("b")}, range(2), seconds=0.5)
+    figures = measure_interleaved({"a": way("a"), "b": way("b")}, range(2), seconds=0.5)
     assert calls == [("a", 0), ("b", 0)] + [("a", 0.5), ("b", 0.5)] * 2
     assert figures == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
 
@@ -109,15 +109,15 @@ def test_rounds_are_interleaved_after_one_to_warm_up():
 def test_operations_are_two_a_weight_and_three_times_so_many_in_training():
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 10), nn.Linear(10, 5))
     forward = 2 * (48 * 10 + 10 * 5)
-    assert timing.operations(network, 4, training=False) == forward
-    assert timing.operations(network, 4, training=True) == 3 * forward - 2 * 48 * 10  # photos have no gradient
+    assert flops_per_image(network, 4, training=False) == forward
+    assert flops_per_image(network, 4, training=True) == 3 * forward - 2 * 48 * 10  # photos have no gradient
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def test_a_way_leaves_threads_and_determinism_as_they_were():
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     seen = []
-    way = timing.under(
+    way = make_measurement(
         lambda: seen.append((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())) or 1,  # type: ignore[func-returns-value]
         torch.device("cpu"),
         threads=1,
@@ -129,17 +129,17 @@ def test_a_way_leaves_threads_and_determinism_as_they_were():
 
 
 def test_the_plain_way_sees_the_same_photos_and_labels(painted: Path):
-    data = FlowersData(painted, image_size=32, resize=32)
+    data = ImageDataModule(painted, image_size=32, resize=32)
     ours = data.train_dataloader().dataset
     settings = configuration(*OWN, f"data.root={painted}", name="benchmark").data
-    plain = PlainPhotos(*training_photos(data), augmenting(settings))
+    plain = BaselineDataset(*training_images(data), baseline_transform(settings))
     assert len(plain) == len(ours) == 50  # type: ignore[arg-type]
     assert [plain[i][1] for i in range(50)] == [int(ours[i, 0][1]) for i in range(50)]
     photo = plain[0][0]
     assert (photo.shape, photo.dtype) == ((3, 32, 32), torch.float32)
-    still = dict.fromkeys(("flip", "brightness", "contrast", "saturation", "hue"), 0.0)
+    still = dict.fromkeys(("hflip_prob", "brightness", "contrast", "saturation", "hue"), 0.0)
     whole = {**settings, **still, "crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0]}
-    same = PlainPhotos(*training_photos(data), augmenting(whole))
+    same = BaselineDataset(*training_images(data), baseline_transform(whole))
     means = torch.stack([same[i][0].mean((1, 2)) for i in range(8)])
     centred = data.dataset("train")
     ours_means = torch.stack([(centred[i][0] / 255).mean((1, 2)) for i in range(8)])

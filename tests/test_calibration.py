@@ -1,7 +1,7 @@
 import torch
 
-from flowers import calibration
-from flowers.predictions import Predictions
+from flowers.evaluation.calibration import cross_fitted_probabilities, fit_temperature
+from flowers.evaluation.predictions import Predictions
 
 
 def overconfident(n: int = 400, factor: float = 3.0) -> Predictions:
@@ -14,15 +14,15 @@ def overconfident(n: int = 400, factor: float = 3.0) -> Predictions:
 
 def test_the_temperature_undoes_an_overconfidence():
     said = overconfident(4000)
-    assert abs(calibration.temperature(said.logits, said.labels) - 3) < 0.2
+    assert abs(fit_temperature(said.logits, said.labels) - 3) < 0.2
 
 
 def test_no_photo_is_scored_by_a_temperature_that_it_helped_to_fit():
     said = overconfident()
-    before = calibration.crossfitted(said)
+    before = cross_fitted_probabilities(said)
     labels = said.labels.clone()
     labels[7] = (labels[7] + 1) % 4  # another truth of one photo changes what others get, never its own probabilities
-    after = calibration.crossfitted(Predictions(said.paths, labels, said.logits, said.classes))
+    after = cross_fitted_probabilities(Predictions(said.paths, labels, said.logits, said.classes))
     changed = (before != after).any(1)
     assert changed.any()
     assert not changed[7]
@@ -30,4 +30,4 @@ def test_no_photo_is_scored_by_a_temperature_that_it_helped_to_fit():
 
 def test_two_photos_are_enough_to_go_on_with():
     said = overconfident(2)
-    assert torch.allclose(calibration.crossfitted(said).sum(1), torch.ones(2, dtype=torch.float64))
+    assert torch.allclose(cross_fitted_probabilities(said).sum(1), torch.ones(2, dtype=torch.float64))

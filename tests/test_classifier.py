@@ -4,14 +4,16 @@ import pytest
 import torch
 from PIL import Image
 
-from flowers import checkpoints, predictions, results
-from flowers.classifier import Classifier
+from flowers.deploy.classifier import Classifier
+from flowers.evaluation.predictions import load_predictions
+from flowers.runtime.files import read_json
+from flowers.runtime.run_folder import BEST_CHECKPOINT
 
 
 def test_a_classifier_says_what_the_run_said_of_its_validation_photos(trained: Path, painted: Path):
     classifier = Classifier.load(trained, accelerator="cpu", precision="32-true")
-    said = predictions.load(trained / "predictions" / "val.csv")
-    temperature = results.load(trained / "result.json")["temperature"]
+    said = load_predictions(trained / "predictions" / "val.csv")
+    temperature = read_json(trained / "result.json")["temperature"]
     photos = torch.stack([classifier.pixels(painted / path) for path in said.paths])
     torch.testing.assert_close(classifier.probabilities(photos), said.probabilities(temperature), atol=1e-6, rtol=0)
     first = classifier(painted / said.paths[0])
@@ -21,7 +23,7 @@ def test_a_classifier_says_what_the_run_said_of_its_validation_photos(trained: P
 
 
 def test_a_photo_may_be_a_file_or_an_image_of_any_mode(trained: Path, tmp_path: Path):
-    classifier = Classifier.load(trained / checkpoints.BEST, accelerator="cpu")
+    classifier = Classifier.load(trained / BEST_CHECKPOINT, accelerator="cpu")
     image = Image.effect_mandelbrot((60, 40), (-2, -1, 1, 1), 30)
     image.save(tmp_path / "grey.png")
     assert classifier(tmp_path / "grey.png") == classifier(image) == classifier(image.convert("RGB"))
@@ -30,7 +32,7 @@ def test_a_photo_may_be_a_file_or_an_image_of_any_mode(trained: Path, tmp_path: 
 def test_a_checkpoint_alone_is_not_calibrated(trained: Path, tmp_path: Path):
     alone = tmp_path / "a" / "b" / "alone.ckpt"
     alone.parent.mkdir(parents=True)
-    alone.write_bytes((trained / checkpoints.BEST).read_bytes())
+    alone.write_bytes((trained / BEST_CHECKPOINT).read_bytes())
     assert Classifier.load(alone).temperature == 1
 
 

@@ -5,14 +5,15 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from flowers import hardware, paths
-from flowers.data import FlowersData
-from flowers.model import FlowerClassifier
+from flowers.data.datamodule import ImageDataModule
+from flowers.models.classifier import ImageClassifier
+from flowers.runtime.config import CONF
+from flowers.runtime.hardware import resolve_trainer_config
 from tests.conftest import configuration
 
 OPTIONS = [
     f"{group.name}={option.stem}"
-    for group in sorted(paths.CONF.iterdir())
+    for group in sorted(CONF.iterdir())
     if group.is_dir() and group.name != "hydra"
     for option in sorted(group.glob("*.yaml"))
 ]
@@ -26,8 +27,8 @@ def composed(*overrides: str) -> DictConfig:
 def test_every_option_composes_and_each_of_its_keys_has_a_reader(option: str):
     cfg = composed(option, *(["data.root=/photos"] if option in ("data=folder", "data=shards") else []))
     assert OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert set(cfg.data) <= set(inspect.signature(FlowersData).parameters)
-    assert set(cfg.model) <= set(inspect.signature(FlowerClassifier).parameters)
+    assert set(cfg.data) <= set(inspect.signature(ImageDataModule).parameters)
+    assert set(cfg.model) <= set(inspect.signature(ImageClassifier).parameters)
     assert set(cfg.trainer) <= set(inspect.signature(Trainer).parameters)
     assert callable(instantiate(cfg.optimizer))
     assert callable(instantiate(cfg.scheduler))
@@ -44,9 +45,9 @@ def test_the_reports_settings_are_the_defaults():
     assert (defaults.data.image_size, defaults.data.val_fraction) == (224, 0.2)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (paths.CONF / "experiment").glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
 def test_an_experiment_is_a_short_delta_that_opens_with_its_command(name: str):
-    lines = (paths.CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     assert lines[1] == f"# python -m flowers.train experiment={name}"
     assert sum(bool(line.strip()) and not line.startswith("#") for line in lines) <= 15
 
@@ -55,6 +56,6 @@ def test_automatic_settings_become_definite_and_given_ones_stay(monkeypatch: pyt
     automatic = {"accelerator": "cpu", "precision": "auto", "deterministic": "auto", "devices": 1}
     for native, precision in ((True, "bf16-mixed"), (False, "32-true")):
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda native=native: native)
-        definite = hardware.settled(automatic)
+        definite = resolve_trainer_config(automatic)
         assert definite == {"accelerator": "cpu", "precision": precision, "deterministic": True, "devices": 1}
-        assert hardware.settled(definite) == definite
+        assert resolve_trainer_config(definite) == definite

@@ -14,9 +14,20 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from flowers import backbone, checkpoints, predictions, processes, results, run, sampler, sharded, sharing
-from flowers.data import FlowersData
-from flowers.train import train
+from flowers.data.datamodule import ImageDataModule
+from flowers.data.samplers import EpochSampler
+from flowers.evaluation.evaluator import extract_features, predict_features
+from flowers.evaluation.metrics import score
+from flowers.evaluation.predictions import load_predictions
+from flowers.models.backbones import build_backbone
+from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.runtime.distributed import local_slice
+from flowers.runtime.files import read_json
+from flowers.runtime.launch import is_rank_zero, share_run_dir
+from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREDICTIONS_DIR, START_FILE
+from flowers.runtime.seeding import epoch_seed, seeded
+from flowers.training.experiment import run_training
+from flowers.training.fsdp import shard_module
 from tests.conftest import SMALL, configuration
 from tests.test_packing import packed
 from tests.test_train import curves, program, weights
@@ -39,7 +50,7 @@ def recipe(painted: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def alone(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("ddp") / "alone"
-    train(configuration(*recipe, f"run_dir={run}"))
+    run_training(configuration(*recipe, f"run_dir={run}"))
     return run
 
 
@@ -61,11 +72,11 @@ def together(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 def in_parts(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a sharded model, killed after a step of the fine-tune stage, and gone on with there."""
     run = tmp_path_factory.mktemp("ddp") / "in_parts"
-    given = [*recipe, *SHARDED, f"hydra.run.dir={run}", "callbacks.within.minutes=0.00001"]
+    given = [*recipe, *SHARDED, f"hydra.run.dir={run}", "callbacks.mid_epoch.minutes=0.00001"]
     first = program(*given, KILL_RANK="1", KILL_AT="2.1")
     assert first.returncode != 0
     assert "ended" in first.stderr
-    assert checkpoints.read(run / checkpoints.LAST)["begun"]
+    assert read_checkpoint(run / LAST_CHECKPOINT)["begun"]
     last = program(f"resume={run}", KILL_AT="2.0")  # that batch is behind it
     assert last.returncode == 0, last.stderr
     assert "Warning" not in last.stdout + last.stderr
@@ -86,11 +97,11 @@ def test_a_sharded_run_goes_on_whole_and_a_whole_one_sharded(alone: Path, in_par
     swapped = {"whole": (in_parts, "auto", 1), "sharded": (alone, "fsdp2", 2)}
     for name, (begun, strategy, devices) in swapped.items():
         shutil.copytree(begun, tmp_path / name)
-        (tmp_path / name / run.STARTED).write_bytes((in_parts / run.STARTED).read_bytes())
+        (tmp_path / name / START_FILE).write_bytes((in_parts / START_FILE).read_bytes())
         given = [f"trainer.strategy={strategy}", f"trainer.devices={devices}", "finetune.epochs=2"]
         done = program(f"resume={tmp_path / name}", *given)
         assert done.returncode == 0, done.stderr
-        assert checkpoints.read(tmp_path / name / checkpoints.LAST)["global_step"] == 12
+        assert read_checkpoint(tmp_path / name / LAST_CHECKPOINT)["global_step"] == 12
     assert_close(tmp_path / "whole", tmp_path / "sharded")
 
 
@@ -106,12 +117,12 @@ def assert_same_curves(ours: Path, theirs: Path) -> None:
 
 def assert_close(ours: Path, theirs: Path) -> None:
     """Both checkpoints' weights, and the optimizer's state."""
-    for name in (checkpoints.BEST, checkpoints.LAST):
+    for name in (BEST_CHECKPOINT, LAST_CHECKPOINT):
         found, wanted = weights(ours, name), weights(theirs, name)
         assert found.keys() == wanted.keys()
         for key in wanted:
             torch.testing.assert_close(found[key], wanted[key], rtol=1e-4, atol=1e-6)
-    states = [checkpoints.read(way / checkpoints.LAST)["optimizer_states"][0]["state"] for way in (ours, theirs)]
+    states = [read_checkpoint(way / LAST_CHECKPOINT)["optimizer_states"][0]["state"] for way in (ours, theirs)]
     assert states[0].keys() == states[1].keys()
     for number, values in states[1].items():
         torch.testing.assert_close(states[0][number], values, rtol=1e-3, atol=1e-5)
@@ -120,14 +131,14 @@ def assert_close(ours: Path, theirs: Path) -> None:
 @pytest.mark.parametrize("architecture", ["resnet18", "inception_v3", "vit_b_16"])
 def test_a_network_in_shards_has_the_gradients_of_the_whole(architecture: str, tmp_path: Path):
     options, size = ({"init_weights": False}, 299) if architecture == "inception_v3" else ({}, 224)
-    plain, _ = backbone.build(architecture, None, options)
+    plain, _ = build_backbone(architecture, None, options)
     parted = copy.deepcopy(plain)
     distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        sharded.shard(parted, init_device_mesh("cpu", (1,)))
+        shard_module(parted, init_device_mesh("cpu", (1,)))
         assert sum(isinstance(module, FSDPModule) for module in parted.modules()) > 10
         for network in (plain, parted):
-            with sampler.seeded(0):  # dropout
+            with seeded(0):  # dropout
                 features = network(torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
             (features[0] if isinstance(features, tuple) else features).square().mean().backward()
         for ours, theirs in zip(parted.parameters(), plain.parameters(), strict=True):
@@ -140,20 +151,20 @@ def test_a_network_in_shards_has_the_gradients_of_the_whole(architecture: str, t
 
 
 def test_the_result_of_two_processes_is_that_of_their_checkpoint(together: Path):
-    config = checkpoints.read(together / checkpoints.BEST)["hyper_parameters"]["config"]
-    model = checkpoints.load(together / checkpoints.BEST)
+    config = read_checkpoint(together / BEST_CHECKPOINT)["hyper_parameters"]["config"]
+    model = load_classifier(together / BEST_CHECKPOINT)
     settings = {
         name: config["data"][name] for name in ("root", "val_fraction", "test_fraction", "image_size", "resize")
     }
-    data = FlowersData(**settings, num_workers=0)
+    data = ImageDataModule(**settings, num_workers=0)
     for split, count in (("val", 15), ("test", 5)):
         dataset = data.dataset(split)
-        features = results.embed(model, data, dataset, split, config | {"features": {"cache": False, "max_gb": 1}})
-        expected = results.predict(model, features, dataset)
-        said = predictions.load(together / predictions.FOLDER / f"{split}.csv")
+        features = extract_features(model, data, dataset, split, config | {"features": {"cache": False, "max_gb": 1}})
+        expected = predict_features(model, features, dataset)
+        said = load_predictions(together / PREDICTIONS_DIR / f"{split}.csv")
         assert said.paths == expected.paths
         torch.testing.assert_close(said.logits, expected.logits)
-        scored, wanted = results.load(together / "result.json")[split], results.score(expected)
+        scored, wanted = read_json(together / "result.json")[split], score(expected)
         assert scored["n"] == count
         assert scored["accuracy"] == wanted["accuracy"]
 
@@ -183,9 +194,9 @@ def test_a_run_whose_processes_were_killed_goes_on_to_the_same_bits(recipe: list
 def test_a_run_from_shards_killed_inside_an_epoch_goes_on_to_the_same_bits(painted: Path, tmp_path: Path):
     packed(painted, tmp_path / "packed")
     recipe = [option for option in SMALL if option != "data=folder"]
-    recipe += ["data=shards", f"data.root={tmp_path}/packed", "data.mixed_shards=2"]
+    recipe += ["data=shards", f"data.root={tmp_path}/packed", "data.shuffle_shards=2"]
     recipe += ["model.architecture=mobilenet_v3_small"]  # it draws dropout, and has BatchNorm
-    recipe += [*TWO, "head.epochs=0", "finetune.epochs=2", "callbacks.within.minutes=0.00001"]
+    recipe += [*TWO, "head.epochs=0", "finetune.epochs=2", "callbacks.mid_epoch.minutes=0.00001"]
     recipe += ["+callbacks.kill._target_=tests.killing.KillAt"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert program(*recipe, f"hydra.run.dir={whole}").returncode == 0
@@ -197,7 +208,7 @@ def test_a_run_from_shards_killed_inside_an_epoch_goes_on_to_the_same_bits(paint
     assert last.returncode == 0, last.stderr
     ours, theirs = weights(killed), weights(whole)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert results.load(killed / "result.json")["val"] == results.load(whole / "result.json")["val"]
+    assert read_json(killed / "result.json")["val"] == read_json(whole / "result.json")["val"]
     assert_same_curves(killed, whole)
 
 
@@ -205,7 +216,7 @@ def test_one_device_is_a_run_of_several_too(painted: Path, tmp_path: Path):
     one = [*SMALL, *TWO, "trainer.devices=1", "head.epochs=1", "finetune.epochs=0"]
     done = program(*one, f"data.root={painted}", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
-    assert results.load(tmp_path / "result.json")["val"]["n"] == 10
+    assert read_json(tmp_path / "result.json")["val"]["n"] == 10
 
 
 def test_a_step_that_cannot_be_shared_and_a_multirun_are_refused_in_a_line(painted: Path, tmp_path: Path):
@@ -253,23 +264,23 @@ def test_who_is_first_by_torchrun_lightning_or_slurm(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert processes.is_first() == expected
+    assert is_rank_zero() == expected
     if {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & environment.keys():
         with pytest.raises(ValueError, match=r"need one folder for their run: give hydra\.run\.dir"):
-            processes.in_one_folder(["seed=1"])
+            share_run_dir(["seed=1"])
 
 
 def test_no_two_seeds_epochs_or_processes_draw_the_same():
     draws = set()
     for triple in itertools.product(range(4), range(5), range(8)):
-        with sampler.seeded(sampler.epoch_seed(*triple)):
+        with seeded(epoch_seed(*triple)):
             draws.add(torch.rand(3).sum().item())
     assert len(draws) == 4 * 5 * 8
 
 
 def test_the_parts_of_a_step_are_the_step():
-    alone = list(sampler.EpochSampler(50, seed=3))
-    parts = [list(sampler.EpochSampler(50, 3, rank, 2)) for rank in range(2)]
+    alone = list(EpochSampler(50, seed=3))
+    parts = [list(EpochSampler(50, 3, rank, 2)) for rank in range(2)]
     for step in range(5):
         shares = [part[5 * step : 5 * step + 5] for part in parts]
         assert sorted(shares[0] + shares[1]) == sorted(alone[10 * step : 10 * step + 10])
@@ -278,6 +289,8 @@ def test_the_parts_of_a_step_are_the_step():
 def test_each_item_is_in_one_part_and_all_parts_are_as_long(monkeypatch: pytest.MonkeyPatch):
     parts = []
     for number in range(4):
-        monkeypatch.setattr(sharing, "rank", lambda number=number: (number, 4))
-        parts.append(sharing.part(range(9), -1))
+        monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+        monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+        monkeypatch.setattr("torch.distributed.get_rank", lambda number=number: number)
+        parts.append(local_slice(range(9), -1))
     assert parts == [[0, 1, -1], [2, 3, -1], [4, 5, -1], [6, 7, 8]]

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowers import duplicates, split
-from flowers.split import Photo
+from flowers.data.splits import NEAR_DUPLICATE_BITS, ImageRecord, assign_splits, group_hashes, split_sha256
 
 
 def made_up(count: int) -> list[str]:
@@ -26,7 +25,7 @@ def made_up(count: int) -> list[str]:
 def by_brute_force(phashes: list[str]) -> list[int]:
     """The smallest index that can be reached from each hash over near ones."""
     bits = [int(phash, 16) for phash in phashes]
-    near = [[(one ^ other).bit_count() <= duplicates.NEAR for other in bits] for one in bits]
+    near = [[(one ^ other).bit_count() <= NEAR_DUPLICATE_BITS for other in bits] for one in bits]
     neighbours = [np.flatnonzero(row) for row in near]
     found = np.arange(len(bits))
     while True:
@@ -44,62 +43,62 @@ def as_sets(numbers: list[int]) -> set[frozenset[int]]:
 def keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of kept groups, where even a few hashes are kept."""
     monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path))
-    monkeypatch.setattr(duplicates, "_SMALL", 0)
+    monkeypatch.setattr("flowers.data.splits._UNCACHED_HASHES", 0)
     return tmp_path / "groups"
 
 
 @pytest.mark.parametrize("block", [7, 100, 2048])
 def test_groups_are_those_of_brute_force_whatever_the_block(block: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(duplicates, "_BLOCK", block)
+    monkeypatch.setattr("flowers.data.splits._BLOCK_ROWS", block)
     phashes = made_up(500)
-    assert as_sets(duplicates.group(phashes)) == as_sets(by_brute_force(phashes))
+    assert as_sets(group_hashes(phashes)) == as_sets(by_brute_force(phashes))
 
 
 def test_a_processor_without_bfloat16_finds_the_same_groups(monkeypatch: pytest.MonkeyPatch):
     phashes = made_up(500)
-    found = duplicates.group(phashes)
+    found = group_hashes(phashes)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    assert duplicates.group(phashes) == found
+    assert group_hashes(phashes) == found
 
 
 def test_photos_that_are_all_near_are_one_group_and_torch_keeps_its_threads(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(duplicates, "_BLOCK", 64)
+    monkeypatch.setattr("flowers.data.splits._BLOCK_ROWS", 64)
     threads = torch.get_num_threads()
-    assert set(duplicates.group([f"{1 << number:064x}" for number in range(256)])) == {0}
+    assert set(group_hashes([f"{1 << number:064x}" for number in range(256)])) == {0}
     assert torch.get_num_threads() == threads
 
 
 def test_kept_groups_are_those_computed_and_nothing_is_computed_again(keeping: Path, monkeypatch: pytest.MonkeyPatch):
     phashes = made_up(100)
-    computed = duplicates.group(phashes)
-    monkeypatch.setattr(duplicates, "_components", None)
-    assert duplicates.group(phashes) == computed
-    assert duplicates.group(phashes[::-1]) == computed[::-1]
+    computed = group_hashes(phashes)
+    monkeypatch.setattr("flowers.data.splits._components", None)
+    assert group_hashes(phashes) == computed
+    assert group_hashes(phashes[::-1]) == computed[::-1]
     with pytest.raises(TypeError):
-        duplicates.group(phashes[1:])
+        group_hashes(phashes[1:])
 
 
 @pytest.mark.parametrize("broken", [b"", b"short", b"\0" * 32, b"\0" * 432])
 def test_a_broken_file_of_groups_is_computed_anew(keeping: Path, broken: bytes):
     phashes = made_up(100)
-    computed = duplicates.group(phashes)
+    computed = group_hashes(phashes)
     (file,) = keeping.iterdir()
     whole = file.read_bytes()
     file.write_bytes(broken)
-    assert duplicates.group(phashes) == computed
+    assert group_hashes(phashes) == computed
     assert file.read_bytes() == whole
 
 
 def test_only_the_newest_files_of_groups_stay(keeping: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(duplicates, "_KEPT", 3)
+    monkeypatch.setattr("flowers.data.splits._MAX_GROUP_FILES", 3)
     for count in range(10, 16):
-        duplicates.group(made_up(count))
+        group_hashes(made_up(count))
     assert len(list(keeping.iterdir())) == 3
 
 
 def test_a_few_hashes_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path))
-    duplicates.group(made_up(100))
+    group_hashes(made_up(100))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -115,7 +114,7 @@ def test_a_few_hashes_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 )
 def test_a_split_is_for_ever(settings: dict[str, float], digest: str):
     made = [
-        Photo(f"{number % 3}/{number}", str(number % 3), hashlib.sha256(str(number).encode()).hexdigest(), phash)
+        ImageRecord(f"{number % 3}/{number}", str(number % 3), hashlib.sha256(str(number).encode()).hexdigest(), phash)
         for number, phash in enumerate(made_up(1000))
     ]
-    assert split.digest(split.decide(made, **settings)) == digest  # type: ignore[arg-type]
+    assert split_sha256(assign_splits(made, **settings)) == digest  # type: ignore[arg-type]

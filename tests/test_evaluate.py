@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers import checkpoints, metrics, predictions, report, results
 from flowers.evaluate import main
+from flowers.evaluation.metrics import compute_metrics
+from flowers.evaluation.predictions import Predictions, load_predictions
+from flowers.evaluation.report import write_report
+from flowers.models.classifier import read_checkpoint
+from flowers.runtime.files import read_json
+from flowers.runtime.run_folder import BEST_CHECKPOINT
 from tests.conftest import configuration
 
 
@@ -19,9 +24,9 @@ def evaluated(*overrides: str) -> float:
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_evaluate_gives_exactly_what_training_reported(trained: Path, tmp_path: Path, split: str):
-    reported = results.load(trained / "result.json")[split]
+    reported = read_json(trained / "result.json")[split]
     assert evaluated(f"run={trained}", f"split={split}", f"output={tmp_path}/scores.json") == reported["accuracy"]
-    scored = results.load(tmp_path / "scores.json")[split]
+    scored = read_json(tmp_path / "scores.json")[split]
     assert {name: scored[name] for name in reported} == reported
 
 
@@ -29,14 +34,14 @@ def test_the_program_prints_the_score_and_leaves_nothing_behind(trained: Path, t
     command = [sys.executable, "-m", "flowers.evaluate", f"run={trained}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"{results.load(trained / 'result.json')['val']['accuracy']:.6f}" in done.stdout
+    assert f"{read_json(trained / 'result.json')['val']['accuracy']:.6f}" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_page_says_it_all_needs_nothing_else_and_escapes_what_it_is_given(trained: Path, tmp_path: Path):
     evaluated(f"run={trained}", f"report={tmp_path}/a")
     page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
-    val = results.load(trained / "result.json")["val"]
+    val = read_json(trained / "result.json")["val"]
     assert f"{100 * val['accuracy']:.2f} %" in page
     assert page.count("<svg") == 3
     assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?\s*(?!data:)[a-z]+:", page)
@@ -45,20 +50,20 @@ def test_the_page_says_it_all_needs_nothing_else_and_escapes_what_it_is_given(tr
     assert len(mistakes) == val["n"] - round(val["accuracy"] * val["n"])
     assert all(row["true"] != row["predicted"] for row in mistakes)
 
-    said = predictions.load(trained / "predictions" / "val.csv")
+    said = load_predictions(trained / "predictions" / "val.csv")
     classes = ["<script>alert(1)</script>", *said.classes[1:]]
-    stranger = predictions.Predictions(said.paths, said.labels, said.logits, classes)
-    config = checkpoints.read(trained / checkpoints.BEST)["hyper_parameters"]["config"]
+    stranger = Predictions(said.paths, said.labels, said.logits, classes)
+    config = read_checkpoint(trained / BEST_CHECKPOINT)["hyper_parameters"]["config"]
     page_path = tmp_path / "b.html"
-    report.write(page_path, tmp_path, config, "x", tmp_path, stranger, metrics.detailed(stranger))
+    write_report(page_path, tmp_path, config, "x", tmp_path, stranger, compute_metrics(stranger))
     assert "<script" not in page_path.read_text(encoding="utf-8")
 
 
 def test_other_photos_are_scored_whole_also_by_a_checkpoint_alone(trained: Path, painted: Path, tmp_path: Path):
     alone = tmp_path / "alone.ckpt"
-    shutil.copy(trained / checkpoints.BEST, alone)
+    shutil.copy(trained / BEST_CHECKPOINT, alone)
     evaluated(f"checkpoint={alone}", f"photos={painted}", f"output={tmp_path}/scores.json")
-    (scored,) = results.load(tmp_path / "scores.json").values()
+    (scored,) = read_json(tmp_path / "scores.json").values()
     assert scored["n"] == 60
     with pytest.raises(ValueError, match=r"lies in no run folder.*photos=FOLDER"):
         evaluated(f"checkpoint={alone}")

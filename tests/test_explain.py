@@ -7,10 +7,10 @@ import torch
 from omegaconf import MissingMandatoryValue
 from PIL import Image
 
-from flowers import photos
-from flowers.classifier import Classifier
+from flowers.data.images import read_image
+from flowers.deploy.classifier import Classifier
+from flowers.deploy.explain import explain_image, overlay_heat_map, side_by_side
 from flowers.explain import main
-from flowers.explanation import beside, explanation, overlay
 from tests.conftest import configuration
 
 
@@ -68,10 +68,10 @@ def test_what_is_given_wrongly_is_named_before_anything_is_written(trained: Path
 
 def test_a_named_class_is_captioned_with_the_likeliest_beside_it(trained: Path, painted: Path):
     classifier = Classifier.load(trained)
-    image = photos.read(painted / "daisy" / "00000.jpg")
+    image = read_image(painted / "daisy" / "00000.jpg")
     said = classifier(image)
     other = list(said.probabilities)[1]
-    picture, caption = explanation(classifier, image, other)
+    picture, caption = explain_image(classifier, image, other)
     assert caption.startswith(f"{other}, probability {said.probabilities[other]:.3f} (likeliest: {said.label}, ")
     assert picture.size == (2 * 448 + 8, 448 + 44)
 
@@ -79,11 +79,11 @@ def test_a_named_class_is_captioned_with_the_likeliest_beside_it(trained: Path, 
 def test_a_picture_is_red_where_it_is_hot_and_shows_the_photo_as_it_is():
     photo, heat = torch.full((3, 40, 60), 128, dtype=torch.uint8), torch.zeros(40, 60)
     heat[:, 30:] = 1
-    laid = overlay(photo, heat)
+    laid = overlay_heat_map(photo, heat)
     (r, _, b), (red, _, blue) = (laid.getpixel((x, 20)) for x in (5, 55))  # type: ignore[misc]
     assert red > blue
     assert b > r
-    picture = beside(photo, heat, "a caption that is too long for so small a picture, and is written smaller")
+    picture = side_by_side(photo, heat, "a caption that is too long for so small a picture, and is written smaller")
     assert picture.crop((0, 0, 60, 40)).getcolors() == [(2400, (128, 128, 128))]
     assert Image.Image.tobytes(picture.crop((68, 0, 128, 40))) == laid.tobytes()
     assert picture.crop((0, 44, 8, 84)).getcolors() == [(320, (255, 255, 255))]  # the caption keeps to its margin

@@ -7,24 +7,24 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
-from flowers import features, sharing
-from flowers.data import FlowersData
-from flowers.features import Features, FeatureSet, FrozenFeatures
-from flowers.frozen import FrozenPass
-from flowers.model import FlowerClassifier
-from flowers.schedules import Schedule, constant, cosine
+from flowers.data.datamodule import ImageDataModule
+from flowers.features.datamodule import _UNDISTURBED, FeatureDataModule, FeatureDataset
+from flowers.features.extractor import FeatureExtractor
+from flowers.features.frozen_backbone import FrozenBackbone
+from flowers.models.classifier import ImageClassifier, Schedule
+from flowers.training.lr_schedules import constant, cosine
 
 
-def fitted(folder: Path, views: int, epochs: int = 3, schedule: Schedule = constant) -> FlowerClassifier:
+def fitted(folder: Path, views: int, epochs: int = 3, schedule: Schedule = constant) -> ImageClassifier:
     """A head trained with SGD from one start; without augmentation where `views` is 1."""
-    whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": 0.0}
+    whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "hflip_prob": 0.0}
     plain = whole | {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
-    data = FlowersData(folder, image_size=32, resize=32, batch_size=4, num_workers=0, **plain)  # type: ignore[arg-type]
+    data = ImageDataModule(folder, image_size=32, resize=32, batch_size=4, num_workers=0, **plain)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    model = FlowerClassifier(
+    model = ImageClassifier(
         "resnet18", data.classes, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), scheduler=schedule
     )
-    model.enter("head", epochs)
+    model.set_stage("head", epochs)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -33,7 +33,7 @@ def fitted(folder: Path, views: int, epochs: int = 3, schedule: Schedule = const
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, FrozenFeatures(data, model, views) if views else data)
+    trainer.fit(model, FeatureDataModule(data, model, views) if views else data)
     return model
 
 
@@ -54,7 +54,7 @@ def test_a_head_trained_on_kept_features_is_the_head_trained_through_the_backbon
 
 def test_steps_by_the_block_are_the_steps_one_by_one(square: Path, monkeypatch: pytest.MonkeyPatch):
     by_the_block = fitted(square, views=1, schedule=cosine)
-    monkeypatch.setitem(features._UNDISTURBED, "world_size", 2)
+    monkeypatch.setitem(_UNDISTURBED, "world_size", 2)
     one_by_one = fitted(square, views=1, schedule=cosine)
     assert (by_the_block.step_photos, one_by_one.step_photos) == (4, None)
     assert torch.equal(by_the_block.head.weight, one_by_one.head.weight)
@@ -68,14 +68,14 @@ def test_steps_by_the_block_are_the_steps_one_by_one(square: Path, monkeypatch: 
 def test_the_backbone_is_bit_for_bit_what_it_was_after_either_head_stage(square: Path):
     for views in (0, 1, 2):
         torch.manual_seed(0)
-        before = FlowerClassifier("resnet18", ["lily", "orchid"]).backbone.state_dict()
+        before = ImageClassifier("resnet18", ["lily", "orchid"]).backbone.state_dict()
         after = fitted(square, views).backbone.state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_an_epoch_takes_one_of_each_photos_views():
     kept = torch.arange(2 * 3 * 4.0).reshape(2, 3, 4)  # (V, N, F)
-    views = FeatureSet(kept, [7, 8, 9])
+    views = FeatureDataset(kept, [7, 8, 9])
     taken, labels = views.__getitems__([(2, 10), (0, 11)])
     assert torch.equal(taken, torch.stack([kept[0, 2], kept[1, 0]]))
     assert labels.tolist() == [9, 7]
@@ -84,23 +84,23 @@ def test_an_epoch_takes_one_of_each_photos_views():
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of photos in each batch that goes through a backbone from here on."""
     passes: list[int] = []
-    through = FrozenPass.__call__
+    through = FrozenBackbone.__call__
 
-    def counted(self: FrozenPass, photos: Tensor) -> Tensor:
+    def counted(self: FrozenBackbone, photos: Tensor) -> Tensor:
         passes.append(len(photos))
         return through(self, photos)
 
-    monkeypatch.setattr(FrozenPass, "__call__", counted)
+    monkeypatch.setattr(FrozenBackbone, "__call__", counted)
     return passes
 
 
 def features_of(root: Path, seed: int = 0, view: int | None = None, cache: bool = True, **settings: Any) -> Tensor:
-    data = FlowersData(root, image_size=32, resize=32, batch_size=4, num_workers=0, seed=seed, **settings)
+    data = ImageDataModule(root, image_size=32, resize=32, batch_size=4, num_workers=0, seed=seed, **settings)
     torch.manual_seed(0)
-    model = FlowerClassifier("resnet18", data.classes)
-    model.enter("head", epochs=1)
+    model = ImageClassifier("resnet18", data.classes)
+    model.set_stage("head", epochs=1)
     dataset = data.dataset("train", augmented=view is not None)
-    return Features(data, model, "32-true", cache).of(dataset, "train", view)
+    return FeatureExtractor(data, model, "32-true", cache).of(dataset, "train", view)
 
 
 def test_another_seed_and_other_folds_find_what_is_kept(square: Path, monkeypatch: pytest.MonkeyPatch):
@@ -125,17 +125,19 @@ def test_kept_features_are_those_computed(square: Path):
 
 def test_of_several_processes_each_computes_a_stretch(square: Path, monkeypatch: pytest.MonkeyPatch):
     wanted, passes = features_of(square, cache=False), count_passes(monkeypatch)
-    monkeypatch.setattr(sharing, "of_first", lambda value: value)
-    monkeypatch.setattr(sharing, "of_all", lambda value: [value])
+    monkeypatch.setattr("flowers.features.extractor.broadcast_object", lambda value: value)
+    monkeypatch.setattr("flowers.features.extractor.all_gather_object", lambda value: [value])
     parts = []
     for number in range(3):
-        monkeypatch.setattr(sharing, "rank", lambda number=number: (number, 3))
+        monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+        monkeypatch.setattr("torch.distributed.get_world_size", lambda: 3)
+        monkeypatch.setattr("torch.distributed.get_rank", lambda number=number: number)
         parts.append(features_of(square, cache=False))
     assert torch.equal(torch.cat(parts), wanted)
     assert sum(passes) == 3 * math.ceil(len(wanted) / 3)
 
 
 def test_views_below_zero_are_refused(folder: Path):
-    data = FlowersData(folder)
-    with pytest.raises(ValueError, match=r"head.views=-1: wanted 0"):
-        FrozenFeatures(data, FlowerClassifier("resnet18", data.classes), views=-1)
+    data = ImageDataModule(folder)
+    with pytest.raises(ValueError, match=r"head.cached_views=-1: wanted 0"):
+        FeatureDataModule(data, ImageClassifier("resnet18", data.classes), views=-1)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowers import paths
-from flowers.heat import heat
-from flowers.model import FlowerClassifier
+from flowers.deploy.gradcam import grad_cam
+from flowers.models.classifier import ImageClassifier
+from flowers.runtime.config import CONF
 from tests.conftest import configuration
 
 SIDE = 64
@@ -17,11 +17,11 @@ def photo() -> Tensor:
     return torch.randint(0, 256, (3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def made(name: str) -> FlowerClassifier:
+def made(name: str) -> ImageClassifier:
     settings = dict(configuration("run_dir=/run", f"model={name}").model) | {"weights": None}
     if name == "vit_b_16":
         settings["options"] = {"image_size": SIDE}
-    return FlowerClassifier(**settings, classes=["daisy", "rose", "tulip"], image_size=SIDE)
+    return ImageClassifier(**settings, classes=["daisy", "rose", "tulip"], image_size=SIDE)
 
 
 def state(model: nn.Module) -> list[object]:
@@ -29,20 +29,20 @@ def state(model: nn.Module) -> list[object]:
     return [modules, [(parameter.requires_grad, parameter.grad) for parameter in model.parameters()]]
 
 
-@pytest.mark.parametrize("name", sorted({path.stem for path in (paths.CONF / "model").glob("*.yaml")} - {"resnet152"}))
+@pytest.mark.parametrize("name", sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - {"resnet152"}))
 def test_every_architecture_has_a_heat_and_stays_as_it_was(name: str, photo: Tensor):
     model = made(name)
-    model.enter("head", 1)
+    model.set_stage("head", 1)
     before = state(model)
-    likeliest = heat(model, photo)
+    likeliest = grad_cam(model, photo)
     assert likeliest.shape == (SIDE, SIDE)
     assert likeliest.dtype == torch.float32
     assert not likeliest.requires_grad
     assert 0 <= likeliest.min() <= likeliest.max() <= 1
     with torch.inference_mode():
-        named = heat(model, photo, int(model.eval()(photo[None]).argmax()))
+        named = grad_cam(model, photo, int(model.eval()(photo[None]).argmax()))
     torch.testing.assert_close(named, likeliest)
-    model.enter("head", 1)
+    model.set_stage("head", 1)
     assert state(model) == before
 
 
@@ -59,27 +59,27 @@ class Spots(nn.Module):
 
 
 def test_the_heat_lies_where_the_class_is():
-    model = FlowerClassifier("resnet18", ["red", "blue"], mean=(0, 0, 0), std=(1, 1, 1))
+    model = ImageClassifier("resnet18", ["red", "blue"], mean=(0, 0, 0), std=(1, 1, 1))
     model.backbone, model.head = Spots(), nn.Linear(2, 2)
     model.head.weight.data = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
     photo = torch.zeros(3, 8, 10, dtype=torch.uint8)
     photo[0, 1:3, 1:3], photo[2, 5:8, 7:9] = 255, 128
     for label, colour in enumerate((photo[0], photo[2])):
-        torch.testing.assert_close(heat(model, photo, label), (colour > 0).float())
+        torch.testing.assert_close(grad_cam(model, photo, label), (colour > 0).float())
 
 
 def test_a_number_that_no_class_has_is_refused(photo: Tensor):
     with pytest.raises(ValueError, match="label=3: wanted a class's number, 0 to 2"):
-        heat(made("resnet18"), photo, 3)
+        grad_cam(made("resnet18"), photo, 3)
 
 
 def test_a_photo_that_speaks_for_nothing_is_cold():
     model = made("resnet18")
     nn.init.zeros_(model.head.weight)
-    assert heat(model, torch.zeros(3, 32, 32, dtype=torch.uint8)).max() == 0
+    assert grad_cam(model, torch.zeros(3, 32, 32, dtype=torch.uint8)).max() == 0
 
 
 def test_the_extra_is_named_where_it_lacks(monkeypatch: pytest.MonkeyPatch, photo: Tensor):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(ValueError, match=r"pip install 'flowers\[explain\]'"):
-        heat(made("resnet18"), photo)
+        grad_cam(made("resnet18"), photo)

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers import pieces
-from flowers.kept import Kept, Placed
+from flowers.features.cache import FeatureCache, IndexedFeatures
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +25,7 @@ class Backbone:
     def __init__(self, *names: int) -> None:
         self.names, self.asked = names, list[int]()
 
-    def __call__(self, places: list[int]) -> Iterator[Placed]:
+    def __call__(self, places: list[int]) -> Iterator[IndexedFeatures]:
         self.asked += [self.names[place] for place in places]
         for start in range(0, len(places), 3):
             batch = places[start : start + 3]
@@ -36,7 +35,7 @@ class Backbone:
 def fetched(*names: int, recipe: str = "a", max_gb: float = 1.0) -> tuple[list[float], list[int]]:
     """The features' first column, and the photos that had to be computed."""
     backbone = Backbone(*names)
-    features = Kept({"recipe": recipe}, max_gb).fetch(digests(*names), backbone)
+    features = FeatureCache({"recipe": recipe}, max_gb).fetch(digests(*names), backbone)
     assert features.dtype == torch.bfloat16
     return features[:, 0].tolist(), backbone.asked
 
@@ -57,23 +56,23 @@ def test_a_photo_that_is_there_twice_is_computed_once():
 
 
 def test_a_long_pass_is_kept_piece_by_piece(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pieces, "SECONDS", 0.0)
+    monkeypatch.setattr("flowers.runtime.files.CHUNK_SECONDS", 0.0)
     names = 1, 2, 3, 4, 5, 6, 7
 
-    def killed(places: list[int]) -> Iterator[Placed]:
+    def killed(places: list[int]) -> Iterator[IndexedFeatures]:
         yield from list(Backbone(*names)(places))[:2]
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Kept({"recipe": "a"}, 1.0).fetch(digests(*names), killed)
+        FeatureCache({"recipe": "a"}, 1.0).fetch(digests(*names), killed)
     assert fetched(*names) == ([1, 2, 3, 4, 5, 6, 7], [7])
 
 
 def test_features_may_come_in_another_order():
-    def backwards(places: list[int]) -> Iterator[Placed]:
+    def backwards(places: list[int]) -> Iterator[IndexedFeatures]:
         yield from reversed(list(Backbone(1, 2, 3, 4, 5)(places)))
 
-    features = Kept({"recipe": "a"}, 1.0).fetch(digests(1, 2, 3, 4, 5), backwards)
+    features = FeatureCache({"recipe": "a"}, 1.0).fetch(digests(1, 2, 3, 4, 5), backwards)
     assert features[:, 0].tolist() == [1, 2, 3, 4, 5]
     assert fetched(3, 5, 1) == ([3, 5, 1], [])
 
@@ -89,7 +88,7 @@ def test_a_broken_file_is_computed_again(tmp_path: Path):
 def test_what_was_used_longest_ago_is_dropped_first(tmp_path: Path):
     for age, recipe in ((2, "old"), (3, "used again"), (1, "new")):
         fetched(1, 2, recipe=recipe)
-        for file in Kept({"recipe": recipe}, 1.0).folder.glob("*.safetensors"):
+        for file in FeatureCache({"recipe": recipe}, 1.0).folder.glob("*.safetensors"):
             os.utime(file, (1e9 - age, 1e9 - age))
     fetched(1, recipe="used again")
     size = next(tmp_path.rglob("*.safetensors")).stat().st_size

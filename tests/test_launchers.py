@@ -14,10 +14,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from flowers import checkpoints, paths
-from flowers.multirun import RunsTable
-from flowers.overrides import checked
-from flowers.train import train
+from flowers.models.classifier import read_checkpoint
+from flowers.runtime.config import CONF, check_overrides
+from flowers.runtime.run_folder import BEST_CHECKPOINT
+from flowers.training.experiment import run_training
+from flowers.training.multirun import MultirunSummary
 from tests.conftest import SMALL, configuration
 
 pytestmark = pytest.mark.processes
@@ -32,9 +33,9 @@ def by_itself(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     folder = tmp_path_factory.mktemp("by_itself")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    train(configuration(*JOBS, f"data.root={painted}", f"run_dir={folder}"))
+    run_training(configuration(*JOBS, f"data.root={painted}", f"run_dir={folder}"))
     torch.set_num_threads(threads)
-    return dict(checkpoints.read(folder / checkpoints.BEST)["state_dict"])
+    return dict(read_checkpoint(folder / BEST_CHECKPOINT)["state_dict"])
 
 
 def multirun(launcher: str, folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -87,7 +88,7 @@ def check(done: subprocess.CompletedProcess[str], folder: Path, weights: dict[st
     assert done.stderr.splitlines()[-1].startswith("1 of 2 runs failed")
     with (folder / "runs" / "runs.csv").open(encoding="utf-8") as file:
         assert [(row["run"], row["accuracy"] != "") for row in csv.DictReader(file)] == [("0", True), ("1", False)]
-    ours = checkpoints.read(folder / "runs" / "0" / checkpoints.BEST)["state_dict"]
+    ours = read_checkpoint(folder / "runs" / "0" / BEST_CHECKPOINT)["state_dict"]
     assert all(torch.equal(ours[name], weights[name]) for name in weights)
     logs = [(folder / "runs" / name / "train.log").read_text(encoding="utf-8") for name in "01"]
     assert "Traceback" in logs[1]
@@ -110,7 +111,9 @@ def test_so_are_those_of_a_ray_cluster_that_was_started_elsewhere(by_itself: dic
 
 
 def test_a_killed_job_ends_a_multirun_in_one_line(tmp_path: Path):
-    done = multirun("joblib", tmp_path, "+callbacks.kill._target_=tests.killing.KillAt", "head.views=0", KILL_AT="0.0")
+    done = multirun(
+        "joblib", tmp_path, "+callbacks.kill._target_=tests.killing.KillAt", "head.cached_views=0", KILL_AT="0.0"
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: the multirun was cut short: TerminatedWorkerError")
     assert "Traceback" not in done.stdout + done.stderr
@@ -118,14 +121,14 @@ def test_a_killed_job_ends_a_multirun_in_one_line(tmp_path: Path):
     assert (tmp_path / "runs" / "runs.csv").exists()
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (paths.CONF / "hydra" / "launcher").glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml")))
 def test_a_launcher_whose_plugin_is_missing_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch):
-    target = str(OmegaConf.load(paths.CONF / "hydra" / "launcher" / f"{name}.yaml")._target_)
+    target = str(OmegaConf.load(CONF / "hydra" / "launcher" / f"{name}.yaml")._target_)
     monkeypatch.setitem(sys.modules, target.rpartition(".")[0], None)  # as good as not installed
     with pytest.raises(ValueError, match=rf"pip install 'flowers\[{name.partition('_')[0]}\]'"):
-        checked([f"hydra/launcher={name}"], "train")
+        check_overrides([f"hydra/launcher={name}"], "train")
 
 
 def test_runs_that_went_to_a_folder_elsewhere_are_no_empty_table(tmp_path: Path):
     with pytest.raises(SystemExit, match=r"no run in .* must all see it"):
-        RunsTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+        MultirunSummary().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))

@@ -7,8 +7,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset
 
-from flowers.loader import EpochLoader
-from flowers.sampler import EpochSampler
+from flowers.data.samplers import EpochSampler, ResumableDataLoader
 
 
 class Numbers(Dataset[Tensor]):
@@ -41,7 +40,7 @@ class Reader(LightningModule):
 def read(workers: int, checkpoint: Path | None = None, **save: Any) -> list[tuple[int, list[float]]]:
     trainer = Trainer(accelerator="cpu", max_epochs=3, logger=False, enable_checkpointing=False,
                       enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
-    loader = EpochLoader(
+    loader = ResumableDataLoader(
         Numbers(),
         BatchSampler(EpochSampler(8, seed=0), 2, drop_last=False),  # type: ignore[arg-type]
         lambda: trainer.fit_loop.epoch_loop.batch_progress.current.ready,

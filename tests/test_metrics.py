@@ -2,8 +2,8 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
-from flowers import metrics
-from flowers.predictions import Predictions
+from flowers.evaluation.metrics import compute_metrics
+from flowers.evaluation.predictions import Predictions
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def said() -> Predictions:
 
 @pytest.mark.filterwarnings("ignore:Precision is ill-defined")
 def test_the_numbers_are_those_of_scikit_learn(said: Predictions):
-    found = metrics.detailed(said)
+    found = compute_metrics(said)
     true, answer = said.labels.numpy(), said.predicted.numpy()
     precision, recall, f1, support = precision_recall_fscore_support(true, answer, zero_division=0)
     for place, name in enumerate(said.classes):
@@ -36,7 +36,7 @@ def test_the_numbers_are_those_of_scikit_learn(said: Predictions):
 
 
 def test_each_interval_holds_its_value(said: Predictions):
-    found = metrics.detailed(said)
+    found = compute_metrics(said)
     measured = [found["top2"], *found["macro"].values()]
     measured += [row[name] for row in found["classes"].values() for name in ("precision", "recall", "f1")]
     for number in measured:
@@ -45,7 +45,7 @@ def test_each_interval_holds_its_value(said: Predictions):
 
 
 def test_answering_every_photo_is_the_plain_accuracy_and_the_bins_hold_all_photos(said: Predictions):
-    found = metrics.detailed(said)
+    found = compute_metrics(said)
     assert found["coverage"][-1]["coverage"] == 1
     assert found["coverage"][-1]["accuracy"] == found["accuracy"]
     for bins in found["calibration"]["bins"].values():

@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowers.model import FlowerClassifier
+from flowers.models.classifier import ImageClassifier
 
 
 @pytest.fixture(scope="module")
-def model() -> FlowerClassifier:
+def model() -> ImageClassifier:
     torch.manual_seed(0)
-    return FlowerClassifier("resnet18", classes=["a", "b", "c"])
+    return ImageClassifier("resnet18", classes=["a", "b", "c"])
 
 
 @pytest.fixture
@@ -16,15 +16,15 @@ def photos() -> Tensor:
     return torch.randint(256, (4, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_photos_become_logits_and_so_do_their_features(model: FlowerClassifier, photos: Tensor):
-    model.enter("head", epochs=1)
+def test_photos_become_logits_and_so_do_their_features(model: ImageClassifier, photos: Tensor):
+    model.set_stage("head", epochs=1)
     logits = model(photos)
     assert logits.shape == (4, 3)
     assert torch.equal(logits, model(model.features(photos)))
 
 
-def test_a_frozen_backbone_stays_bit_for_bit_whatever_the_trainer_switches_on(model: FlowerClassifier, photos: Tensor):
-    model.enter("head", epochs=1)
+def test_a_frozen_backbone_stays_bit_for_bit_whatever_the_trainer_switches_on(model: ImageClassifier, photos: Tensor):
+    model.set_stage("head", epochs=1)
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
     model.train()
     model._set_mode()
@@ -35,9 +35,9 @@ def test_a_frozen_backbone_stays_bit_for_bit_whatever_the_trainer_switches_on(mo
     assert all(torch.equal(before[name], value) for name, value in model.backbone.state_dict().items())
 
 
-def test_fine_tuning_frees_every_parameter_and_trains_batch_norm(model: FlowerClassifier, photos: Tensor):
-    model.enter("head", epochs=1)
-    model.enter("finetune", epochs=1)
+def test_fine_tuning_frees_every_parameter_and_trains_batch_norm(model: ImageClassifier, photos: Tensor):
+    model.set_stage("head", epochs=1)
+    model.set_stage("finetune", epochs=1)
     before = model.backbone.bn1.running_mean.clone()  # type: ignore[operator, union-attr]
     model(photos).sum().backward()
     assert all(weight.grad is not None for weight in model.parameters())
@@ -45,11 +45,11 @@ def test_fine_tuning_frees_every_parameter_and_trains_batch_norm(model: FlowerCl
 
 
 def test_dropout_is_off_while_the_backbone_is_frozen(photos: Tensor):
-    alexnet = FlowerClassifier("alexnet", classes=["a", "b"])
-    alexnet.enter("head", epochs=1)
+    alexnet = ImageClassifier("alexnet", classes=["a", "b"])
+    alexnet.set_stage("head", epochs=1)
     large = torch.nn.functional.interpolate(photos, 64)
     assert torch.equal(alexnet(large), alexnet(large))
-    alexnet.enter("finetune", epochs=1)
+    alexnet.set_stage("finetune", epochs=1)
     assert not torch.equal(alexnet(large), alexnet(large))
 
 
@@ -57,5 +57,5 @@ def test_the_digest_of_the_weights_tells_models_apart():
     digests = set()
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        digests.add(FlowerClassifier("resnet18", classes=["a", "b"]).hparams["weights_digest"])
+        digests.add(ImageClassifier("resnet18", classes=["a", "b"]).hparams["weights_digest"])
     assert len(digests) == 2

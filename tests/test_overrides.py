@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from flowers.overrides import checked
+from flowers.runtime.config import check_overrides
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from flowers.overrides import checked
 )
 def test_a_mistyped_override_gets_the_nearest_valid_name(override: str, answer: str):
     with pytest.raises(ValueError, match=r".") as error:
-        checked([override], "train")
+        check_overrides([override], "train")
     assert answer in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -51,17 +51,17 @@ def test_good_overrides_are_left_as_they_are():
         "experiment=report",
     ]
     good += ["data.resize=${data.image_size}", "data.batch_size=choice(16,32)"]
-    assert checked(good, "train") == good
+    assert check_overrides(good, "train") == good
 
 
 def test_any_argument_of_the_trainer_can_be_given():
-    assert checked(["trainer.gradient_clip_val=1"], "train") == ["++trainer.gradient_clip_val=1"]
+    assert check_overrides(["trainer.gradient_clip_val=1"], "train") == ["++trainer.gradient_clip_val=1"]
 
 
 def test_keys_of_a_chosen_option_are_known():
-    assert checked(["data=garden", "data.source.number=50", "optimizer=sgd", "optimizer.momentum=0.5"], "train")
+    assert check_overrides(["data=garden", "data.source.number=50", "optimizer=sgd", "optimizer.momentum=0.5"], "train")
     with pytest.raises(ValueError, match=r"optimizer\.momentum: no such key"):
-        checked(["optimizer.momentum=0.5"], "train")
+        check_overrides(["optimizer.momentum=0.5"], "train")
 
 
 def test_a_mistyped_override_is_answered_in_one_line_before_torch_is_imported():
@@ -78,4 +78,4 @@ def test_a_mistyped_override_is_answered_in_one_line_before_torch_is_imported():
 
 @pytest.mark.parametrize("photos", ["a.jpg", "[a.jpg,b]", "'a b/*.jpg'"])
 def test_where_no_list_is_the_default_one_thing_is_as_good_as_several(photos: str):
-    assert checked([f"photos={photos}"], "explain") == [f"photos={photos}"]
+    assert check_overrides([f"photos={photos}"], "explain") == [f"photos={photos}"]

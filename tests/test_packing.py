@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from flowers import packing, split
-from flowers.data import FlowersData
-from flowers.pack import pack
-from flowers.shards import Shards
+from flowers.data.datamodule import ImageDataModule
+from flowers.data.shard_writer import run_packing, write_shards
+from flowers.data.shards import ShardSource
+from flowers.data.splits import load_split
 from tests.conftest import configuration
 from tests.test_train import program
 
@@ -21,7 +21,7 @@ from tests.test_train import program
 def packed(photos: Path, output: Path, *overrides: str) -> dict[str, bytes]:
     """What lies in the folder once the photos are packed."""
     settings = ["workers=1", "shard_mb=0.05", f"photos={photos}", f"output={output}", *overrides]
-    pack(configuration(*settings, name="pack"))
+    run_packing(configuration(*settings, name="pack"))
     return {path.name: path.read_bytes() for path in output.iterdir()}
 
 
@@ -34,8 +34,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory, painted: Path) -> Path:
 
 
 def test_shards_hold_each_photos_own_bytes_and_the_split_that_training_from_the_folder_has(shards: Path, painted: Path):
-    data = FlowersData(shards, packed=True)
-    folder = FlowersData(painted, test_fraction=0.1)
+    data = ImageDataModule(shards, packed=True)
+    folder = ImageDataModule(painted, test_fraction=0.1)
     assert (data.rows, data.classes, data.split_digest) == (folder.rows, folder.classes, folder.split_digest)
     assert data.shards is not None
     assert all((data.shards / row.path).content() == (painted / row.path).read_bytes() for row in data.rows)
@@ -44,18 +44,18 @@ def test_shards_hold_each_photos_own_bytes_and_the_split_that_training_from_the_
 
 
 def test_a_shard_has_one_split_and_that_of_train_a_fair_sample(shards: Path):
-    found = Shards(str(shards), None, 0, 0)
-    for row, place in zip(found.rows, found.places.tolist(), strict=True):
+    found = ShardSource(str(shards), None, 0, 0)
+    for row, place in zip(found.rows, found.index.tolist(), strict=True):
         assert found.names[place[0]].name.startswith(row.split)
-    first = [row for row, place in zip(found.rows, found.places.tolist(), strict=True) if place[0] == 0]
+    first = [row for row, place in zip(found.rows, found.index.tolist(), strict=True) if place[0] == 0]
     assert len({row.label for row in first}) > 2  # of 5, in a shard of about 15 photos
     val = [row for row in found.rows if row.split == "val"]
-    assert found.stored(val) == val
+    assert found.sort_by_shard(val) == val
 
 
 def test_a_shard_is_a_tar_file_of_photos_and_classes_in_webdatasets_layout(shards: Path):
-    rows = split.load(shards / "split.csv")
-    classes = FlowersData(shards, packed=True).classes
+    rows = load_split(shards / "split.csv")
+    classes = ImageDataModule(shards, packed=True).classes
     keys = []
     for path in shards.glob("*.tar"):
         with tarfile.open(path) as file:
@@ -88,16 +88,16 @@ def test_bad_photos_are_named_and_left_out_where_that_is_wanted(folder: Path, tm
     with pytest.raises(ValueError, match=r"1 of 21 files (.|\n)*lily/empty.jpg: empty"):
         packed(folder, tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
-    packed(folder, tmp_path / "packed", "data.on_bad_photo=skip")
-    assert len(FlowersData(tmp_path / "packed", packed=True).rows) == 20
+    packed(folder, tmp_path / "packed", "data.on_corrupt=skip")
+    assert len(ImageDataModule(tmp_path / "packed", packed=True).rows) == 20
 
 
 def test_a_photo_that_changes_after_its_check_ends_the_packing(folder: Path, tmp_path: Path):
-    data = FlowersData(folder)
+    data = ImageDataModule(folder)
     rows = data.rows
     (folder / rows[3].path).write_bytes((folder / rows[4].path).read_bytes())
     with pytest.raises(ValueError, match=f"{rows[3].path} has changed"):
-        packing.write(folder, rows, data.classes, tmp_path / "packed", 1.0, 1)
+        write_shards(folder, rows, data.classes, tmp_path / "packed", 1.0, 1)
     assert not list((tmp_path / "packed").glob("train-*.tar"))
 
 
@@ -139,4 +139,4 @@ def test_a_users_mistake_is_one_line(painted: Path, tmp_path: Path):
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "no folder of photos" in done.stderr
     with pytest.raises(ValueError, match="no shards at"):
-        _ = FlowersData(painted, packed=True).rows
+        _ = ImageDataModule(painted, packed=True).rows

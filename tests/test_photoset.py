@@ -6,21 +6,23 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from flowers import decoded, transforms
-from flowers.data import FlowersData
-from flowers.photoset import PhotoSet
+from flowers.data.datamodule import ImageDataModule
+from flowers.data.dataset import DecodedImageCache, ImageDataset
+from flowers.data.transforms import FusedColorJitter, ResizeIfLarger, max_useful_side, train_transform
 
 
 @pytest.fixture(autouse=True)
 def empty(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decoded, "_STORES", {})
+    monkeypatch.setattr("flowers.data.dataset._CACHES", {})
 
 
-def photos_of(folder: Path, workers: int = 0, share: float = 0.01) -> FlowersData:
-    return FlowersData(folder, image_size=32, resize=32, batch_size=4, num_workers=workers, memory_share=share)
+def photos_of(folder: Path, workers: int = 0, share: float = 0.01) -> ImageDataModule:
+    return ImageDataModule(
+        folder, image_size=32, resize=32, batch_size=4, num_workers=workers, decoded_cache_fraction=share
+    )
 
 
-def epochs(data: FlowersData, count: int) -> list[torch.Tensor]:
+def epochs(data: ImageDataModule, count: int) -> list[torch.Tensor]:
     """The photos of some epochs of training."""
     loader = data.train_dataloader()
     drawn = []
@@ -51,8 +53,10 @@ def test_what_does_not_fit_is_read_from_disk(folder: Path):
     dataset = data.dataset("train", augmented=True)
     whole = [dataset[index][0] for index in range(len(dataset))]
     size = 3 * 96 * 80 * 2  # before they are shrunk, two photos
-    store = decoded.Decoded(20, size)
-    some = PhotoSet(dataset.root, dataset.paths, dataset.labels, dataset.digests, data.shrink, data.augment, store)
+    store = DecodedImageCache(20, size)
+    some = ImageDataset(
+        dataset.root, dataset.paths, dataset.labels, dataset.digests, data.resize_if_larger, data.train_transform, store
+    )
     for _ in range(2):
         assert all(torch.equal(some[index][0], photo) for index, photo in enumerate(whole))
     assert some.store is not None
@@ -60,10 +64,10 @@ def test_what_does_not_fit_is_read_from_disk(folder: Path):
 
 
 def test_what_is_kept_can_still_fill_the_smallest_crop():
-    side = transforms.useful_side(224, (0.5, 1.0), (0.75, 1.333))
+    side = max_useful_side(224, (0.5, 1.0), (0.75, 1.333))
     width = (0.5 * side * side * 0.75) ** 0.5  # of a square photo's smallest and narrowest crop
     assert 224 <= width < 225
-    shrink = transforms.Shrink(side)
+    shrink = ResizeIfLarger(side)
     assert shrink(torch.zeros(3, 1000, 600, dtype=torch.uint8)).shape[-1] == side
     assert shrink(torch.zeros(3, 300, 200, dtype=torch.uint8)).shape == (3, 300, 200)
 
@@ -74,7 +78,7 @@ def test_each_part_of_the_colour_jitter_agrees_with_torchvisions(name: str):
     params: dict[str, Any] = dict.fromkeys(("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor"))
     for factor in (-0.02, 0.01, 0.02) if name == "hue" else (0.8, 1.1, 1.2):
         params |= {"fn_idx": torch.arange(4), f"{name}_factor": factor}
-        ours = transforms.ColourTwist(0.2, 0.2, 0.2, 0.02).transform(photo, params)
+        ours = FusedColorJitter(0.2, 0.2, 0.2, 0.02).transform(photo, params)
         theirs = getattr(v2.functional, f"adjust_{name}")(photo, factor)
         off = (ours.float() - theirs.float()).abs()
         assert off.max() <= 2  # of 255 levels
@@ -88,7 +92,7 @@ def test_the_augmentations_have_the_statistics_of_the_plain_ones(tmp_path: Path)
     ramp = torch.linspace(0, 255, 240).round().byte()
     pixels = torch.stack([ramp.expand(200, 240), ramp.flip(0).expand(200, 240), (ramp // 3 + 60).expand(200, 240)])
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    ours: Any = transforms.augmenting(64, (0.5, 1.0), (0.75, 1.333), 0.5, 0.2, 0.2, 0.2, 0.02)
+    ours: Any = train_transform(64, (0.5, 1.0), (0.75, 1.333), 0.5, 0.2, 0.2, 0.2, 0.02)
     theirs: Any = plain.Compose(
         [
             plain.RandomResizedCrop(64, (0.5, 1.0), (0.75, 1.333)),

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flowers import checkpoints, predictions
+from flowers.evaluation.predictions import load_predictions
 from flowers.predict import main
+from flowers.runtime.run_folder import BEST_CHECKPOINT
 from tests.conftest import configuration
 
 
@@ -55,9 +56,9 @@ def test_json_says_the_same_as_csv_and_abstains_under_the_confidence(trained: Pa
 
 
 def test_the_rows_are_what_the_run_said_of_its_photos(trained: Path, painted: Path, tmp_path: Path):
-    said = predictions.load(trained / "predictions" / "val.csv")
+    said = load_predictions(trained / "predictions" / "val.csv")
     listed = ",".join(str(painted / path) for path in said.paths)
-    predicted(f"checkpoint={trained / checkpoints.BEST}", f"photos=[{listed}]", f"output={tmp_path}/a.csv")
+    predicted(f"checkpoint={trained / BEST_CHECKPOINT}", f"photos=[{listed}]", f"output={tmp_path}/a.csv")
     with (tmp_path / "a.csv").open(encoding="utf-8") as file:
         assert [row["class"] for row in csv.DictReader(file)] == [said.classes[i] for i in said.predicted.tolist()]
 

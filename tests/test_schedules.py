@@ -1,10 +1,12 @@
 import pytest
 import torch
 
-from flowers import schedules
+from flowers.models.classifier import Schedule
+from flowers.training import lr_schedules
+from flowers.training.lr_schedules import constant, cosine, one_cycle, step
 
 
-def rates(schedule: schedules.Schedule, steps: int = 100) -> list[float]:
+def rates(schedule: Schedule, steps: int = 100) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = schedule(optimizer, steps)
     seen = []
@@ -16,27 +18,27 @@ def rates(schedule: schedules.Schedule, steps: int = 100) -> list[float]:
 
 
 def test_constant_stays():
-    assert set(rates(schedules.constant)) == {1.0}
+    assert set(rates(constant)) == {1.0}
 
 
 def test_step_drops_tenfold_at_each_third():
-    seen = rates(schedules.step)
+    seen = rates(step)
     assert [seen[0], seen[50], seen[99]] == pytest.approx([1, 0.1, 0.01])
 
 
 def test_cosine_rises_over_the_warm_up_and_falls_to_almost_nothing():
-    seen = rates(schedules.cosine)
+    seen = rates(cosine)
     assert seen[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert seen[5:] == sorted(seen[5:], reverse=True)
     assert seen[-1] < 0.001
 
 
 def test_one_cycle_peaks_at_the_given_rate_and_lasts_exactly_the_steps():
-    seen = rates(schedules.one_cycle)
+    seen = rates(one_cycle)
     assert max(seen) == pytest.approx(1.0, abs=1e-3)
     assert seen[-1] < 1e-4
 
 
 @pytest.mark.parametrize("name", ["constant", "step", "cosine", "one_cycle"])
 def test_a_stage_of_one_step_is_no_special_case(name: str):
-    assert len(rates(getattr(schedules, name), steps=1)) == 1
+    assert len(rates(getattr(lr_schedules, name), steps=1)) == 1

@@ -1,11 +1,11 @@
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from flowers import space
+from flowers.search.space import first_point, parse_search_space
 
 
 def test_hydras_sweep_syntax_becomes_what_is_drawn_from():
-    fixed, drawn = space.parted([
+    fixed, drawn = parse_search_space([
         "seed=1",
         "optimizer.lr=tag(log,interval(1e-5,1e-1))",
         "optimizer.weight_decay=interval(0,0.1)",
@@ -32,11 +32,11 @@ def test_hydras_sweep_syntax_becomes_what_is_drawn_from():
 @pytest.mark.parametrize("nothing", ["optimizer.lr=tag(log,interval(0,1))", "head.epochs=range(5,5)", "model=glob(x*)"])
 def test_bounds_that_leave_nothing_to_draw_are_named(nothing: str):
     with pytest.raises(ValueError, match="nothing can be drawn from this"):
-        space.parted([nothing])
+        parse_search_space([nothing])
 
 
 def test_a_corner_of_the_space_is_written_as_overrides():
-    _, drawn = space.parted(
+    _, drawn = parse_search_space(
         ["optimizer.lr=tag(log,interval(1e-5,1e-1))", "head.epochs=range(1,9)", "model=resnet18,resnet50"]
     )
-    assert space.corner(drawn) == ["optimizer.lr=1e-05", "head.epochs=1", "model=resnet18"]
+    assert first_point(drawn) == ["optimizer.lr=1e-05", "head.epochs=1", "model=resnet18"]

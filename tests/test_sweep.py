@@ -11,8 +11,11 @@ from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from flowers import overrides, results, search, trials
-from flowers.search import Search
+from flowers.runtime.config import check_overrides
+from flowers.runtime.files import read_json
+from flowers.runtime.run_folder import RESULT_FILE
+from flowers.search.runner import _train_in_process
+from flowers.search.study import STUDY_FILE, Search, SearchManifest
 from flowers.sweep import arguments, main
 from tests.conftest import SMALL, configuration
 from tests.test_train import program
@@ -21,7 +24,7 @@ HEAD = (*SMALL, "finetune.epochs=0", "optimizer.lr=tag(log,interval(1e-4,1e-1))"
 
 
 def searched(folder: Path, *given: str) -> float:
-    asked = overrides.checked(arguments([f"sweep.folder={folder}", *given]), "sweep")
+    asked = check_overrides(arguments([f"sweep.folder={folder}", *given]), "sweep")
     return float(main(configuration(*asked, name="sweep")))
 
 
@@ -34,7 +37,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def study(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name="flowers", storage=f"sqlite:///{folder / search.STUDY}")
+    return optuna.load_study(study_name="flowers", storage=f"sqlite:///{folder / STUDY_FILE}")
 
 
 def test_a_search_killed_again_and_again_ends_as_the_uninterrupted_one(painted: Path, tmp_path: Path):
@@ -61,8 +64,8 @@ def test_the_best_is_repeated_by_the_command_that_is_printed(
         best = searched(tmp_path / "search", *HEAD, f"data.root={painted}", "sweep.trials=2", "sweep/sampler=random")
     command = caplog.messages[-1].removeprefix("again: python -m flowers.train ").split()
     again = tmp_path / "again"
-    trials._train_here([*command, f"hydra.run.dir={again}"])
-    assert results.load(again / results.RESULT)["val"]["accuracy"] == best
+    _train_in_process([*command, f"hydra.run.dir={again}"])
+    assert read_json(again / RESULT_FILE)["val"]["accuracy"] == best
 
 
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(painted: Path, tmp_path: Path):
@@ -85,7 +88,7 @@ def test_a_search_of_which_all_fails_says_so(painted: Path, tmp_path: Path):
 def test_with_folds_a_trial_is_a_whole_cross_validation(painted: Path, tmp_path: Path):
     searched(tmp_path, *HEAD, f"data.root={painted}", "data.folds=3", "sweep.trials=1")
     (trial,) = study(tmp_path).trials
-    folds = [results.load(tmp_path / f"trials/0/fold-{fold}/result.json")["val"] for fold in range(3)]
+    folds = [read_json(tmp_path / f"trials/0/fold-{fold}/result.json")["val"] for fold in range(3)]
     assert trial.value == sum(fold["accuracy"] for fold in folds) / 3
     assert trial.user_attrs["n"] == sum(fold["n"] for fold in folds) == 60
 
@@ -113,7 +116,7 @@ def _told(folder: Path) -> dict[str, Any]:
 
 def test_machines_that_share_a_study_claim_each_trial_once(tmp_path: Path):
     url, claimed = f"sqlite:///{tmp_path / 'shared.db'}", list[int]()
-    begun = [search.Begun(name, "", ["seed=range(0,9)"], True) for name in ("a", "b", "c")]
+    begun = [SearchManifest(name, "", ["seed=range(0,9)"], True) for name in ("a", "b", "c")]
     machines = [Search(tmp_path / each.owner, each, url, "flowers", RandomSampler, NopPruner(), 0) for each in begun]
 
     def claim(machine: Search) -> None:

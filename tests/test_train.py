@@ -11,9 +11,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowers import backbone, checkpoints, results
-from flowers.run import arguments
-from flowers.train import main, train
+from flowers.models.backbones import state_dict_sha256
+from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.runtime.files import read_json
+from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args
+from flowers.train import main
+from flowers.training.experiment import run_training
 from tests.conftest import SMALL, configuration
 
 STATIC = ("val", "best_epoch", "classes", "seed", "digest", "device", "precision", "versions", "git")
@@ -24,15 +27,15 @@ def program(*arguments: str, name: str = "train", **environment: str) -> subproc
     return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
 
 
-def weights(run: Path, name: str = checkpoints.LAST) -> dict[str, torch.Tensor]:
-    return dict(checkpoints.read(run / name)["state_dict"])
+def weights(run: Path, name: str = LAST_CHECKPOINT) -> dict[str, torch.Tensor]:
+    return dict(read_checkpoint(run / name)["state_dict"])
 
 
 def backbone_digests(run: Path, name: str) -> tuple[bool, int]:
     """Whether the backbone is what the run started from, and after how many epochs."""
-    model = checkpoints.load(run / name)
-    epochs = checkpoints.read(run / name)["epoch"] + 1
-    return backbone.digest(model.backbone) == model.hparams["weights_digest"], epochs
+    model = load_classifier(run / name)
+    epochs = read_checkpoint(run / name)["epoch"] + 1
+    return state_dict_sha256(model.backbone) == model.hparams["weights_digest"], epochs
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -43,7 +46,7 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_a_run_folder_holds_all_of_a_run(trained: Path):
     files = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
-    named = {"config.yaml", "started.yaml", "split.csv", "result.json", checkpoints.BEST, checkpoints.LAST}
+    named = {"config.yaml", "started.yaml", "split.csv", "result.json", BEST_CHECKPOINT, LAST_CHECKPOINT}
     named |= {"predictions/val.csv", "predictions/test.csv"}
     assert named <= files
     evaluated = {"report.html", "mistakes.csv", "report-test.html", "mistakes-test.csv"}  # by tests that ran before
@@ -51,7 +54,7 @@ def test_a_run_folder_holds_all_of_a_run(trained: Path):
 
 
 def test_the_result_says_how_good_how_sure_and_what_it_took(trained: Path):
-    result = results.load(trained / "result.json")
+    result = read_json(trained / "result.json")
     val = result["val"]
     assert val["n"] == 10
     assert result["test"]["n"] == 5
@@ -67,27 +70,27 @@ def test_the_backbone_changes_in_the_second_stage_only(painted: Path, trained: P
     frozen = [f"data.root={painted}", "finetune.epochs=0", "head.epochs=1"]
     for views in (0, 1):
         run = tmp_path / f"views{views}"
-        train(configuration(*SMALL, *frozen, f"run_dir={run}", f"head.views={views}"))
-        assert backbone_digests(run, checkpoints.BEST) == (True, 1)
-    assert backbone_digests(trained, checkpoints.LAST) == (False, 4)
+        run_training(configuration(*SMALL, *frozen, f"run_dir={run}", f"head.cached_views={views}"))
+        assert backbone_digests(run, BEST_CHECKPOINT) == (True, 1)
+    assert backbone_digests(trained, LAST_CHECKPOINT) == (False, 4)
 
 
 def test_the_head_stages_last_checkpoint_goes_with_the_weights_that_it_began_with(painted: Path, tmp_path: Path):
     recipe = [*SMALL, f"data.root={painted}", "finetune.epochs=0"]
-    train(configuration(*recipe, f"run_dir={tmp_path}"))
+    run_training(configuration(*recipe, f"run_dir={tmp_path}"))
     assert not [name for name in weights(tmp_path) if name.startswith("backbone.")]
     with pytest.raises(ValueError, match=r"head stage goes with the backbone .* take best\.ckpt"):
-        checkpoints.load(tmp_path / checkpoints.LAST)
-    train(configuration(*recipe, f"run_dir={tmp_path}", f"resume={tmp_path}", "head.epochs=3"))
-    assert checkpoints.read(tmp_path / checkpoints.LAST)["epoch"] + 1 == 3
+        load_classifier(tmp_path / LAST_CHECKPOINT)
+    run_training(configuration(*recipe, f"run_dir={tmp_path}", f"resume={tmp_path}", "head.epochs=3"))
+    assert read_checkpoint(tmp_path / LAST_CHECKPOINT)["epoch"] + 1 == 3
 
 
 def test_a_checkpoint_is_enough_to_classify_a_photo(trained: Path):
-    model = checkpoints.load(trained / checkpoints.BEST).eval()
+    model = load_classifier(trained / BEST_CHECKPOINT).eval()
     assert model.classes == ["daisy", "dandelion", "rose", "sunflower", "tulip"]
     assert (model.hparams["image_size"], model.hparams["resize"]) == (32, 32)
     assert model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 5)
-    assert model.hparams["split_digest"] == results.load(trained / "result.json")["digest"]["split"]
+    assert model.hparams["split_digest"] == read_json(trained / "result.json")["digest"]["split"]
 
 
 PICTURES = {"photos/train", "photos/val", "val/confusion", "val/surest_mistakes", "val/least_sure"}
@@ -112,9 +115,9 @@ def test_tensorboard_has_both_stages_curves_the_photos_and_the_hyperparameters(t
 
 def test_a_run_killed_in_each_stage_and_in_a_checkpoint_ends_as_the_uninterrupted_one(painted: Path, tmp_path: Path):
     recipe = [*SMALL, f"data.root={painted}", "model.architecture=mobilenet_v3_small", "scheduler=cosine"]
-    recipe += ["head.views=2", "+callbacks.kill._target_=tests.killing.KillAt"]
+    recipe += ["head.cached_views=2", "+callbacks.kill._target_=tests.killing.KillAt"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(configuration(*recipe, f"run_dir={whole}"))
+    run_training(configuration(*recipe, f"run_dir={whole}"))
     first = program(*recipe, f"hydra.run.dir={killed}", KILL_AT="1.0")
     second = program(f"resume={killed}", KILL_AT="2.save")
     third = program(f"resume={killed}", KILL_AT="3.1")
@@ -122,10 +125,10 @@ def test_a_run_killed_in_each_stage_and_in_a_checkpoint_ends_as_the_uninterrupte
     assert [done.returncode for done in (first, second, third)] == [-signal.SIGKILL] * 3
     assert last.returncode == 0, last.stderr
 
-    for name in (checkpoints.BEST, checkpoints.LAST):
+    for name in (BEST_CHECKPOINT, LAST_CHECKPOINT):
         ours, theirs = weights(killed, name), weights(whole, name)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    killed_result, whole_result = (results.load(run / "result.json") for run in (killed, whole))
+    killed_result, whole_result = (read_json(run / "result.json") for run in (killed, whole))
     assert {key: killed_result[key] for key in STATIC} == {key: whole_result[key] for key in STATIC}
     assert curves(killed) == curves(whole)
 
@@ -138,70 +141,72 @@ def test_the_same_command_gives_the_same_result(painted: Path, tmp_path: Path):
                 *SMALL, f"data.root={painted}", f"run_dir={tmp_path / name}", "head.epochs=1", "finetune.epochs=1"
             )
         )
-        runs.append(results.load(tmp_path / name / "result.json"))
+        runs.append(read_json(tmp_path / name / "result.json"))
     assert {key: runs[0][key] for key in STATIC} == {key: runs[1][key] for key in STATIC}
 
 
 def test_clipping_accumulation_and_mixed_precision_come_from_overrides(painted: Path, tmp_path: Path):
     overrides = ["++trainer.gradient_clip_val=1", "++trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed"]
-    train(configuration(*SMALL, *overrides, f"data.root={painted}", f"run_dir={tmp_path}", "scheduler=one_cycle"))
+    run_training(
+        configuration(*SMALL, *overrides, f"data.root={painted}", f"run_dir={tmp_path}", "scheduler=one_cycle")
+    )
     assert (
-        checkpoints.read(tmp_path / checkpoints.LAST)["global_step"] == 8
+        read_checkpoint(tmp_path / LAST_CHECKPOINT)["global_step"] == 8
     )  # 50 photos, 4 batches of 16, 2 steps, 4 epochs
-    assert results.load(tmp_path / "result.json")["precision"] == "bf16-mixed"
+    assert read_json(tmp_path / "result.json")["precision"] == "bf16-mixed"
 
 
 def test_a_run_folder_is_not_written_over(trained: Path, painted: Path):
     before = (trained / "result.json").read_bytes()
     with pytest.raises(ValueError, match="holds a run already"):
-        train(configuration(*SMALL, f"data.root={painted}", f"run_dir={trained}"))
+        run_training(configuration(*SMALL, f"data.root={painted}", f"run_dir={trained}"))
     assert (trained / "result.json").read_bytes() == before
 
 
 def test_a_refused_start_leaves_the_run_as_it_can_be_resumed(painted: Path, tmp_path: Path):
     start = [*SMALL, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", f"hydra.run.dir={tmp_path}/run"]
-    assert program(*start, "head.views=0").returncode == 0
+    assert program(*start, "head.cached_views=0").returncode == 0
     assert "holds a run already" in program(*start, "seed=7").stderr
     assert "differ from those of" in program(f"resume={tmp_path}/run", "data.split_seed=9").stderr
-    replayed = arguments([f"resume={tmp_path}/run"])
-    assert "head.views=0" in replayed
+    replayed = expand_resume_args([f"resume={tmp_path}/run"])
+    assert "head.cached_views=0" in replayed
     assert not {"seed=7", "data.split_seed=9"} & set(replayed)
 
 
 def test_a_moved_run_goes_on_with_the_best_that_it_had(painted: Path, tmp_path: Path):
     first, moved = tmp_path / "first", tmp_path / "moved"
     recipe = (*SMALL, f"data.root={painted}", "callbacks.best.monitor=val/loss", "callbacks.best.mode=min")
-    train(configuration(*recipe, f"run_dir={first}", "finetune.epochs=0"))
+    run_training(configuration(*recipe, f"run_dir={first}", "finetune.epochs=0"))
     shutil.copytree(first, moved)
-    before = (first / checkpoints.BEST).read_bytes()
+    before = (first / BEST_CHECKPOINT).read_bytes()
     worse = "optimizer.lr=1", "finetune.backbone_lr=1"
-    train(configuration(*recipe, f"run_dir={moved}", f"resume={moved}", "finetune.epochs=1", *worse))
-    assert results.load(moved / "result.json")["best_epoch"] == results.load(first / "result.json")["best_epoch"]
-    assert (moved / checkpoints.BEST).read_bytes() == before
+    run_training(configuration(*recipe, f"run_dir={moved}", f"resume={moved}", "finetune.epochs=1", *worse))
+    assert read_json(moved / "result.json")["best_epoch"] == read_json(first / "result.json")["best_epoch"]
+    assert (moved / BEST_CHECKPOINT).read_bytes() == before
 
 
 def test_a_run_cannot_be_resumed_for_fewer_epochs_than_it_has(trained: Path, painted: Path):
     overrides = [f"data.root={painted}", f"run_dir={trained}", f"resume={trained}", "finetune.epochs=1"]
     with pytest.raises(ValueError, match="has 4 epochs behind it"):
-        train(configuration(*SMALL, *overrides))
+        run_training(configuration(*SMALL, *overrides))
 
 
 def test_a_loss_that_is_lost_in_an_epochs_only_step_is_noticed_before_it_is_kept(painted: Path, tmp_path: Path):
     overrides = ["optimizer.lr=1e37", "data.batch_size=64", "head.epochs=1", "finetune.epochs=0"]
     with pytest.raises(ValueError, match="validation loss became"):
-        train(configuration(*SMALL, *overrides, f"data.root={painted}", f"run_dir={tmp_path / 'run'}"))
-    assert not (tmp_path / "run" / checkpoints.LAST).exists()
+        run_training(configuration(*SMALL, *overrides, f"data.root={painted}", f"run_dir={tmp_path / 'run'}"))
+    assert not (tmp_path / "run" / LAST_CHECKPOINT).exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_a_clear_line(painted: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"training loss became (nan|inf).*smaller optimizer.lr"):
-        train(configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path / 'run'}", "optimizer.lr=1e37"))
-    assert not (tmp_path / "run" / checkpoints.BEST).exists()
+        run_training(configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path / 'run'}", "optimizer.lr=1e37"))
+    assert not (tmp_path / "run" / BEST_CHECKPOINT).exists()
 
 
 def test_stages_that_are_left_out_and_none_at_all(painted: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="wanted at least one epoch"):
-        train(
+        run_training(
             configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path}", "head.epochs=0", "finetune.epochs=0")
         )
 

@@ -1,0 +1,77 @@
+"""A model's logits for the images of a split, as saved in the run folder."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flowers.runtime.files import atomic_write_text
+from flowers.runtime.run_folder import PREDICTIONS_DIR
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits (N, C) in float64 of N photos whose true classes are `labels` (N,), numbers of `classes`.
+
+    `paths` are "/"-separated, below the folder of photos.
+    """
+
+    paths: Sequence[str]
+    labels: Tensor
+    logits: Tensor
+    classes: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def predicted(self) -> Tensor:
+        """The likeliest class of each photo: int64 (N,)."""
+        return self.logits.argmax(1)
+
+    @property
+    def correct(self) -> Tensor:
+        """Whether it is the true one: bool (N,)."""
+        return self.predicted == self.labels
+
+    def probabilities(self, temperature: float = 1.0) -> Tensor:
+        """Float64 (N, C), rows adding up to 1: the softmax of the logits over `temperature`."""
+        return (self.logits / temperature).softmax(1)
+
+    def save(self, path: Path) -> None:
+        """Writes a CSV file, a line a photo: path, true class, and a logit a class, to the last bit."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["path", "true", *self.classes])
+        for name, label, row in zip(self.paths, self.labels.tolist(), self.logits.tolist(), strict=True):
+            writer.writerow([name, self.classes[label], *map(repr, row)])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(path, text.getvalue())
+
+
+def load_predictions(path: str | Path) -> Predictions:
+    """Reads what `Predictions.save` wrote. Raises ValueError where that is not what the file holds."""
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            (_, _, *classes), *lines = list(csv.reader(file))
+        labels = torch.tensor([classes.index(true) for _, true, *_ in lines])
+        logits = torch.tensor([[float(value) for value in row] for _, _, *row in lines], dtype=torch.float64)
+        assert logits.shape == (len(lines), len(classes))
+    except (OSError, ValueError, AssertionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a file of predictions"
+        raise ValueError(f"{path} cannot be read: {reason}; train the run to its end again to write it") from error
+    return Predictions([name for name, *_ in lines], labels, logits, classes)
+
+
+def load_run_predictions(run_dir: Path, split: str) -> Predictions:
+    """What a run said of a split. Raises ValueError where it has not been trained to its end, or has no such split."""
+    path = run_dir / PREDICTIONS_DIR / f"{split}.csv"
+    if not path.is_file():
+        raise ValueError(
+            f"{run_dir} has no {PREDICTIONS_DIR}/{split}.csv: train the run to its end, or choose another split="
+        )
+    return load_predictions(path)
