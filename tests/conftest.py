@@ -5,30 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 from PIL import Image, ImageFilter
 
 from flowers.data.synthetic import generate_dataset
-from flowers.runtime.config import CONF
 from flowers.runtime.logging import HARMLESS_WARNINGS
 from flowers.training.experiment import run_training
-
-# What a test run adds to any configuration: a small network on small photos, decoded in the test's own process.
-SMALL = (
-    "data=folder",
-    "data.image_size=32",
-    "data.resize=32",
-    "data.batch_size=16",
-    "data.num_workers=0",
-    "model=resnet18",
-    "model.weights=null",
-    "optimizer.lr=0.002",
-    "trainer=cpu",
-    "trainer.precision=32-true",
-    "head.epochs=2",
-    "finetune.epochs=2",
-)
+from tests.helpers import SMALL, configuration
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,11 +32,6 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("painted") / "garden"
     generate_dataset(root, number=60, size=48)
     return root
-
-
-def configuration(*overrides: str, name: str = "train") -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, list(overrides))
 
 
 @pytest.fixture(scope="session")

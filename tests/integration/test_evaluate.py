@@ -15,7 +15,7 @@ from flowers.evaluation.report import write_report
 from flowers.models.classifier import read_checkpoint
 from flowers.runtime.files import read_json
 from flowers.runtime.run_folder import BEST_CHECKPOINT
-from tests.conftest import configuration
+from tests.helpers import configuration
 
 
 def evaluated(*overrides: str) -> float:

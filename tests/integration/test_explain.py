@@ -11,7 +11,7 @@ from flowers.data.images import read_image
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.explain import explain_image, overlay_heat_map, side_by_side
 from flowers.explain import main
-from tests.conftest import configuration
+from tests.helpers import configuration
 
 
 def explained(*overrides: str) -> int:

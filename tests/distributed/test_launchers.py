@@ -19,9 +19,9 @@ from flowers.runtime.config import CONF, check_overrides
 from flowers.runtime.run_folder import BEST_CHECKPOINT
 from flowers.training.experiment import run_training
 from flowers.training.multirun import MultirunSummary
-from tests.conftest import SMALL, configuration
+from tests.helpers import SMALL, configuration
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.distributed
 
 JOBS = (*SMALL, "head.epochs=1", "finetune.epochs=0")
 GARDEN = ("data=garden", "data.source.number=60", "data.source.size=48")
@@ -112,7 +112,7 @@ def test_so_are_those_of_a_ray_cluster_that_was_started_elsewhere(by_itself: dic
 
 def test_a_killed_job_ends_a_multirun_in_one_line(tmp_path: Path):
     done = multirun(
-        "joblib", tmp_path, "+callbacks.kill._target_=tests.killing.KillAt", "head.cached_views=0", KILL_AT="0.0"
+        "joblib", tmp_path, "+callbacks.kill._target_=tests.helpers.KillAt", "head.cached_views=0", KILL_AT="0.0"
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: the multirun was cut short: TerminatedWorkerError")

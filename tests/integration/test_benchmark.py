@@ -13,7 +13,7 @@ from flowers.benchmarks.baseline import BaselineDataset, baseline_transform, tra
 from flowers.benchmarks.report import COLUMNS, finetune_stage, head_stage, predicted_rows
 from flowers.data.datamodule import ImageDataModule
 from flowers.runtime.timing import Measurement, flops_per_image, make_measurement, measure_interleaved, summarize
-from tests.conftest import SMALL, configuration
+from tests.helpers import SMALL, configuration
 
 OWN = [override for override in SMALL if not override.startswith(("head.", "finetune."))]
 ROWS = {

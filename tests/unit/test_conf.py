@@ -9,7 +9,7 @@ from flowers.data.datamodule import ImageDataModule
 from flowers.models.classifier import ImageClassifier
 from flowers.runtime.config import CONF
 from flowers.runtime.hardware import resolve_trainer_config
-from tests.conftest import configuration
+from tests.helpers import configuration
 
 OPTIONS = [
     f"{group.name}={option.stem}"

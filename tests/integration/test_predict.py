@@ -8,7 +8,7 @@ import pytest
 from flowers.evaluation.predictions import load_predictions
 from flowers.predict import main
 from flowers.runtime.run_folder import BEST_CHECKPOINT
-from tests.conftest import configuration
+from tests.helpers import configuration
 
 
 def predicted(*overrides: str) -> int:

@@ -28,11 +28,9 @@ from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREDICT
 from flowers.runtime.seeding import epoch_seed, seeded
 from flowers.training.experiment import run_training
 from flowers.training.fsdp import shard_module
-from tests.conftest import SMALL, configuration
-from tests.test_packing import packed
-from tests.test_train import curves, program, weights
+from tests.helpers import SMALL, configuration, curves, packed, program, weights
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.distributed
 
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
 SHARDED = ("trainer=fsdp", *TWO[1:])
@@ -43,7 +41,7 @@ def recipe(painted: Path) -> list[str]:
     """Without BatchNorm and dropout, which see or draw for each process's photos alone; an odd number in val."""
     network = ["model.architecture=convnext_tiny", "+model.options.stochastic_depth_prob=0.0"]
     photos = [f"data.root={painted}", "data.batch_size=16", "data.val_fraction=0.25", "data.test_fraction=0.1"]
-    rest = ["optimizer=sgd", "scheduler=cosine", "finetune.epochs=1", "+callbacks.kill._target_=tests.killing.KillAt"]
+    rest = ["optimizer=sgd", "scheduler=cosine", "finetune.epochs=1", "+callbacks.kill._target_=tests.helpers.KillAt"]
     return [*SMALL, *network, *photos, *rest]
 
 
@@ -197,7 +195,7 @@ def test_a_run_from_shards_killed_inside_an_epoch_goes_on_to_the_same_bits(paint
     recipe += ["data=shards", f"data.root={tmp_path}/packed", "data.shuffle_shards=2"]
     recipe += ["model.architecture=mobilenet_v3_small"]  # it draws dropout, and has BatchNorm
     recipe += [*TWO, "head.epochs=0", "finetune.epochs=2", "callbacks.mid_epoch.minutes=0.00001"]
-    recipe += ["+callbacks.kill._target_=tests.killing.KillAt"]
+    recipe += ["+callbacks.kill._target_=tests.helpers.KillAt"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert program(*recipe, f"hydra.run.dir={whole}").returncode == 0
     assert program(*recipe, f"hydra.run.dir={killed}", KILL_RANK="1", KILL_AT="1.2").returncode != 0

@@ -11,18 +11,10 @@ from pathlib import Path
 import pytest
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.data.shard_writer import run_packing, write_shards
+from flowers.data.shard_writer import write_shards
 from flowers.data.shards import ShardSource
 from flowers.data.splits import load_split
-from tests.conftest import configuration
-from tests.test_train import program
-
-
-def packed(photos: Path, output: Path, *overrides: str) -> dict[str, bytes]:
-    """What lies in the folder once the photos are packed."""
-    settings = ["workers=1", "shard_mb=0.05", f"photos={photos}", f"output={output}", *overrides]
-    run_packing(configuration(*settings, name="pack"))
-    return {path.name: path.read_bytes() for path in output.iterdir()}
+from tests.helpers import packed, program
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from flowers.deploy.export.formats import load_onnx, load_pt2
 from flowers.evaluation.predictions import load_predictions
 from flowers.export import main
 from flowers.runtime.files import read_json
-from tests.conftest import configuration
+from tests.helpers import configuration
 
 FAST = ("rounds=1", "seconds=0", "batch=4", "calibration_images=16")
 
@@ -89,7 +89,7 @@ def test_the_int8_version_computes_in_8_bits_and_holds_no_path(exported: Path):
     assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.INT8}
     assert {prop.key for prop in model.metadata_props} >= {"classes", "temperature", "architecture"}
     for file in ("model.onnx", "model.int8.onnx", "model.pt2"):
-        assert str(Path(__file__).parents[1]).encode() not in (exported / file).read_bytes()
+        assert str(Path(__file__).parents[2]).encode() not in (exported / file).read_bytes()
 
 
 def test_what_does_not_agree_is_not_exported(

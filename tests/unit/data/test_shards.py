@@ -22,9 +22,7 @@ from flowers.runtime.files import read_json
 from flowers.runtime.run_folder import BEST_CHECKPOINT
 from flowers.runtime.seeding import PADDING_INDEX
 from flowers.training.experiment import run_training
-from tests.conftest import SMALL, configuration
-from tests.test_packing import packed
-from tests.test_train import program, weights
+from tests.helpers import SMALL, configuration, packed, program, weights
 
 LOOK: dict[str, Any] = {"image_size": 32, "resize": 32, "batch_size": 16, "num_workers": 0}
 
@@ -189,7 +187,7 @@ def test_trained_from_s3_killed_inside_an_epoch_and_resumed_it_is_the_uninterrup
     recipe += ["model.architecture=mobilenet_v3_small"]  # it draws dropout
     recipe += ["data=shards", "data.root=s3://garden/packed", f"data.s3_endpoint={s3}", "data.shuffle_shards=2"]
     recipe += ["head.epochs=1", "finetune.epochs=1", "callbacks.mid_epoch.minutes=0.00001"]
-    recipe += ["+callbacks.kill._target_=tests.killing.KillAt"]
+    recipe += ["+callbacks.kill._target_=tests.helpers.KillAt"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_training(configuration(*recipe, f"run_dir={whole}"))
     assert program(*recipe, f"hydra.run.dir={killed}", KILL_AT="1.2").returncode == -signal.SIGKILL

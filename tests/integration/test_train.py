@@ -1,10 +1,7 @@
 import csv
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,18 +14,9 @@ from flowers.runtime.files import read_json
 from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args
 from flowers.train import main
 from flowers.training.experiment import run_training
-from tests.conftest import SMALL, configuration
+from tests.helpers import SMALL, configuration, curves, program, weights
 
 STATIC = ("val", "best_epoch", "classes", "seed", "digest", "device", "precision", "versions", "git")
-
-
-def program(*arguments: str, name: str = "train", **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"flowers.{name}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
-
-
-def weights(run: Path, name: str = LAST_CHECKPOINT) -> dict[str, torch.Tensor]:
-    return dict(read_checkpoint(run / name)["state_dict"])
 
 
 def backbone_digests(run: Path, name: str) -> tuple[bool, int]:
@@ -36,12 +24,6 @@ def backbone_digests(run: Path, name: str) -> tuple[bool, int]:
     model = load_classifier(run / name)
     epochs = read_checkpoint(run / name)["epoch"] + 1
     return state_dict_sha256(model.backbone) == model.hparams["weights_digest"], epochs
-
-
-def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(run / "tensorboard")).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag != "photos_per_second" and not tag.startswith("best/")]
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 def test_a_run_folder_holds_all_of_a_run(trained: Path):
@@ -115,7 +97,7 @@ def test_tensorboard_has_both_stages_curves_the_photos_and_the_hyperparameters(t
 
 def test_a_run_killed_in_each_stage_and_in_a_checkpoint_ends_as_the_uninterrupted_one(painted: Path, tmp_path: Path):
     recipe = [*SMALL, f"data.root={painted}", "model.architecture=mobilenet_v3_small", "scheduler=cosine"]
-    recipe += ["head.cached_views=2", "+callbacks.kill._target_=tests.killing.KillAt"]
+    recipe += ["head.cached_views=2", "+callbacks.kill._target_=tests.helpers.KillAt"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_training(configuration(*recipe, f"run_dir={whole}"))
     first = program(*recipe, f"hydra.run.dir={killed}", KILL_AT="1.0")

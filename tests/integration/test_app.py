@@ -15,7 +15,7 @@ from PIL import Image
 from flowers.app import main
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.web_app import answer_upload
-from tests.conftest import configuration
+from tests.helpers import configuration
 
 
 @pytest.fixture(scope="module")

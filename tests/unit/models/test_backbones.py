@@ -8,7 +8,7 @@ from torchvision import models
 
 from flowers.models.backbones import build_backbone, find_weights
 from flowers.runtime.config import CONF
-from tests.conftest import configuration
+from tests.helpers import configuration
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 

@@ -10,7 +10,7 @@ from flowers.compare import main
 from flowers.evaluation.comparison import load_run_groups
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import RunGroup, group_verdict, mcnemar, mcnemar_verdict
-from tests.conftest import configuration
+from tests.helpers import configuration
 
 
 def answers(right: str, paths: str = "p") -> Predictions:

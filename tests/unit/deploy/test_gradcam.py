@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from flowers.deploy.gradcam import grad_cam
 from flowers.models.classifier import ImageClassifier
 from flowers.runtime.config import CONF
-from tests.conftest import configuration
+from tests.helpers import configuration
 
 SIDE = 64
 

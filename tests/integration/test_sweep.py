@@ -17,8 +17,7 @@ from flowers.runtime.run_folder import RESULT_FILE
 from flowers.search.runner import _train_in_process
 from flowers.search.study import STUDY_FILE, Search, SearchManifest
 from flowers.sweep import arguments, main
-from tests.conftest import SMALL, configuration
-from tests.test_train import program
+from tests.helpers import SMALL, configuration, program
 
 HEAD = (*SMALL, "finetune.epochs=0", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "scheduler=constant,cosine")
 
@@ -41,7 +40,7 @@ def study(folder: Path) -> optuna.Study:
 
 
 def test_a_search_killed_again_and_again_ends_as_the_uninterrupted_one(painted: Path, tmp_path: Path):
-    given = [*HEAD, f"data.root={painted}", "sweep.trials=6", "+callbacks.kill._target_=tests.killing.KillAt"]
+    given = [*HEAD, f"data.root={painted}", "sweep.trials=6", "+callbacks.kill._target_=tests.helpers.KillAt"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     best = searched(whole, *given)
     first = program(*given, f"sweep.folder={killed}", name="sweep", KILL_AT_FIT="2.1")

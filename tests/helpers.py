@@ -1,0 +1,94 @@
+"""Shared by tests of several folders: configurations, programs as subprocesses, what a run wrote."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from lightning import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from flowers.data.shard_writer import run_packing
+from flowers.models.classifier import read_checkpoint
+from flowers.runtime.config import CONF
+from flowers.runtime.run_folder import LAST_CHECKPOINT
+
+# What a test run adds to any configuration: a small network on small photos, decoded in the test's own process.
+SMALL = (
+    "data=folder",
+    "data.image_size=32",
+    "data.resize=32",
+    "data.batch_size=16",
+    "data.num_workers=0",
+    "model=resnet18",
+    "model.weights=null",
+    "optimizer.lr=0.002",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "head.epochs=2",
+    "finetune.epochs=2",
+)
+
+
+def configuration(*overrides: str, name: str = "train") -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def program(*arguments: str, name: str = "train", **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"flowers.{name}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+def weights(run: Path, name: str = LAST_CHECKPOINT) -> dict[str, torch.Tensor]:
+    return dict(read_checkpoint(run / name)["state_dict"])
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "photos_per_second" and not tag.startswith("best/")]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def packed(photos: Path, output: Path, *overrides: str) -> dict[str, bytes]:
+    """What lies in the folder once the photos are packed."""
+    settings = ["workers=1", "shard_mb=0.05", f"photos={photos}", f"output={output}", *overrides]
+    run_packing(configuration(*settings, name="pack"))
+    return {path.name: path.read_bytes() for path in output.iterdir()}
+
+
+class KillAt(Callback):
+    """`KILL_AT=3.1`: in epoch 3 (from 0), after batch 1; `KILL_AT=3.save`: while epoch 3's checkpoint is written.
+
+    `KILL_AT_FIT=2.1`: in epoch 1 of the process's fit number 2 (from 0). `KILL_RANK=1`: only that process of several.
+    """
+
+    fits = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        KillAt.fits += 1
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if os.environ.get("KILL_AT_FIT") == f"{self.fits}.{trainer.current_epoch}":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        is_meant = os.environ.get("KILL_RANK", str(trainer.global_rank)) == str(trainer.global_rank)
+        if is_meant and os.environ.get("KILL_AT") == f"{trainer.current_epoch}.{batch_idx}":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if os.environ.get("KILL_AT") == f"{trainer.current_epoch}.save":
+            checkpoint["bomb"] = _Bomb()
+
+
+class _Bomb:
+    def __reduce__(self) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
