@@ -212,6 +212,21 @@ def _trainer_arguments() -> list[str]:
     raise AssertionError(f"no Trainer in {source}")
 
 
+def require_extra(purpose: str, extra: str, *packages: str) -> None:
+    """Check that the packages of an optional dependency are installed, without importing them.
+
+    Args:
+        purpose: What needs them, for the message: "a search".
+        extra: The name of the extra in pyproject.toml.
+        packages: Top-level modules.
+
+    Raises:
+        ValueError: One of them is missing.
+    """
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"{purpose} needs {', '.join(missing)}: pip install 'flowers[{extra}]'")
+
+
 def to_container(cfg: DictConfig | ListConfig) -> dict[str, Any]:
     """`cfg` as plain Python: what a checkpoint may hold and still be read without running code."""
     return {str(name): value for name, value in OmegaConf.to_container(cfg, resolve=True).items()}  # type: ignore[union-attr]

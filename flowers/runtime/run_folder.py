@@ -48,7 +48,23 @@ def expand_resume_args(given: Sequence[str]) -> list[str]:
     return share_run_dir([*overrides, f"resume={quote_override(folder)}", f"hydra.run.dir={quote_override(folder)}"])
 
 
-def require_run_dir(folder: str | None) -> Path:
+def find_checkpoint(run: str | Path | None) -> Path:
+    """Return the checkpoint that `run=` names: a run folder's best checkpoint, or the checkpoint file itself.
+
+    Raises:
+        ValueError: Nothing is given, or there is neither a run folder nor a file.
+    """
+    if run and Path(run).is_file():
+        return Path(run)
+    return require_run_dir(run) / BEST_CHECKPOINT
+
+
+def run_dir_of(checkpoint: Path) -> Path:
+    """Return the run folder that holds `checkpoint`, by the folder's layout; it may lack the other files of a run."""
+    return checkpoint.resolve().parent.parent
+
+
+def require_run_dir(folder: str | Path | None) -> Path:
     """The folder of a run. Raises ValueError where none is given or none is there."""
     if not folder:
         raise ValueError("which run? Give run=FOLDER or checkpoint=FILE")
