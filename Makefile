@@ -1,13 +1,20 @@
-# The README's two commands, for those who have make.
+# The README's two commands, for machines that have make.
 VENV ?= .venv
 
-.PHONY: quickstart test
+.PHONY: quickstart check test docs
 
 quickstart: $(VENV)/installed
-	$(VENV)/bin/python -m flowers.train experiment=quickstart
+	$(VENV)/bin/flowers train experiment=quickstart
 
-test: $(VENV)/installed-dev
-	$(VENV)/bin/ruff format --check && $(VENV)/bin/ruff check && $(VENV)/bin/mypy && $(VENV)/bin/pytest
+check: $(VENV)/installed-dev
+	$(VENV)/bin/ruff format --check && $(VENV)/bin/ruff check && $(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports && $(VENV)/bin/mkdocs build --strict -q
+
+test: check
+	$(VENV)/bin/pytest
+
+docs: $(VENV)/installed-dev
+	$(VENV)/bin/mkdocs serve
 
 $(VENV)/installed: pyproject.toml
 	python3 -m venv $(VENV)
