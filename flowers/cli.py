@@ -11,7 +11,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -125,6 +125,8 @@ def _log_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any
 
 def _error_text(error: BaseException) -> str:
     """Return an error's text; if Hydra raised it while it called something, with the text of its cause."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: expected key=value"
     if isinstance(error, HydraException) and error.__cause__ is not None:
         return f"{str(error).splitlines()[0]} {_error_text(error.__cause__)}"
     if isinstance(error, MissingMandatoryValue):

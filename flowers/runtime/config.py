@@ -6,7 +6,7 @@ import importlib.util
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +129,19 @@ def check_overrides(overrides: Sequence[str], config_name: str) -> list[str]:
 
 @contextmanager
 def hydra_context() -> Iterator[Any]:
-    """Yield the Hydra instance of the running program, or else a new one over conf/."""
-    current = GlobalHydra.instance()
-    with nullcontext() if current.is_initialized() else initialize_config_dir(str(CONF), version_base="1.3"):
-        yield current.hydra
+    """Yield a Hydra instance that reads conf/: that of the running program, or else a new one for the block."""
+    singleton = GlobalHydra.instance()
+    running = singleton.hydra
+    if running and any(str(CONF) in entry.path for entry in running.config_loader.get_search_path().get_path()):
+        yield running
+        return
+    singleton.clear()  # a notebook may have initialized Hydra for another project
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            yield GlobalHydra.instance().hydra
+    finally:
+        singleton.hydra = running
+        GlobalHydra.set_instance(singleton)
 
 
 def quote_override(value: object) -> str:
@@ -186,7 +195,7 @@ def _check_launcher(option: str) -> None:
 def _check_renamed(key: str, values: dict[str, Any]) -> None:
     for old, new in RENAMED_KEYS.items():
         if (key == old or key.startswith(f"{old}.")) and old not in values and new in values:
-            raise ValueError(f"{key}: {old} is now {new}: give {new}{key.removeprefix(old)}")
+            raise ValueError(f"{key} is now {new}{key.removeprefix(old)}")
 
 
 def _is_trainer_argument(override: Override, values: dict[str, Any]) -> bool:
