@@ -155,7 +155,7 @@ def help_text(program: str) -> str:
             text += _columns(f"{key}={default}" if default else key, meaning, 30)
     text += [
         "",
-        "Flags: --cfg job prints the composed configuration, -m runs all combinations, --hydra-help says more.",
+        "Flags: --cfg job prints the configuration, -m runs all combinations, --hydra-help lists the rest.",
     ]
     return "\n".join(text) + "\n"
 
