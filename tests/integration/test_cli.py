@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from flowers.runtime.config_reference import CONF
 from tests.helpers import program
 
 
@@ -53,20 +55,25 @@ def test_flowers_runs_a_program_as_python_m_does(tmp_path: Path):
 
 
 def test_help_exits_with_0_and_needs_no_valid_override():
-    for arguments in (["--help"], ["-h"], ["head.epochs=3", "--help"], ["--help", "no.such.key=1"]):
+    for arguments in (["-h"], ["--help", "head.epochs=3", "no.such.key=1"]):
         done = program(*arguments)
         assert (done.returncode, done.stderr) == (0, "")
         assert "head.epochs=5" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["evaluate", "compare", "predict", "explain", "export", "app", "pack", "benchmark"])
-def test_each_program_has_its_name_and_leaves_no_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_program_without_a_run_folder_has_its_name_and_no_log_file(name: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(name, return_hydra_config=True).hydra
+    assert (cfg.job.name, cfg.run.dir, cfg.output_subdir) == (name, ".", None)
+    assert (cfg.job_logging.root, cfg.hydra_logging.root) == (None, None)
+
+
+def test_a_mistake_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    done = program("--cfg", "hydra", "-p", "hydra.job", name=name)
-    assert f"config_name: {name}" in done.stdout
-    failed = program("no.such.key=1", name=name)
+    failed = program(f"run={tmp_path}/none", name="evaluate")
     assert failed.returncode == 1
-    assert failed.stderr.startswith("error: no.such.key: no such key")
+    assert failed.stderr.startswith(f"error: run={tmp_path}/none")
     assert list(tmp_path.iterdir()) == []
 
 
