@@ -1,1 +1,39 @@
-"""Fine-tune an ImageNet classifier on a folder of photos, and say honestly how good the result is."""
+"""Fine-tune an ImageNet classifier on a folder of images, and say honestly how good the result is.
+
+The public names are imported when they are first used: `import flowers` imports neither torch nor lightning.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowers.data.datamodule import ImageDataModule
+    from flowers.deploy.classifier import Classifier, Prediction
+    from flowers.models.classifier import ImageClassifier
+    from flowers.runtime.config import load_config
+
+    __version__: str
+
+__all__ = ["Classifier", "ImageClassifier", "ImageDataModule", "Prediction", "load_config"]
+
+_MODULES = {
+    "Classifier": "flowers.deploy.classifier",
+    "ImageClassifier": "flowers.models.classifier",
+    "ImageDataModule": "flowers.data.datamodule",
+    "Prediction": "flowers.deploy.classifier",
+    "load_config": "flowers.runtime.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("flowers")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])

@@ -3,14 +3,13 @@
 from omegaconf import DictConfig
 
 from flowers.cli import program
+from flowers.runtime.config import require_extra
 
 
 def app(cfg: DictConfig) -> None:
     """Serve the page until it is interrupted."""
-    try:
-        from flowers.deploy.web_app import serve_app
-    except ImportError as error:
-        raise ValueError(f"the page needs {error.name}: pip install 'flowers[app]'") from error
+    require_extra("the web page", "app", "gradio", "captum")
+    from flowers.deploy.web_app import serve_app
 
     serve_app(cfg)
 

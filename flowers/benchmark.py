@@ -9,9 +9,7 @@ from flowers.cli import program
 
 def benchmark(cfg: DictConfig) -> dict[str, Any]:
     """Measure baseline, project and roofline; return the figures."""
-    from flowers.benchmarks.report import (
-        run_benchmark,  # torch takes seconds to import: --help and typos are answered without it
-    )
+    from flowers.benchmarks.report import run_benchmark
 
     return run_benchmark(cfg)
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Turn a function of a configuration into a command-line program."""
 
 import functools
 import io
@@ -10,39 +10,41 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from flowers.runtime.config import CONF, check_overrides
+from flowers.runtime.config_reference import help_text
 from flowers.runtime.logging import configure_logging, filter_harmless_warnings, write_traceback
 
 log = logging.getLogger(__name__)
 
-
-# When imported: in a launcher's worker, Hydra composes the configuration before anything else of ours is called.
+# On import: in a worker of a launcher, Hydra composes the configuration before it calls any code of this project.
 filter_harmless_warnings()
 
-
-# What a user's mistake is raised as, here and by what is called with the user's settings.
+# How mistakes of the user are raised, here and by the code that reads the settings.
 USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException)
 
 
 def program(
-    task: Callable[[DictConfig], Any], config_name: str, arguments: Callable[[Sequence[str]], list[str]] = list
+    task: Callable[[DictConfig], Any],
+    config_name: str,
+    rewrite_overrides: Callable[[Sequence[str]], list[str]] = list,
 ) -> Callable[..., Any]:
-    """The `main` of a program that composes `conf/<config_name>.yaml` with the command line's overrides.
+    """Wrap a function of a configuration as a program that reports a user's mistake in one line and exits with 1.
 
-    In a multirun, a job that fails is logged and the next one runs. Given a configuration, `main` does `task` with it
-    and gives back what that gives.
+    Without an argument, the returned `main` composes `conf/<config_name>.yaml` with the overrides of the command line
+    and runs `task`. With a configuration as its argument, it calls `task` and returns the result. A multirun logs a
+    job that fails and continues with the next one.
 
     Args:
-        task: what to do with the configuration; a ValueError from it is shown as its text alone.
-        config_name: of the configuration.
-        arguments: rewrites the command line's overrides first.
+        task: The function. It imports torch only when it is called, since that takes seconds: help and mistyped
+            overrides are answered before. The program prints a ValueError without a traceback.
+        config_name: The name of the program.
+        rewrite_overrides: Changes the overrides before they are checked.
     """
     hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_log_errors(task))
 
@@ -51,56 +53,64 @@ def program(
         if cfg is not None:
             return task(cfg)
         _escape_unprintable()
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through to here
-        given = get_args_parser().parse_args().overrides
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            sys.stdout.write(help_text(config_name))
+            return None
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors
+        overrides = [argument for argument in sys.argv[1:] if _is_override(argument)]
         try:
-            wanted = check_overrides([_absolute_sweep_dir(line) for line in arguments(given)], config_name)
-            sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in given] + wanted
+            checked = check_overrides([_absolute_sweep_dir(each) for each in rewrite_overrides(overrides)], config_name)
+            sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in overrides] + checked
             return hydra_main()
         except USER_ERRORS as error:
             sys.exit(f"error: {_error_text(error)}")
-        except OSError as error:  # a folder that cannot be made, a full disk
+        except OSError as error:  # for example a full disk, or a folder that cannot be created
             sys.exit(f"error: {error}")
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")
             sys.exit(130)
         except Exception as error:
-            if not any(line.startswith("hydra/launcher=") for line in given):
+            if not any(override.startswith("hydra/launcher=") for override in overrides):
                 raise
-            # What a job raises ends in its log: this is the launcher's own, as where a job is killed.
-            sys.exit(f"error: the multirun was cut short: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+            # Errors of a job are in its log; this one comes from the launcher, for example because a job was killed.
+            sys.exit(f"error: the multirun stopped early: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
     return main
 
 
+def _is_override(argument: str) -> bool:
+    """Return whether an argument is an override, and not a flag or a flag's value (`--cfg job`)."""
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
 def _escape_unprintable() -> None:
-    """Lets through what the terminal cannot show, such as a file's name."""
+    """Print characters that the terminal's encoding lacks, as in a file name, as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _absolute_sweep_dir(override: str) -> str:
-    """The sweep's folder as an absolute path: on another machine a relative one would start in another folder."""
+    """Make the folder of a multirun absolute: a job on another machine may start in another folder."""
     return re.sub(r"^(hydra\.sweep\.dir=['\"]?)(?![/$'\"])", r"\1${hydra.runtime.cwd}/", override)
 
 
 def _log_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """`task`, with the traceback of what it raises in the job's log file and one line of it on the terminal.
+    """Wrap `task`: an error leaves its traceback in the job's log file and one line on the terminal.
 
-    A multirun goes past a failed job, which gives NaN; else the program ends.
+    A failed job of a multirun returns NaN; any other failed job ends the program.
     """
 
     @functools.wraps(task)
     def run(cfg: DictConfig) -> Any:
         configure_logging()
         _escape_unprintable()
-        os.chdir(HydraConfig.get().runtime.cwd)  # a launcher may have begun in another folder
+        os.chdir(HydraConfig.get().runtime.cwd)  # a launcher may start the job in another folder
         try:
             return task(cfg)
         except Exception as error:
             log_file = write_traceback(error)
-            # Lightning's own word for a user's mistake; by name, since importing it here would take seconds.
+            # Lightning raises MisconfigurationException for a user's mistake. By name: the import takes seconds.
             is_mistake = isinstance(error, USER_ERRORS) or type(error).__name__ == "MisconfigurationException"
             if log_file is None and not is_mistake:
                 raise
@@ -114,9 +124,11 @@ def _log_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any
 
 
 def _error_text(error: BaseException) -> str:
-    """An error's text; of one that Hydra raised while it called something, that of its cause."""
+    """Return an error's text; if Hydra raised it while it called something, with the text of its cause."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: expected key=value"
     if isinstance(error, HydraException) and error.__cause__ is not None:
         return f"{str(error).splitlines()[0]} {_error_text(error.__cause__)}"
     if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} is not given: add {error.full_key}=…"
+        return f"{error.full_key} is missing: give {error.full_key}=…"
     return str(error)

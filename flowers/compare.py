@@ -7,9 +7,7 @@ from flowers.cli import program
 
 def compare(cfg: DictConfig) -> None:
     """Compare runs pair by pair, or the groups of a multirun."""
-    from flowers.evaluation.comparison import (
-        run_comparison,  # torch takes seconds to import: --help and typos are answered without it
-    )
+    from flowers.evaluation.comparison import run_comparison
 
     run_comparison(cfg)
 

@@ -7,9 +7,7 @@ from flowers.cli import program
 
 def evaluate(cfg: DictConfig) -> float:
     """Score a run on a split or on other images; return the accuracy."""
-    from flowers.evaluation.evaluator import (
-        run_evaluation,  # torch takes seconds to import: --help and typos are answered without it
-    )
+    from flowers.evaluation.evaluator import run_evaluation
 
     return run_evaluation(cfg)
 

@@ -1,15 +1,15 @@
-"""Show what a trained run looks at: `python -m flowers.explain --help`."""
+"""Show which parts of an image a trained run uses: `python -m flowers.explain --help`."""
 
 from omegaconf import DictConfig
 
 from flowers.cli import program
+from flowers.runtime.config import require_extra
 
 
 def explain(cfg: DictConfig) -> int:
     """Write a Grad-CAM picture for each image; return how many could be read."""
-    from flowers.deploy.explain import (
-        run_explanation,  # torch takes seconds to import: --help and typos are answered without it
-    )
+    require_extra("an explanation", "explain", "captum")
+    from flowers.deploy.explain import run_explanation
 
     return run_explanation(cfg)
 

@@ -6,10 +6,8 @@ from flowers.cli import program
 
 
 def predict(cfg: DictConfig) -> int:
-    """Classify images, a row per file; return how many could be read."""
-    from flowers.deploy.predict import (
-        run_prediction,  # torch takes seconds to import: --help and typos are answered without it
-    )
+    """Classify images, one row per file; return how many could be read."""
+    from flowers.deploy.predict import run_prediction
 
     return run_prediction(cfg)
 

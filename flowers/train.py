@@ -7,10 +7,8 @@ from flowers.runtime.run_folder import expand_resume_args
 
 
 def train(cfg: DictConfig) -> float:
-    """Train as `cfg` says; return the best checkpoint's validation accuracy."""
-    from flowers.training.experiment import (
-        run_training,  # torch takes seconds to import: --help and typos are answered without it
-    )
+    """Train with the settings in `cfg`; return the validation accuracy of the best checkpoint."""
+    from flowers.training.experiment import run_training
 
     return run_training(cfg)
 

@@ -19,18 +19,17 @@ from flowers.runtime.config import to_container
 from flowers.runtime.files import atomic_write
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.logging import progress_bar
+from flowers.runtime.run_folder import find_checkpoint
 
 
 def run_prediction(cfg: DictConfig) -> int:
     """Classifies the photos that `cfg` names, a row a file; returns how many could be read."""
 
-    if (cfg.run is None) == (cfg.checkpoint is None):
-        raise ValueError("which model? Give run=FOLDER or checkpoint=FILE, one of them")
     if cfg.confidence is not None and not 0 <= cfg.confidence <= 1:
         raise ValueError(f"confidence={cfg.confidence}: wanted a probability from 0 to 1")
     files = [str(file) for file in expand_image_paths(to_container(cfg)["photos"])]
     writer = make_row_writer(cfg.output)
-    classifier = Classifier.load(cfg.run or cfg.checkpoint, cfg.accelerator, cfg.precision)
+    classifier = Classifier.load(find_checkpoint(cfg.run), cfg.accelerator, cfg.precision)
     cores = available_cores()
     # To start workers takes longer than a batch; on a few cores they take from the backbone more than they add.
     alone = len(files) <= classifier.backbone.batch_size or (classifier.model.device.type == "cpu" and cores <= 4)

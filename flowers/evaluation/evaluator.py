@@ -23,7 +23,7 @@ from flowers.models.classifier import ImageClassifier, load_classifier, read_che
 from flowers.runtime.config import did_you_mean
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
-from flowers.runtime.run_folder import BEST_CHECKPOINT, SPLIT_FILE, require_run_dir
+from flowers.runtime.run_folder import SPLIT_FILE, find_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,7 @@ def run_evaluation(cfg: DictConfig) -> float:
 
     if cfg.split not in SPLITS:
         raise ValueError(f"split={cfg.split}: wanted {', '.join(SPLITS)}{did_you_mean(cfg.split, SPLITS)}")
-    if cfg.run and cfg.checkpoint:
-        raise ValueError("both run= and checkpoint= are given: wanted one of them")
-    path = Path(cfg.checkpoint) if cfg.checkpoint else require_run_dir(cfg.run) / BEST_CHECKPOINT
+    path = find_checkpoint(cfg.run)
     trained = read_checkpoint(path)["hyper_parameters"]
     settings = trained["config"]["data"]
     seen = inference_data_args(settings) | ({"on_corrupt": cfg.on_corrupt} if cfg.on_corrupt else {})
@@ -68,7 +66,7 @@ def run_evaluation(cfg: DictConfig) -> float:
         Console().print(table)
     if cfg.output:
         write_json({name: scored}, cfg.output)
-    folder = Path(cfg.report or (cfg.run if cfg.run and not cfg.photos else ""))
+    folder = Path(cfg.report or (cfg.run if Path(cfg.run).is_dir() and not cfg.photos else ""))
     if folder != Path():
         suffix = "" if cfg.photos or cfg.split == "val" else f"-{cfg.split}"
         folder.mkdir(parents=True, exist_ok=True)

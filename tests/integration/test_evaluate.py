@@ -62,11 +62,11 @@ def test_the_page_says_it_all_needs_nothing_else_and_escapes_what_it_is_given(tr
 def test_other_photos_are_scored_whole_also_by_a_checkpoint_alone(trained: Path, painted: Path, tmp_path: Path):
     alone = tmp_path / "alone.ckpt"
     shutil.copy(trained / BEST_CHECKPOINT, alone)
-    evaluated(f"checkpoint={alone}", f"photos={painted}", f"output={tmp_path}/scores.json")
+    evaluated(f"run={alone}", f"photos={painted}", f"output={tmp_path}/scores.json")
     (scored,) = read_json(tmp_path / "scores.json").values()
     assert scored["n"] == 60
     with pytest.raises(ValueError, match=r"lies in no run folder.*photos=FOLDER"):
-        evaluated(f"checkpoint={alone}")
+        evaluated(f"run={alone}")
 
 
 def test_photos_of_other_classes_are_refused(trained: Path, folder: Path):
@@ -81,11 +81,11 @@ def test_what_is_no_run_and_no_checkpoint_is_named(tmp_path: Path):
         evaluated(f"run={tmp_path}", "split=vall")
     with pytest.raises(ValueError, match=r"no run there"):
         evaluated(f"run={tmp_path}")
-    with pytest.raises(ValueError, match=r"No such file"):
-        evaluated(f"checkpoint={tmp_path}/missing.ckpt")
+    with pytest.raises(ValueError, match=r"no run there"):
+        evaluated(f"run={tmp_path}/missing.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"not a checkpoint of flowers"):
-        evaluated(f"checkpoint={tmp_path}/other.ckpt")
+        evaluated(f"run={tmp_path}/other.ckpt")
 
 
 def test_a_split_that_was_changed_since_is_refused(trained: Path, tmp_path: Path):

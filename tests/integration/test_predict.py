@@ -58,14 +58,14 @@ def test_json_says_the_same_as_csv_and_abstains_under_the_confidence(trained: Pa
 def test_the_rows_are_what_the_run_said_of_its_photos(trained: Path, painted: Path, tmp_path: Path):
     said = load_predictions(trained / "predictions" / "val.csv")
     listed = ",".join(str(painted / path) for path in said.paths)
-    predicted(f"checkpoint={trained / BEST_CHECKPOINT}", f"photos=[{listed}]", f"output={tmp_path}/a.csv")
+    predicted(f"run={trained / BEST_CHECKPOINT}", f"photos=[{listed}]", f"output={tmp_path}/a.csv")
     with (tmp_path / "a.csv").open(encoding="utf-8") as file:
         assert [row["class"] for row in csv.DictReader(file)] == [said.classes[i] for i in said.predicted.tolist()]
 
 
 def test_what_cannot_be_done_is_said_in_a_line(trained: Path, mixed: Path):
     for overrides, message in (
-        ([f"photos={mixed}"], "which model"),
+        ([f"photos={mixed}"], "which run"),
         ([f"run={trained}"], "which photos"),
         ([f"run={trained}", f"photos={mixed}/nowhere"], "no file there"),
         ([f"run={trained}", f"photos={mixed}", "output=a.xml"], r"ends in \.csv or \.json"),

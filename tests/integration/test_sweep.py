@@ -16,14 +16,14 @@ from flowers.runtime.files import read_json
 from flowers.runtime.run_folder import RESULT_FILE
 from flowers.search.runner import _train_in_process
 from flowers.search.study import STUDY_FILE, Search, SearchManifest
-from flowers.sweep import arguments, main
+from flowers.sweep import main, pack_trial_settings
 from tests.helpers import SMALL, configuration, program
 
 HEAD = (*SMALL, "finetune.epochs=0", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "scheduler=constant,cosine")
 
 
 def searched(folder: Path, *given: str) -> float:
-    asked = check_overrides(arguments([f"sweep.folder={folder}", *given]), "sweep")
+    asked = check_overrides(pack_trial_settings([f"sweep.folder={folder}", *given]), "sweep")
     return float(main(configuration(*asked, name="sweep")))
 
 

@@ -7,8 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.models.classifier import ImageClassifier
-from flowers.runtime.config import CONF
-from flowers.runtime.hardware import resolve_trainer_config
+from flowers.runtime.config_reference import CONF, GROUPS, PROGRAMS, help_text, options_of, reference_page, settings_of
 from tests.helpers import configuration
 
 OPTIONS = [
@@ -24,7 +23,7 @@ def composed(*overrides: str) -> DictConfig:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_composes_and_each_of_its_keys_has_a_reader(option: str):
+def test_each_option_composes_and_each_of_its_keys_has_a_reader(option: str):
     cfg = composed(option, *(["data.root=/photos"] if option in ("data=folder", "data=shards") else []))
     assert OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert set(cfg.data) <= set(inspect.signature(ImageDataModule).parameters)
@@ -35,7 +34,7 @@ def test_every_option_composes_and_each_of_its_keys_has_a_reader(option: str):
     assert all(instantiate(callback) for callback in cfg.callbacks.values())
 
 
-def test_the_reports_settings_are_the_defaults():
+def test_the_settings_of_the_report_are_the_defaults():
     defaults, report = composed(), composed("experiment=report")
     assert defaults == report
     assert defaults.model.architecture == "resnet152"
@@ -52,10 +51,35 @@ def test_an_experiment_is_a_short_delta_that_opens_with_its_command(name: str):
     assert sum(bool(line.strip()) and not line.startswith("#") for line in lines) <= 15
 
 
-def test_automatic_settings_become_definite_and_given_ones_stay(monkeypatch: pytest.MonkeyPatch):
-    automatic = {"accelerator": "cpu", "precision": "auto", "deterministic": "auto", "devices": 1}
-    for native, precision in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda native=native: native)
-        definite = resolve_trainer_config(automatic)
-        assert definite == {"accelerator": "cpu", "precision": precision, "deterministic": True, "devices": 1}
-        assert resolve_trainer_config(definite) == definite
+@pytest.mark.parametrize(
+    "name", [*PROGRAMS, *(f"{group}/{option}" for group in GROUPS for option in options_of(group))]
+)
+def test_each_key_has_a_text(name: str):
+    if not name.startswith(("experiment/", "debug/")):  # these only set keys of other files
+        assert [setting.key for setting in settings_of(name) if not setting.text] == []
+
+
+def test_each_group_is_in_the_reference():
+    groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
+    assert groups - set(GROUPS) == {".", "hydra/job_logging", "hydra/hydra_logging"}
+    assert {path.stem for path in CONF.glob("*.yaml")} == {*PROGRAMS, "program", "image_settings"}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_is_at_most_100_columns_wide_and_opens_with_the_usage(program: str):
+    text = help_text(program)
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert text.startswith(f"Usage: flowers {program} ")
+
+
+def test_settings_have_the_values_that_hydra_composes():
+    cfg = composed("data=folder", "data.root=x")
+    for name in ("train", "data/folder", "optimizer/adam", "trainer/auto", "model/resnet152"):
+        for setting in settings_of(name):
+            if setting.default and "$" not in setting.default and setting.key != "data.root":
+                assert OmegaConf.select(cfg, setting.key) == OmegaConf.create(f"x: {setting.default}").x
+
+
+def test_the_page_of_the_docs_is_up_to_date():
+    page = (CONF.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page == reference_page(), "run: python -m flowers.runtime.config_reference > docs/configuration.md"

@@ -1,0 +1,35 @@
+"""The console command: `flowers train …` is `python -m flowers.train …`, and `flowers` alone lists the programs."""
+
+import difflib
+import runpy
+import sys
+
+import flowers
+from flowers.runtime.config_reference import PROGRAMS, summary_of
+
+
+def main() -> None:
+    """Run the program that the first argument names, with the other arguments."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h", "help"):
+        sys.stdout.write(list_programs())
+    elif name == "--version":
+        sys.stdout.write(f"flowers {flowers.__version__}\n")
+    elif name in PROGRAMS:
+        sys.argv[1:] = arguments
+        # As `python -m` does, so that launchers find the module's name in `__main__.__spec__` and can start it again.
+        runpy.run_module(f"flowers.{name}", run_name="__main__", alter_sys=True)
+    else:
+        close = difflib.get_close_matches(name, PROGRAMS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(PROGRAMS)}"
+        sys.exit(f"error: {name}: no such program: {hint}")
+
+
+def list_programs() -> str:
+    """Return one line per program."""
+    lines = [f"  {name:10} {summary_of(name)}" for name in PROGRAMS]
+    return "\n".join(["Usage: flowers PROGRAM [key=value …]", "", *lines, "", "More: flowers PROGRAM --help"]) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The command line: the `flowers` command, help, mistakes. None of these commands reads an image."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from flowers.runtime.config_reference import CONF
+from tests.helpers import program
+
+
+def flowers(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flowers", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+def test_flowers_alone_lists_the_programs():
+    done = flowers()
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == [
+        *("train", "evaluate", "compare", "predict", "explain", "export", "app", "sweep", "pack", "benchmark")
+    ]
+
+
+def test_flowers_names_the_nearest_program():
+    done = flowers("trian")
+    assert (done.returncode, done.stderr) == (1, "error: trian: no such program: did you mean train?\n")
+
+
+def test_flowers_version_prints_the_version():
+    assert flowers("--version").stdout.startswith("flowers 0.")
+
+
+def test_flowers_runs_a_program_as_python_m_does(tmp_path: Path):
+    reports_its_module = (
+        "import sys, runpy, flowers.cli\n"
+        "def program(task, name, arguments=list):\n"
+        "    import __main__\n"
+        "    return lambda: print(__main__.__spec__.name, sys.argv[1:])\n"
+        "flowers.cli.program = program\n"
+    )
+    outputs = []
+    for start in (
+        "sys.argv = ['flowers', 'train', 'a=1']; from flowers.__main__ import main; main()",
+        "sys.argv = ['x', 'a=1']; runpy.run_module('flowers.train', run_name='__main__', alter_sys=True)",
+    ):
+        command = [sys.executable, "-c", reports_its_module + start]
+        outputs.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert outputs[0] == outputs[1] == "flowers.train ['a=1']\n"
+    assert flowers("train", "--cfg", "job", "seed=3").stdout == program("--cfg", "job", "seed=3").stdout
+
+
+def test_help_exits_with_0_and_needs_no_valid_override():
+    for arguments in (["-h"], ["--help", "head.epochs=3", "no.such.key=1"]):
+        done = program(*arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "head.epochs=5" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["evaluate", "compare", "predict", "explain", "export", "app", "pack", "benchmark"])
+def test_a_program_without_a_run_folder_has_its_name_and_no_log_file(name: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(name, return_hydra_config=True).hydra
+    assert (cfg.job.name, cfg.run.dir, cfg.output_subdir) == (name, ".", None)
+    assert (cfg.job_logging.root, cfg.hydra_logging.root) == (None, None)
+
+
+def test_a_mistake_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    failed = program(f"run={tmp_path}/none", name="evaluate")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"error: run={tmp_path}/none")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [("--hydra-help",), ("--info", "searchpath")])
+def test_flags_of_hydra_work(flags: tuple[str, ...]):
+    done = program(*flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("optimizer.lrr=1", "optimizer.lrr: no such key: did you mean optimizer.lr?"),
+        ("data.flip=0.3", "data.flip is now data.hflip_prob"),
+        ("head.epochs", "head.epochs: expected key=value"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(argument: str, message: str):
+    done = program(argument)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize("argument", ["optimizer.lrr=1", "--help"])
+def test_help_and_a_mistake_import_no_torch(argument: str):
+    code = (
+        f"import sys; sys.argv[1:] = ['{argument}']\n"
+        "from flowers.train import main\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'lightning', 'torchvision'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("name", "module", "extra"), [("sweep", "optuna", "sweep"), ("explain", "captum", "explain")])
+def test_a_missing_extra_is_named_before_anything_is_read(name: str, module: str, extra: str):
+    code = (
+        f"import sys, importlib.util as util\nfind = util.find_spec\n"
+        f"util.find_spec = lambda name, package=None: None if name == '{module}' else find(name, package)\n"
+        f"from flowers.{name} import {name}\nfrom omegaconf import OmegaConf\n"
+        f"try: {name}(OmegaConf.create())\nexcept ValueError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"needs {module}: pip install 'flowers[{extra}]'" in done.stdout
