@@ -8,7 +8,7 @@ from flowers.cli import program
 def pack(cfg: DictConfig) -> int:
     """Write the images into shards; return how many images there are."""
     from flowers.data.shard_writer import (
-        run_packing,  # torch takes seconds to import: --help and typos are answered without it
+        run_packing,  # torch takes seconds to import: --help and typos do without it
     )
 
     return run_packing(cfg)
