@@ -225,5 +225,5 @@ def _folder_splits(images: Sequence[ImageRecord], split_of: dict[str, str]) -> l
     records = [SplitRecord(i.path, i.label, split_of[i.path], group_of[i.path], i.sha256) for i in images]
     if leaks := find_leaks(records):
         example = " and ".join(record.path for record in leaks[0])
-        log.warning("%d images have a duplicate in another split, such as %s", len(leaks), example)
+        log.warning("%d group(s) of duplicates are in several splits, such as %s", len(leaks), example)
     return records

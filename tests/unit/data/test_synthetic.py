@@ -38,8 +38,8 @@ def test_colour_alone_does_not_give_the_kind_away():
     colours = np.array([[pixels(kind, index, 32, 0).mean((0, 1)) for index in range(60)] for kind in CLASS_NAMES])
     known, asked = colours[:, :40].reshape(-1, 3), colours[:, 40:].reshape(-1, 3)
     distances = np.linalg.norm(asked[:, None] - known[None], axis=2)
-    neighbours = np.argsort(distances, axis=1)[:, :5] // 40
-    votes = np.array([np.bincount(row, minlength=5).argmax() for row in neighbours])
+    neighbors = np.argsort(distances, axis=1)[:, :5] // 40
+    votes = np.array([np.bincount(row, minlength=5).argmax() for row in neighbors])
     accuracy = (votes == np.repeat(np.arange(5), 20)).mean()
     assert accuracy < 0.7
 
