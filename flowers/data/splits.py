@@ -302,7 +302,7 @@ def _components(distinct: Sequence[str], block_rows: int) -> NDArray[np.int32]:
     threads = torch.get_num_threads()
     # One thread per block is six times as fast as all threads for one block when other processes use the cores.
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pairs = np.concatenate(list(pool.map(lambda block: _near_pairs(bits, *block, size=block_rows), blocks)))
+        pairs = np.concatenate(list(pool.map(lambda block: _near_pairs(bits, block[0], block[1], block_rows), blocks)))
     torch.set_num_threads(threads)  # the threads of the pool have also changed the default for new threads
     return _connected_components(pairs, len(distinct))
 

@@ -121,5 +121,6 @@ def test_constructor_refuses_invalid_arguments_before_it_reads_or_downloads(sett
     def source(root: Path) -> None:
         raise AssertionError("downloaded")
 
+    arguments: dict[str, Any] = {"root": "missing", "source": source} | settings
     with pytest.raises(ValueError, match=message):
-        ImageDataModule(**{"root": "missing", "source": source} | settings)
+        ImageDataModule(**arguments)
