@@ -1,6 +1,6 @@
 """Made-up photos, and runs on a painted garden: no network, no file but what a test makes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 from flowers.data.synthetic import generate_dataset
 from flowers.runtime.logging import HARMLESS_WARNINGS
 from flowers.training.experiment import run_training
-from tests.helpers import SMALL, configuration
+from tests.helpers import SMALL, configuration, packed
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,6 +40,34 @@ def trained(tmp_path_factory: pytest.TempPathFactory, painted: Path) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "trained"
     run_training(configuration(*SMALL, f"data.root={painted}", f"run_dir={folder}", "data.test_fraction=0.1"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory, painted: Path) -> Path:
+    """The painted images in shards, with a test split."""
+    output = tmp_path_factory.mktemp("shards") / "packed"
+    packed(painted, output, "data.test_fraction=0.1")
+    return output
+
+
+@pytest.fixture(scope="session")
+def s3(shards: Path) -> Iterator[str]:
+    """The endpoint of an S3-compatible server on this machine, with the shards at s3://garden/packed."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        server.start()
+        host, port = server.get_host_and_port()
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="garden")
+        for path in shards.iterdir():
+            client.upload_file(str(path), "garden", f"packed/{path.name}")
+        yield f"http://{host}:{port}"
+        server.stop()
 
 
 @pytest.fixture

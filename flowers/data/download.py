@@ -1,4 +1,4 @@
-"""Download a public archive of images: whole and verified, or not at all."""
+"""Download a public archive of images: complete and verified, or not at all."""
 
 import hashlib
 import logging
@@ -16,20 +16,23 @@ from flowers.runtime.logging import progress_bar
 
 log = logging.getLogger(__name__)
 
-
 _CHUNK = 1 << 20
-
-
 _TIMEOUT = 30  # seconds without a byte
 
 
 def download_archive(root: str | Path, url: str, sha256: str, size: int) -> None:
-    """Makes sure that `root` holds the one folder inside the archive (.tgz) at `url`.
+    """Create the folder `root` from the one folder inside the archive (.tgz) at `url`, unless it exists.
 
-    Does nothing where `root` is there. An archive `<root>.tgz` put there by hand is taken in place of a download.
-    Both are checked against `sha256` and `size` in bytes. Another process at the same work is waited for.
+    An archive at `<root>.tgz` is used in place of a download. If another process creates the same folder, wait for it.
 
-    Raises ValueError where the archive cannot be had or is not the one wanted.
+    Args:
+        root: The folder.
+        url: Address of the archive.
+        sha256: Expected SHA-256 of the archive, hexadecimal.
+        size: Expected size of the archive in bytes.
+
+    Raises:
+        ValueError: If the archive cannot be downloaded or unpacked, or is not the expected one.
     """
     root = Path(root)
     archive = root.with_name(f"{root.name}.tgz")
@@ -39,8 +42,8 @@ def download_archive(root: str | Path, url: str, sha256: str, size: int) -> None
     with FileLock(root.with_name(f".{root.name}.lock")):
         if root.is_dir():
             return
-        for left in root.parent.glob(f".{archive.name}.*.part"):  # by a download that was killed
-            left.unlink()
+        for partial in root.parent.glob(f".{archive.name}.*.part"):  # of a download that was killed
+            partial.unlink()
         if not archive.exists():
             log.info("downloading %s (%.0f MB) to %s", url, size / 1e6, archive)
             with atomic_write(archive) as beside:
@@ -51,14 +54,14 @@ def download_archive(root: str | Path, url: str, sha256: str, size: int) -> None
         archive.unlink()
 
 
-def _download(url: str, to: Path, archive: Path, size: int) -> None:
+def _download(url: str, path: Path, archive: Path, size: int) -> None:
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, to.open("wb") as file:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, path.open("wb") as file:
             for chunk in progress_bar(_chunks(response), "Downloading", -(-size // _CHUNK)):
                 file.write(chunk)
     except (OSError, HTTPException, ValueError) as error:
         raise ValueError(
-            f"cannot download {url} ({error}): put the file at {archive} by hand, or use your own photos "
+            f"cannot download {url} ({error}): copy the file to {archive} by hand, or use your own images "
             "(data=folder data.root=PATH), or experiment=quickstart, which needs no network"
         ) from error
 
@@ -73,20 +76,20 @@ def _verify_archive(path: Path, name: object, sha256: str, size: int) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if (path.stat().st_size, found) != (size, sha256):
         raise ValueError(
-            f"{name} is not the archive wanted: found {path.stat().st_size:,} bytes with SHA-256 {found[:12]}…, "
-            f"wanted {size:,} with {sha256[:12]}…; if you put it there, remove it, and start again"
+            f"{name} is not the expected archive: found {path.stat().st_size:,} bytes with SHA-256 {found[:12]}…, "
+            f"expected {size:,} bytes with {sha256[:12]}…; delete the file if you put it there, and start again"
         )
 
 
 def _extract_archive(archive: Path, root: Path) -> None:
-    """Unpacks the one folder inside the archive as `root`."""
+    """Unpack the one folder inside the archive as `root`."""
     try:
         with atomic_directory(root) as beside, tarfile.open(archive) as tar:
-            # "data": no absolute path, no "..", no link that leads out, no device.
+            # "data" refuses absolute paths, "..", links that lead outside and devices.
             tar.extractall(beside, filter="data")
-            (inside,) = beside.iterdir()
-            for entry in inside.iterdir():
+            (folder,) = beside.iterdir()
+            for entry in folder.iterdir():
                 entry.rename(beside / entry.name)
-            inside.rmdir()
+            folder.rmdir()
     except (tarfile.TarError, ValueError) as error:
         raise ValueError(f"{archive} cannot be unpacked: {error}") from error

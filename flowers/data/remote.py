@@ -1,4 +1,4 @@
-"""Files at an http(s) or S3 address, and the bounded cache of their local copies."""
+"""Download files from http, https and s3 addresses, and keep copies in a cache of bounded size."""
 
 import functools
 import hashlib
@@ -16,69 +16,80 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from flowers.runtime.files import atomic_write, cache_dir
+from flowers.runtime.files import atomic_write, cache_dir, evict_least_recently_used
 
 log = logging.getLogger(__name__)
 
-
 _SCHEMES = ("http", "https", "s3")
-
-
 _TIMEOUT = 30  # seconds without a byte
-
-
 _CHUNK = 1 << 20
-
-
-_PERMANENT_ERRORS = (
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "ParamValidationError",
-    "NoRegionError",
-)  # boto3's
+# Exceptions of boto3 for which a retry is of no use.
+_PERMANENT_ERRORS = ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "NoRegionError")
 
 
 class RemoteFileError(ValueError):
-    """What could not be had from afar, in one line, also where a worker's error comes with its traceback as text."""
+    """A file that cannot be downloaded.
+
+    The message is one line, also after a dataloader worker has raised the error again with its traceback as the text.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text.strip().rpartition("\n")[2].removeprefix(f"{__name__}.RemoteFileError: "))
 
 
-def is_remote(address: str | Path) -> bool:
-    """Whether it is an address and no path. Raises ValueError for one of an unknown kind or where boto3 is missing."""
-    scheme, colon, _ = str(address).partition("://")
+class RemoteFile(NamedTuple):
+    """A file at an address.
+
+    Attributes:
+        name: Name below the address.
+        size: Size in bytes.
+        sha256: SHA-256, hexadecimal.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+
+def is_remote(root: str | Path) -> bool:
+    """Return whether `root` is an http, https or s3 address, as opposed to a path.
+
+    Raises:
+        ValueError: For an address of another kind, or for s3 without boto3.
+    """
+    scheme, colon, _ = str(root).partition("://")
     if colon and scheme not in _SCHEMES:
-        raise ValueError(f"{address}: wanted a path or an address that starts with {', '.join(_SCHEMES)}")
+        raise ValueError(f"{root}: expected a path, or an address that starts with {', '.join(_SCHEMES)}")
     if colon and scheme == "s3" and importlib.util.find_spec("boto3") is None:
-        raise ValueError(f"{address} needs boto3: pip install 'flowers[shards]'")
+        raise ValueError(f"{root} needs boto3: pip install 'flowers[shards]'")
     return bool(colon)
 
 
-def fetch_file(address: str, to: Path, s3_endpoint: str | None = None, retry_timeout: float = 300.0) -> None:
-    """Writes the file at `address` to the path `to`, anew after each break.
+def fetch_file(address: str, path: Path, s3_endpoint: str | None = None, retry_timeout: float = 300.0) -> None:
+    """Download a file; start again after a failure.
 
     Args:
-        address: https://…, http://… or s3://bucket/key, with the credentials that boto3 finds.
-        to: is left half-written where it fails.
-        s3_endpoint: of an S3-compatible server; None for AWS's, or the one in AWS_ENDPOINT_URL.
-        retry_timeout: seconds after which a lost connection is given up.
+        address: https://…, http:// or s3://bucket/key; for s3 with the credentials that boto3 finds.
+        path: Where to write the file. After an error it may be incomplete.
+        s3_endpoint: URL of an S3-compatible server; None for $AWS_ENDPOINT_URL, or else AWS.
+        retry_timeout: Seconds after which a failing download is given up.
 
-    Raises LostError, at once where to try again would be of no use.
+    Raises:
+        RemoteFileError: If the download is given up, or at once if a retry is of no use.
     """
     start, pause = time.monotonic(), 0.5
     while True:
         try:
-            with _open(address, s3_endpoint) as source, to.open("wb") as file:
+            with _open(address, s3_endpoint) as source, path.open("wb") as file:
                 while chunk := source.read(_CHUNK):
                     file.write(chunk)
-                if getattr(source, "length", None):  # what an HTTPResponse still waits for; boto3's raises by itself
-                    raise ConnectionError(f"the connection broke off {source.length:,} bytes before the end")
+                if getattr(source, "length", None):  # the rest that an HTTPResponse expects; boto3 raises by itself
+                    raise ConnectionError(f"the connection was closed {source.length:,} bytes before the end")
             return
-        except Exception as error:  # boto3's have no class in common with those of the standard library
+        except Exception as error:  # boto3 and the standard library have no common class of errors
             is_local = isinstance(error, OSError) and error.filename is not None
             if is_local or _is_permanent(error) or time.monotonic() - start + pause > retry_timeout:
-                raise RemoteFileError(f"cannot get {address} ({_error_reason(error)})") from error
+                raise RemoteFileError(f"cannot download {address} ({_error_reason(error)})") from error
             log.warning("%s: %s; trying again in %.1f s", address, _error_reason(error), pause)
         time.sleep(pause)
         pause = min(2 * pause, 30.0)
@@ -93,7 +104,7 @@ def _open(address: str, s3_endpoint: str | None) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _s3_client(s3_endpoint: str | None, process: int) -> Any:
-    """A client of this process: a forked one shall not share its parent's connections."""
+    """Return an S3 client. The process is part of the cache key: a fork must not share connections with its parent."""
     import boto3
     from botocore.config import Config
 
@@ -114,46 +125,47 @@ def _error_reason(error: Exception) -> str:
     return " ".join(f"{name} {error}".split())
 
 
-class RemoteFile(NamedTuple):
-    """A file below an address: its name there, its size in bytes and its SHA-256."""
-
-    name: str
-    size: int
-    sha256: str
-
-
 class RemoteFileCache:
-    """Fetches what is asked for; safe with several processes, each file is fetched by one of them.
+    """Local copies of remote files. Several processes may share it: each file is downloaded by one of them.
 
     Args:
-        address: of the folder of the files.
-        s3_endpoint, retry_timeout: see `remote.fetch`.
-        max_gb: gibibytes that the copies of all addresses may take on this disk.
+        address: Address of the folder of the files.
+        s3_endpoint: URL of an S3-compatible server; None for $AWS_ENDPOINT_URL, or else AWS.
+        retry_timeout: Seconds after which a failing download is given up.
+        max_gb: Disk space for the copies from all addresses, in GiB.
     """
 
     def __init__(self, address: str, s3_endpoint: str | None, retry_timeout: float, max_gb: float) -> None:
         self.address, self.s3_endpoint, self.retry_timeout = address.rstrip("/"), s3_endpoint, retry_timeout
         self.max_bytes = int(max_gb * 2**30)
         self.folder = cache_dir() / "shards"
-        self._ahead: tuple[int, ThreadPoolExecutor] | None = None
+        self._prefetcher: tuple[int, ThreadPoolExecutor] | None = None  # with the process that it belongs to
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_ahead": None}
+        return self.__dict__ | {"_prefetcher": None}
 
     def path(self, file: RemoteFile) -> Path:
-        """A copy, fetched where there is none. It may be gone at any time. Raises `remote.LostError`."""
-        kept = self.folder / file.sha256
+        """Return the path of a copy; download it if there is none. Another process may evict it at any time.
+
+        Raises:
+            RemoteFileError: If the file cannot be downloaded or has other contents.
+        """
+        copy = self.folder / file.sha256
         with suppress(FileNotFoundError):
-            os.utime(kept)  # what is used is dropped last
-            return kept
+            os.utime(copy)  # the least recently used copies are evicted first
+            return copy
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f".{file.sha256}.lock"):
-            if not kept.exists():
-                self._fetch(file, kept)
-        return kept
+            if not copy.exists():
+                self._download(file, copy)
+        return copy
 
     def text(self, name: str) -> str:
-        """A small file, as it is now. Raises `remote.LostError`."""
+        """Return the text of a small file, downloaded on each call.
+
+        Raises:
+            RemoteFileError: If the file cannot be downloaded.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         beside = self.folder / f".{name}.{os.getpid()}.part"
         try:
@@ -163,36 +175,28 @@ class RemoteFileCache:
             beside.unlink(missing_ok=True)
 
     def prefetch(self, file: RemoteFile) -> None:
-        """Has a thread fetch what will be needed soon; whoever needs it then says what went wrong."""
-        if self._ahead is None or self._ahead[0] != os.getpid():  # a forked process has none of its parent's threads
-            self._ahead = os.getpid(), ThreadPoolExecutor(2)
-        self._ahead[1].submit(self.path, file)
+        """Start to download a file in a thread. If that fails, the next call of `path` raises the error."""
+        if self._prefetcher is None or self._prefetcher[0] != os.getpid():  # threads do not survive a fork
+            self._prefetcher = os.getpid(), ThreadPoolExecutor(2)
+        self._prefetcher[1].submit(self.path, file)
 
-    def _fetch(self, file: RemoteFile, kept: Path) -> None:
-        for left in self.folder.glob(f".{kept.name}.*.part"):  # by a process that was killed
-            left.unlink(missing_ok=True)
-        with atomic_write(kept) as beside:
-            self._reserve(file, beside)
+    def _download(self, file: RemoteFile, copy: Path) -> None:
+        for partial in self.folder.glob(f".{copy.name}.*.part"):  # of a process that was killed
+            partial.unlink(missing_ok=True)
+        with atomic_write(copy) as beside:
+            self._reserve(file.size, beside)
             fetch_file(f"{self.address}/{file.name}", beside, self.s3_endpoint, self.retry_timeout)
             with beside.open("rb") as written:
                 found = hashlib.file_digest(written, "sha256").hexdigest()
             if found != file.sha256:
-                raise RemoteFileError(f"{self.address}/{file.name} is not what was packed: found {found[:12]}…")
+                raise RemoteFileError(
+                    f"{self.address}/{file.name} has SHA-256 {found[:12]}…: expected {file.sha256[:12]}… as packed; "
+                    "copy the shards again"
+                )
 
-    def _reserve(self, file: RemoteFile, beside: Path) -> None:
-        """Drops the files used longest ago until there is room, and takes it."""
+    def _reserve(self, size: int, beside: Path) -> None:
+        """Evict copies until there is room for `size` bytes, and occupy it by a file of that size."""
         with FileLock(self.folder / ".lock"):
-            known = []
-            for path in self.folder.iterdir():
-                with suppress(FileNotFoundError):
-                    status = path.stat()
-                    known.append((status.st_mtime_ns, status.st_size, path))
-            surplus = sum(size for _, size, _ in known) + file.size - self.max_bytes
-            for _, size, path in sorted(known):
-                if surplus <= 0:
-                    break
-                if size:  # no lock
-                    path.unlink(missing_ok=True)
-                    surplus -= size
-            with beside.open("wb") as room:
-                room.truncate(file.size)
+            evict_least_recently_used(self.folder.iterdir(), self.max_bytes - size)
+            with beside.open("wb") as file:
+                file.truncate(size)

@@ -46,6 +46,8 @@ HARMLESS_WARNINGS = (
     "FSDP2-wrapped module .* returned a view tensor",
     # The class token's gradient in a vision transformer; the copy costs next to nothing.
     "Grad strides do not match bucket view strides",
+    # read_image raises an error with the size in place of Pillow's warning.
+    "Image size .* exceeds limit",
     # Workers are forked before they use what may be locked, as in any program with a DataLoader.
     "This process .* is multi-threaded, use of fork",
     # The plugins' schemas bring the defaults for our files of the same name, which do without them too.

@@ -227,7 +227,7 @@ def test_a_step_that_cannot_be_shared_and_a_multirun_are_refused_in_a_line(paint
     assert "wanted trainer=fsdp" in done.stderr
     done = program(*given, "data.batch_size=15", f"hydra.run.dir={tmp_path}/a")
     assert done.returncode == 1
-    assert done.stderr == "error: data.batch_size=15: wanted a multiple of the 2 processes\n"
+    assert done.stderr == "error: data.batch_size=15: expected a multiple of the 2 processes\n"
     done = program("-m", *given, "seed=0", f"hydra.sweep.dir={tmp_path}/b")
     assert done.returncode == 1
     assert "would run the whole sweep once a process" in done.stdout + done.stderr

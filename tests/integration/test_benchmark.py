@@ -151,7 +151,7 @@ def test_a_setting_that_measures_nothing_is_refused(painted: Path, tmp_path: Pat
     for wrong in ("rounds=0", "seconds=0.0", "head.epochs=0", "step_batch=1"):
         with pytest.raises(ValueError, match=r"wanted rounds >= 1"):
             main(configuration(*OWN, f"data.root={painted}", wrong, name="benchmark"))
-    with pytest.raises(ValueError, match=r"no folder of photos"):
+    with pytest.raises(ValueError, match=r"no folder of images"):
         main(configuration(*OWN, f"data.root={tmp_path}/none", name="benchmark"))
 
 

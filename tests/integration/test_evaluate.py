@@ -70,7 +70,7 @@ def test_other_photos_are_scored_whole_also_by_a_checkpoint_alone(trained: Path,
 
 
 def test_photos_of_other_classes_are_refused(trained: Path, folder: Path):
-    with pytest.raises(ValueError, match=r"lily, orchid: wanted those of the model, daisy"):
+    with pytest.raises(ValueError, match=r"lily, orchid: expected only classes of the model: daisy"):
         evaluated(f"run={trained}", f"photos={folder}")
 
 

@@ -54,7 +54,7 @@ def test_what_is_given_wrongly_is_named_before_anything_is_written(trained: Path
         explained(run, photo, output, "label=rows")
     with pytest.raises(ValueError, match="no run there"):
         explained(f"run={tmp_path}", photo, output)
-    with pytest.raises(ValueError, match="which photos"):
+    with pytest.raises(ValueError, match="no images given"):
         explained(run, output)
     with pytest.raises(ValueError, match="holds photos that are to be explained"):
         explained(run, photo, f"output={painted}")

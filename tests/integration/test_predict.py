@@ -66,8 +66,8 @@ def test_the_rows_are_what_the_run_said_of_its_photos(trained: Path, painted: Pa
 def test_what_cannot_be_done_is_said_in_a_line(trained: Path, mixed: Path):
     for overrides, message in (
         ([f"photos={mixed}"], "which run"),
-        ([f"run={trained}"], "which photos"),
-        ([f"run={trained}", f"photos={mixed}/nowhere"], "no file there"),
+        ([f"run={trained}"], "no images given"),
+        ([f"run={trained}", f"photos={mixed}/nowhere"], "no such file"),
         ([f"run={trained}", f"photos={mixed}", "output=a.xml"], r"ends in \.csv or \.json"),
         ([f"run={trained}", f"photos={mixed}", "confidence=80"], "from 0 to 1"),
         ([f"run={mixed}", f"photos={mixed}"], "no run there"),

@@ -212,7 +212,7 @@ def test_a_multirun_goes_past_a_failing_job_and_ends_with_the_table(painted: Pat
 
 def test_a_users_mistake_is_one_line_and_no_traceback(tmp_path: Path):
     runs: list[tuple[list[str], str]] = [
-        (["data=folder", "data.root=/nowhere"], "no folder of photos at /nowhere"),
+        (["data=folder", "data.root=/nowhere"], "no folder of images at /nowhere"),
         ([f"resume={tmp_path}"], "no run there"),
     ]
     for given, answer in runs:

@@ -7,124 +7,120 @@ from PIL import Image
 from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.data.samplers import EpochSampler
 from flowers.data.splits import save_split
-from flowers.runtime.seeding import PADDING_INDEX
 
 SMALL: dict[str, Any] = {"image_size": 32, "resize": 36, "batch_size": 4, "num_workers": 0}
 
 
-def epoch(data: ImageDataModule, number: int) -> Tensor:
+def train_epoch(data: ImageDataModule, epoch: int) -> Tensor:
     loader = data.train_dataloader()
-    loader.batch_sampler.sampler.set_epoch(number)  # type: ignore[union-attr]
-    return torch.cat([photos for photos, _ in loader])
+    loader.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+    return torch.cat([images for images, _ in loader])
 
 
-def test_batches_are_uint8_photos_with_labels_in_the_order_of_the_classes_names(folder: Path):
+def test_batches_are_uint8_images_and_class_numbers_in_alphabetical_order(folder: Path):
     data = ImageDataModule(folder, **SMALL)
-    photos, labels = next(iter(data.val_dataloader()))
-    assert (photos.shape, photos.dtype, labels.dtype) == ((4, 3, 32, 32), torch.uint8, torch.int64)
+    images, labels = next(iter(data.val_dataloader()))
+    assert (images.shape, images.dtype, labels.dtype) == ((4, 3, 32, 32), torch.uint8, torch.int64)
     assert data.classes == ["lily", "orchid"]
-    assert labels.tolist() == [data.classes.index(row.label) for row in data.rows if row.split == "val"]
+    assert labels.tolist() == [data.classes.index(record.label) for record in data.records if record.split == "val"]
 
 
-def test_an_epoch_is_the_same_again_and_unlike_the_next_whatever_the_workers(folder: Path):
-    first = epoch(ImageDataModule(folder, **SMALL), 0)
-    assert torch.equal(first, epoch(ImageDataModule(folder, **SMALL | {"num_workers": 2}), 0))
-    assert not torch.equal(first, epoch(ImageDataModule(folder, **SMALL), 1))
-    assert not torch.equal(first, epoch(ImageDataModule(folder, **SMALL, seed=1), 0))
+def test_train_epoch_depends_on_seed_and_epoch_but_not_on_workers(folder: Path):
+    first = train_epoch(ImageDataModule(folder, **SMALL), 0)
+    assert torch.equal(first, train_epoch(ImageDataModule(folder, **SMALL | {"num_workers": 2}), 0))
+    assert not torch.equal(first, train_epoch(ImageDataModule(folder, **SMALL), 1))
+    assert not torch.equal(first, train_epoch(ImageDataModule(folder, **SMALL, seed=1), 0))
 
 
-def test_augmentation_leaves_the_global_generator_alone(folder: Path):
+def test_augmentation_does_not_change_the_global_generator(folder: Path):
     before = torch.get_rng_state()
-    epoch(ImageDataModule(folder, **SMALL), 0)
+    train_epoch(ImageDataModule(folder, **SMALL), 0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_validation_photos_are_the_centre_of_the_resized_photo(folder: Path):
-    grey = Image.new("RGB", (200, 100), "white")
-    grey.paste("black", (50, 0, 150, 100))
+def test_full_dataset_has_center_crops_of_all_images(folder: Path):
+    wide = Image.new("RGB", (200, 100), "white")
+    wide.paste("black", (50, 0, 150, 100))
     for label in ("lily", "orchid"):
-        grey.save(folder / label / "00wide.png")
+        wide.save(folder / label / "00wide.png")
     data = ImageDataModule(folder, on_corrupt="skip", **SMALL | {"resize": 32})
     dataset = data.full_dataset(["lily", "orchid"])
-    assert all("wide" not in path for path in data.dataset("train").paths)  # one photo under two classes
-    photo, _ = dataset[[Path(path).name for path in dataset.paths].index("00wide.png")]
-    assert photo.float().mean() < 5
+    assert all("wide" not in path for path in data.dataset("train").paths)  # the same image in two classes
+    image, _ = dataset[[Path(path).name for path in dataset.paths].index("00wide.png")]
+    assert image.float().mean() < 5
 
 
-def spoil(folder: Path) -> None:
-    (folder / "lily" / "empty.jpg").write_bytes(b"")
-    (folder / "orchid" / "text.jpg").write_text("no photo", encoding="utf-8")
-
-
-def test_all_bad_photos_are_named_at_once(folder: Path):
-    spoil(folder)
-    with pytest.raises(ValueError, match=r"2 of 22 files (.|\n)*lily/empty.jpg: empty(.|\n)*orchid/text.jpg: not a"):
-        _ = ImageDataModule(folder).rows
-
-
-def test_bad_photos_are_skipped_where_that_is_wanted(folder: Path, caplog: pytest.LogCaptureFixture):
-    spoil(folder)
-    assert len(ImageDataModule(folder, on_corrupt="skip").rows) == 20
-    assert "lily/empty.jpg: empty" in caplog.text
-
-
-def test_a_class_without_a_single_good_photo_is_an_error_and_not_forgotten(folder: Path):
-    (folder / "rose").mkdir()
-    (folder / "rose" / "a.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no photo is left of the class.* rose"):
-        _ = ImageDataModule(folder, on_corrupt="skip").rows
-
-
-def test_one_photo_under_two_classes_is_left_out_and_named(folder: Path, caplog: pytest.LogCaptureFixture):
-    content = (folder / "lily" / "01.png").read_bytes()
-    (folder / "orchid" / "twin.png").write_bytes(content)
-    paths = {row.path for row in ImageDataModule(folder).rows}
-    assert len(paths) == 19
-    assert not paths & {"lily/01.png", "orchid/twin.png"}
-    assert "lily/01.png, orchid/twin.png" in caplog.text
-
-
-def test_a_split_given_by_folders_is_taken_and_its_leaks_are_named(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    given = tmp_path / "given"
-    for path in folder.glob("*/*.png"):
-        side = "val" if path.stem in ("00", "01") else "train"
-        (given / side / path.parent.name).mkdir(parents=True, exist_ok=True)
-        (given / side / path.parent.name / path.name).write_bytes(path.read_bytes())
-    data = ImageDataModule(given)
-    assert (data.counts("train").total(), data.counts("val").total()) == (18, 2)
-    (given / "val" / "lily" / "again.png").write_bytes((folder / "lily" / "03.png").read_bytes())
-    assert ImageDataModule(given).counts("val").total() == 3
-    assert "1 photos with a double on another side" in caplog.text
-
-
-def test_a_split_file_is_taken_as_given_and_refused_where_a_photo_has_changed(folder: Path, tmp_path: Path):
-
-    rows = ImageDataModule(folder, split_seed=3).rows
-    save_split(rows, tmp_path / "split.csv")
-    assert ImageDataModule(folder, split_file=tmp_path / "split.csv").rows == rows
-    (folder / "lily" / "01.png").write_bytes((folder / "lily" / "03.png").read_bytes())
-    with pytest.raises(ValueError, match=r"1 of the 20 photos .* such as lily/01.png"):
-        _ = ImageDataModule(folder, split_file=tmp_path / "split.csv").rows
-
-
-def test_photos_of_a_class_that_the_model_does_not_know_are_refused(folder: Path):
-    with pytest.raises(ValueError, match=r"has the class.* orchid: wanted those of the model, lily, rose"):
+def test_full_dataset_refuses_a_class_that_the_model_does_not_have(folder: Path):
+    with pytest.raises(ValueError, match=r"has the class.* orchid: expected only classes of the model: lily, rose"):
         ImageDataModule(folder).full_dataset(["lily", "rose"])
 
 
-@pytest.mark.parametrize("wrong", [{"on_corrupt": "mend"}, {"image_size": 300}, {"batch_size": 0}])
-def test_settings_that_cannot_be_are_refused(folder: Path, wrong: dict[str, object]):
-    with pytest.raises(ValueError, match="wanted"):
-        ImageDataModule(folder, **wrong)  # type: ignore[arg-type]
+def test_dataset_of_an_empty_split_is_an_error(folder: Path):
+    with pytest.raises(ValueError, match=r"the split test has no images: set .*data.test_fraction"):
+        ImageDataModule(folder).dataset("test")
 
 
-def test_processes_that_train_together_share_an_epoch_and_take_as_many():
-    whole = dict(EpochSampler(7, seed=0))
-    shares = [list(EpochSampler(7, seed=0, rank=rank, ranks=3)) for rank in range(3)]
-    assert [len(share) for share in shares] == [3, 3, 3]
-    taken = sorted(key for share in shares for key in share)
-    assert taken == [(PADDING_INDEX, 0)] * 2 + sorted(whole.items())
+def test_split_file_is_used_and_refused_if_an_image_has_changed(folder: Path, tmp_path: Path):
+    records = ImageDataModule(folder, split_seed=3).records
+    save_split(records, tmp_path / "split.csv")
+    assert ImageDataModule(folder, split_file=tmp_path / "split.csv").records == records
+    (folder / "lily" / "01.png").write_bytes((folder / "lily" / "03.png").read_bytes())
+    with pytest.raises(ValueError, match=r"1 of the 20 images .* such as lily/01.png"):
+        _ = ImageDataModule(folder, split_file=tmp_path / "split.csv").records
+
+
+def test_transform_settings_are_those_that_determine_pixels():
+    settings = ImageDataModule("images", image_size=32, resize=40, crop_scale=(0.3, 1.0), seed=7, batch_size=3)
+    assert settings.transform_settings() == {"version": 1, "image_size": 32, "resize": 40}
+    assert settings.transform_settings(augmented=True) == {
+        "version": 1,
+        "image_size": 32,
+        "resize": 40,
+        "crop_scale": [0.3, 1.0],
+        "crop_ratio": [0.75, 1.333],
+        "hflip_prob": 0.5,
+        "brightness": 0.2,
+        "contrast": 0.2,
+        "saturation": 0.2,
+        "hue": 0.02,
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"val_fraction": 1.5}, r"data\.val_fraction=1\.5: expected a number from 0 to below 1"),
+        ({"test_fraction": -0.1}, r"data\.test_fraction=-0\.1: expected a number from 0 to below 1"),
+        ({"val_fraction": 0.5, "test_fraction": 0.5}, r"data\.test_fraction=0\.5: expected a sum below 1"),
+        ({"folds": 1}, r"data\.folds=1: expected 0 .* or at least 2"),
+        ({"folds": 5, "fold": 5}, r"data\.fold=5: expected a number from 0 to 4"),
+        ({"split_file": "missing.csv"}, r"missing\.csv cannot be read \(No such file.*data\.split_file"),
+        ({"on_corrupt": "mend"}, r"data\.on_corrupt=mend: expected error or skip"),
+        ({"image_size": 0}, r"data\.image_size=0: expected at least 1"),
+        ({"image_size": 300}, r"data\.resize=256: expected at least data\.image_size=300"),
+        ({"crop_scale": [0.5, 1.5]}, r"data\.crop_scale=\[0\.5, 1\.5\]: expected \[smallest, largest\]"),
+        ({"crop_scale": 0.5}, r"data\.crop_scale=0\.5: expected \[smallest, largest\]"),
+        ({"crop_ratio": [1.3, 0.7]}, r"data\.crop_ratio=\[1\.3, 0\.7\]: expected \[smallest, largest\]"),
+        ({"hflip_prob": 2}, r"data\.hflip_prob=2: expected a number from 0 to 1"),
+        ({"brightness": -1}, r"data\.brightness=-1: expected at least 0"),
+        ({"contrast": float("nan")}, r"data\.contrast=nan: expected at least 0"),
+        ({"saturation": -1}, r"data\.saturation=-1: expected at least 0"),
+        ({"hue": 0.6}, r"data\.hue=0\.6: expected a number from 0 to 0\.5"),
+        ({"batch_size": 0}, r"data\.batch_size=0: expected at least 1"),
+        ({"num_workers": -1}, r"data\.num_workers=-1: expected at least 0"),
+        ({"decoded_cache_fraction": 1}, r"data\.decoded_cache_fraction=1: expected a number from 0 to below 1"),
+        ({"retry_timeout": -1}, r"data\.retry_timeout=-1: expected at least 0"),
+        ({"cache_gb": 0}, r"data\.cache_gb=0: expected more than 0"),
+        ({"shuffle_shards": 0}, r"data\.shuffle_shards=0: expected at least 1"),
+        ({"root": "https://example.org/images"}, r"expected a folder; an address needs data=shards"),
+        ({"root": "ftp://example.org/images", "packed": True}, r"starts with http, https, s3"),
+    ],
+)
+def test_constructor_refuses_invalid_arguments_before_it_reads_or_downloads(settings: dict[str, Any], message: str):
+    def source(root: Path) -> None:
+        raise AssertionError("downloaded")
+
+    arguments: dict[str, Any] = {"root": "missing", "source": source} | settings
+    with pytest.raises(ValueError, match=message):
+        ImageDataModule(**arguments)

@@ -1,128 +1,114 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from flowers.data.folder import expand_image_paths, find_images
-from flowers.data.images import read_image
-
-RED_OVER_BLUE = np.zeros((40, 60, 3), np.uint8)
-RED_OVER_BLUE[:20, :, 0] = RED_OVER_BLUE[20:, :, 2] = 255
+from flowers.data.folder import ImageFolderSource, expand_image_paths, find_images
 
 
-def top_and_bottom(image: Image.Image) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    pixels = np.asarray(image)
-    return tuple(pixels[5, 5].tolist()), tuple(pixels[-5, -5].tolist())
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tiff", "a.gif"])
-def test_each_format_reads_as_rgb(tmp_path: Path, name: str):
-    Image.fromarray(RED_OVER_BLUE).save(tmp_path / name)
-    top, bottom = top_and_bottom(read_image(tmp_path / name))
-    assert np.abs(np.subtract(top, (255, 0, 0))).max() < 10
-    assert np.abs(np.subtract(bottom, (0, 0, 255))).max() < 10
-
-
-def test_an_exif_rotated_photo_is_read_upright(tmp_path: Path):
-    turned = Image.fromarray(RED_OVER_BLUE).transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "turn me by 90 degrees clockwise"
-    turned.save(tmp_path / "a.png", exif=exif)
-    upright = read_image(tmp_path / "a.png")
-    assert upright.size == (60, 40)
-    assert top_and_bottom(upright) == ((255, 0, 0), (0, 0, 255))
-
-
-def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path):
-    ramp = np.linspace(0, 65_535, 256).astype(np.uint16)
-    Image.fromarray(np.tile(ramp, (8, 1))).save(tmp_path / "a.png")
-    row = np.asarray(read_image(tmp_path / "a.png"))[0, :, 0].astype(int)
-    assert np.abs(row - np.arange(256)).max() <= 1
-
-
-def test_transparency_is_laid_on_white(tmp_path: Path):
-    palette = Image.fromarray(RED_OVER_BLUE).quantize(4)
-    palette.save(tmp_path / "a.png", transparency=palette.getpixel((0, 0)))
-    assert read_image(tmp_path / "a.png").getpixel((5, 5)) == (255, 255, 255)
-
-
-def test_cmyk_and_greyscale_become_rgb(tmp_path: Path):
-    Image.fromarray(RED_OVER_BLUE).convert("CMYK").save(tmp_path / "c.jpg")
-    Image.fromarray(RED_OVER_BLUE).convert("L").save(tmp_path / "l.jpg")
-    top, _ = top_and_bottom(read_image(tmp_path / "c.jpg"))
-    assert np.abs(np.subtract(top, (255, 0, 0))).max() < 10
-    assert read_image(tmp_path / "l.jpg").mode == "RGB"
-
-
-def test_of_a_moving_image_the_first_frame_is_taken(tmp_path: Path):
-    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "lime")]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert read_image(tmp_path / "a.gif").getpixel((10, 10)) == (255, 0, 0)
-
-
-def test_a_format_that_could_run_a_program_is_not_opened(tmp_path: Path):
-    Image.fromarray(RED_OVER_BLUE).save(tmp_path / "a.eps")
-    with pytest.raises(OSError, match="cannot identify"):
-        read_image(tmp_path / "a.eps")
-
-
-def fill(root: Path, *files: str) -> Path:
+def create_files(root: Path, *files: str) -> Path:
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).write_bytes(b"")
     return root
 
 
-def test_find_walks_classes_and_passes_over_hidden_files_and_those_at_the_top(tmp_path: Path):
-    root = fill(
+def corrupt(folder: Path) -> None:
+    (folder / "lily" / "empty.jpg").write_bytes(b"")
+    (folder / "orchid" / "text.jpg").write_text("not an image", encoding="utf-8")
+
+
+def test_find_images_walks_class_folders_and_ignores_hidden_and_top_level_files(tmp_path: Path):
+    root = create_files(
         tmp_path, "README.md", ".git/x", "薔薇/a.jpg", "薔薇/more/b.jpg", "薔薇/.c.jpg", "tulip/Thumbs.db", "tulip/d"
     )
-    assert [(item.path, item.label) for item in find_images(root)] == [
+    assert [(file.path, file.label) for file in find_images(root)] == [
         ("tulip/d", "tulip"),
         ("薔薇/a.jpg", "薔薇"),
         ("薔薇/more/b.jpg", "薔薇"),
     ]
 
 
-def test_folders_named_train_and_val_are_a_given_split(tmp_path: Path):
-    root = fill(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg")
-    assert [(item.label, item.split) for item in find_images(root)] == [("a", "train"), ("b", "train"), ("a", "val")]
+def test_find_images_reads_train_and_val_folders_as_splits(tmp_path: Path):
+    root = create_files(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg")
+    assert [(file.label, file.split) for file in find_images(root)] == [("a", "train"), ("b", "train"), ("a", "val")]
 
 
-def test_a_class_that_is_only_in_val_is_an_error(tmp_path: Path):
-    root = fill(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/c/3.jpg")
-    with pytest.raises(ValueError, match=r"train lacks the class.* c "):
+def test_find_images_refuses_a_class_that_is_only_in_val(tmp_path: Path):
+    root = create_files(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/c/3.jpg")
+    with pytest.raises(ValueError, match=r"train lacks the class.* c: expected all classes"):
         find_images(root)
 
 
 @pytest.mark.parametrize("folders", [("train", "test"), ("train", "val", "more")])
-def test_a_split_that_is_not_whole_is_not_taken_for_classes(tmp_path: Path, folders: tuple[str, ...]):
-    with pytest.raises(ValueError, match="wanted train, val and perhaps test"):
-        find_images(fill(tmp_path, *(f"{name}/a/1.jpg" for name in folders)))
+def test_find_images_does_not_take_incomplete_splits_for_classes(tmp_path: Path, folders: tuple[str, ...]):
+    with pytest.raises(ValueError, match="expected train, val and optionally test"):
+        find_images(create_files(tmp_path, *(f"{name}/a/1.jpg" for name in folders)))
 
 
-def test_a_missing_folder_and_a_single_class_are_errors(tmp_path: Path):
-    with pytest.raises(ValueError, match="no folder of photos"):
+def test_find_images_refuses_a_missing_folder_and_a_single_class(tmp_path: Path):
+    with pytest.raises(ValueError, match="no folder of images"):
         find_images(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="at least two"):
-        find_images(fill(tmp_path, "only/1.jpg"))
+        find_images(create_files(tmp_path, "only/1.jpg"))
 
 
-def test_photos_are_named_by_file_folder_glob_or_list(folder: Path, tmp_path: Path):
+def test_expand_image_paths_takes_a_file_a_folder_a_glob_or_a_list(folder: Path, tmp_path: Path):
     files = sorted((folder / "lily").iterdir())
     assert expand_image_paths(str(files[0])) == files[:1]
     assert expand_image_paths(str(folder / "lily")) == files
     assert expand_image_paths(f"{folder}/**/*.png") == sorted(folder.rglob("*.png"))
-    assert expand_image_paths([str(files[3]), str(folder / "lily"), str(files[0])]) == [
-        files[3],
-        *files[:3],
-        *files[4:],
-    ]
+    several = [str(files[3]), str(folder / "lily"), str(files[0])]
+    assert expand_image_paths(several) == [files[3], *files[:3], *files[4:]]
     (tmp_path / "[1].png").write_bytes(b"")
     assert expand_image_paths(str(tmp_path / "[1].png")) == [tmp_path / "[1].png"]
     for nothing in ("", [], [""]):
-        with pytest.raises(ValueError, match="which photos"):
+        with pytest.raises(ValueError, match="no images given"):
             expand_image_paths(nothing)
-    with pytest.raises(ValueError, match=r"photos=.*\*\.jpg: no file there"):
+    with pytest.raises(ValueError, match=r"photos=.*\*\.jpg: no such file"):
         expand_image_paths([str(files[0]), f"{folder}/*.jpg"])
+
+
+def test_source_names_all_unreadable_files_at_once(folder: Path):
+    corrupt(folder)
+    with pytest.raises(ValueError, match=r"2 of 22 files (.|\n)*lily/empty.jpg: empty(.|\n)*orchid/text.jpg: not a"):
+        _ = ImageFolderSource(folder).records
+
+
+def test_source_skips_and_names_unreadable_files_on_request(folder: Path, caplog: pytest.LogCaptureFixture):
+    corrupt(folder)
+    assert len(ImageFolderSource(folder, on_corrupt="skip").records) == 20
+    assert "lily/empty.jpg: empty" in caplog.text
+
+
+def test_source_refuses_a_class_without_a_readable_image(folder: Path):
+    (folder / "rose").mkdir()
+    (folder / "rose" / "a.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no usable image of the class.* rose"):
+        _ = ImageFolderSource(folder, on_corrupt="skip").records
+
+
+def test_source_ignores_and_names_an_image_in_two_classes(folder: Path, caplog: pytest.LogCaptureFixture):
+    content = (folder / "lily" / "01.png").read_bytes()
+    (folder / "orchid" / "twin.png").write_bytes(content)
+    paths = {record.path for record in ImageFolderSource(folder).records}
+    assert len(paths) == 19
+    assert not paths & {"lily/01.png", "orchid/twin.png"}
+    assert "lily/01.png, orchid/twin.png" in caplog.text
+
+
+def test_source_uses_split_folders_and_warns_of_leaks(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    split = tmp_path / "split"
+    for path in folder.glob("*/*.png"):
+        name = "val" if path.stem in ("00", "01") else "train"
+        (split / name / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (split / name / path.parent.name / path.name).write_bytes(path.read_bytes())
+    names = [record.split for record in ImageFolderSource(split).records]
+    assert (names.count("train"), names.count("val")) == (18, 2)
+    (split / "val" / "lily" / "again.png").write_bytes((folder / "lily" / "03.png").read_bytes())
+    assert [record.split for record in ImageFolderSource(split).records].count("val") == 3
+    assert "1 group(s) of duplicates are in several splits" in caplog.text
+
+
+def test_source_checks_its_settings_before_it_calls_the_download(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"data\.val_fraction=1\.5: expected a number from 0 to below 1"):
+        ImageFolderSource(tmp_path / "missing", val_fraction=1.5)

@@ -2,26 +2,85 @@ import io
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from flowers.data.images import check_images, read_image
 
+RED_OVER_BLUE = np.zeros((40, 60, 3), np.uint8)
+RED_OVER_BLUE[:20, :, 0] = RED_OVER_BLUE[20:, :, 2] = 255
 
-def spoil(folder: Path, good: Image.Image) -> list[str]:
-    """Files that no one can read, each for a reason of its own."""
+
+def top_and_bottom(image: Image.Image) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    pixels = np.asarray(image)
+    return tuple(pixels[5, 5].tolist()), tuple(pixels[-5, -5].tolist())
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tiff", "a.gif"])
+def test_read_image_reads_each_format_as_rgb(tmp_path: Path, name: str):
+    Image.fromarray(RED_OVER_BLUE).save(tmp_path / name)
+    top, bottom = top_and_bottom(read_image(tmp_path / name))
+    assert np.abs(np.subtract(top, (255, 0, 0))).max() < 10
+    assert np.abs(np.subtract(bottom, (0, 0, 255))).max() < 10
+
+
+def test_read_image_rotates_by_the_exif_tag(tmp_path: Path):
+    rotated = Image.fromarray(RED_OVER_BLUE).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees clockwise"
+    rotated.save(tmp_path / "a.png", exif=exif)
+    upright = read_image(tmp_path / "a.png")
+    assert upright.size == (60, 40)
+    assert top_and_bottom(upright) == ((255, 0, 0), (0, 0, 255))
+
+
+def test_read_image_scales_sixteen_bits_and_does_not_clip_them(tmp_path: Path):
+    ramp = np.linspace(0, 65_535, 256).astype(np.uint16)
+    Image.fromarray(np.tile(ramp, (8, 1))).save(tmp_path / "a.png")
+    row = np.asarray(read_image(tmp_path / "a.png"))[0, :, 0].astype(int)
+    assert np.abs(row - np.arange(256)).max() <= 1
+
+
+def test_read_image_makes_transparency_white(tmp_path: Path):
+    palette = Image.fromarray(RED_OVER_BLUE).quantize(4)
+    palette.save(tmp_path / "a.png", transparency=palette.getpixel((0, 0)))
+    assert read_image(tmp_path / "a.png").getpixel((5, 5)) == (255, 255, 255)
+
+
+def test_read_image_converts_cmyk_and_grayscale_to_rgb(tmp_path: Path):
+    Image.fromarray(RED_OVER_BLUE).convert("CMYK").save(tmp_path / "c.jpg")
+    Image.fromarray(RED_OVER_BLUE).convert("L").save(tmp_path / "l.jpg")
+    top, _ = top_and_bottom(read_image(tmp_path / "c.jpg"))
+    assert np.abs(np.subtract(top, (255, 0, 0))).max() < 10
+    assert read_image(tmp_path / "l.jpg").mode == "RGB"
+
+
+def test_read_image_reads_the_first_frame_of_an_animation(tmp_path: Path):
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "lime")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "a.gif").getpixel((10, 10)) == (255, 0, 0)
+
+
+def test_read_image_does_not_open_a_format_that_could_run_a_program(tmp_path: Path):
+    Image.fromarray(RED_OVER_BLUE).save(tmp_path / "a.eps")
+    with pytest.raises(OSError, match="cannot identify"):
+        read_image(tmp_path / "a.eps")
+
+
+def write_bad_files(folder: Path, good: Image.Image) -> list[str]:
     good.save(folder / "whole.jpg")
     content = (folder / "whole.jpg").read_bytes()
     (folder / "truncated.jpg").write_bytes(content[: len(content) // 2])
     (folder / "empty.jpg").write_bytes(b"")
-    (folder / "text.jpg").write_text("not a photo", encoding="utf-8")
+    (folder / "text.jpg").write_text("not an image", encoding="utf-8")
     (folder / "away.jpg").symlink_to(folder / "nowhere.jpg")
     return ["truncated.jpg", "empty.jpg", "text.jpg", "away.jpg"]
 
 
-def test_each_bad_file_has_its_reason(tmp_path: Path, photo):
-    verdicts = check_images(tmp_path, ["whole.jpg", *spoil(tmp_path, photo(0))])
-    reasons = {path: verdict.reason for path, verdict in verdicts.items()}
+def test_check_images_gives_the_reason_for_each_bad_file(tmp_path: Path, photo):
+    checks = check_images(tmp_path, ["whole.jpg", *write_bad_files(tmp_path, photo(0))])
+    reasons = {path: check.reason for path, check in checks.items()}
     assert reasons.pop("whole.jpg") == ""
     assert "truncated" in reasons["truncated.jpg"]
     assert reasons["empty.jpg"] == "empty"
@@ -29,51 +88,53 @@ def test_each_bad_file_has_its_reason(tmp_path: Path, photo):
     assert "No such file" in reasons["away.jpg"]
 
 
-def test_a_decompression_bomb_is_refused_unopened(tmp_path: Path):
+def test_check_images_refuses_a_decompression_bomb_without_decoding_it(tmp_path: Path):
     Image.new("1", (14_000, 14_000)).save(tmp_path / "bomb.png")
     Image.new("1", (10_000, 9_500)).save(tmp_path / "large.png")
-    verdicts = check_images(tmp_path, ["bomb.png", "large.png"])
-    assert all("over the limit" in verdict.reason for verdict in verdicts.values())
+    checks = check_images(tmp_path, ["bomb.png", "large.png"])
+    assert all("over the limit" in check.reason for check in checks.values())
 
 
-def test_a_second_call_reads_only_what_has_changed(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
+def test_check_images_reads_only_changed_files_on_a_second_call(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
     for number in range(3):
         photo(number).save(tmp_path / f"{number}.png")
     files = ["0.png", "1.png", "2.png"]
     first = check_images(tmp_path, files)
     (tmp_path / "1.png").write_bytes(b"")
 
-    monkeypatch.setattr("flowers.data.images.read_image", None)  # an empty file is not even given to it
+    monkeypatch.setattr("flowers.data.images.read_image", None)  # not needed for an empty file
     second = check_images(tmp_path, files)
     assert second["0.png"] == first["0.png"]
     assert second["1.png"].reason == "empty"
 
 
-def test_a_check_that_was_cut_off_goes_on(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
+def test_check_images_resumes_after_an_interruption(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
     files = [f"{number}.png" for number in range(4)]
     for number, file in enumerate(files):
         photo(number).save(tmp_path / file)
     read, last = read_image, (tmp_path / files[3]).read_bytes()
 
-    def cut_off(file: io.BytesIO) -> Image.Image:
+    def interrupt(file: io.BytesIO) -> Image.Image:
         if file.getvalue() == last:
             raise KeyboardInterrupt
         return read(file)
 
     monkeypatch.setattr("flowers.runtime.files.CHUNK_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr("flowers.data.images.read_image", cut_off)
+        patch.setattr("flowers.data.images.read_image", interrupt)
         with pytest.raises(KeyboardInterrupt):
             check_images(tmp_path, files)
 
-    for file in files[:3]:  # of the same size and time of change, and no photo: it was read before
+    for file in files[:3]:  # the same size and modification time, but no image: it must not be read again
         status, path = (tmp_path / file).stat(), tmp_path / file
         path.write_bytes(bytes(status.st_size))
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert [verdict.reason for verdict in check_images(tmp_path, files).values()] == [""] * 4
+    assert [check.reason for check in check_images(tmp_path, files).values()] == [""] * 4
 
 
-def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
+def test_check_images_tries_a_file_again_that_could_not_be_opened(
+    tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch
+):
     photo(0).save(tmp_path / "a.png")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
@@ -81,11 +142,11 @@ def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path: Path, photo, m
     assert check_images(tmp_path, ["a.png"])["a.png"].reason == ""
 
 
-def test_the_cache_of_a_broken_disk_is_read_again(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
+def test_check_images_ignores_a_damaged_cache(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "photos").mkdir()
-    photo(0).save(tmp_path / "photos" / "a.png")
-    first = check_images(tmp_path / "photos", ["a.png"])
-    (kept,) = (tmp_path / "cache" / "verdicts").glob("*.json")
-    kept.write_text("{half a", encoding="utf-8")
-    assert check_images(tmp_path / "photos", ["a.png"]) == first
+    (tmp_path / "images").mkdir()
+    photo(0).save(tmp_path / "images" / "a.png")
+    first = check_images(tmp_path / "images", ["a.png"])
+    (cache,) = (tmp_path / "cache" / "verdicts").glob("*.json")
+    cache.write_text("{half a", encoding="utf-8")
+    assert check_images(tmp_path / "images", ["a.png"]) == first

@@ -1,87 +1,165 @@
 import itertools
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from lightning import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import BatchSampler, Dataset
 
-from flowers.data.samplers import PrefetchingSampler, ShardShuffleBatchSampler
+from flowers.data.samplers import EpochSampler, PrefetchingSampler, ResumableDataLoader, ShardShuffleBatchSampler
+from flowers.runtime.seeding import PADDING_INDEX
 
-SHARDS = np.repeat(np.arange(40), 50)  # 2,000 photos
-
-
-def epoch(order: ShardShuffleBatchSampler, number: int = 0) -> list[list[tuple[int, int]]]:
-    order.set_epoch(number)
-    return list(order)
-
-
-def indices(order: ShardShuffleBatchSampler, number: int = 0) -> list[int]:
-    return [index for batch in epoch(order, number) for index, _ in batch]
+SHARDS = np.repeat(np.arange(40), 50)  # of 2,000 images
 
 
-def test_an_epoch_has_each_photo_once_is_the_same_again_and_unlike_the_next():
+def batches(sampler: ShardShuffleBatchSampler, epoch: int = 0) -> list[list[tuple[int, int]]]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def indices(sampler: ShardShuffleBatchSampler, epoch: int = 0) -> list[int]:
+    return [index for batch in batches(sampler, epoch) for index, _ in batch]
+
+
+def test_epoch_sampler_gives_each_item_to_one_process_and_pads_the_last_round():
+    items = dict(EpochSampler(7, seed=0))
+    shares = [list(EpochSampler(7, seed=0, rank=rank, world_size=3)) for rank in range(3)]
+    assert [len(share) for share in shares] == [3, 3, 3]
+    taken = sorted(key for share in shares for key in share)
+    assert taken == [(PADDING_INDEX, 0)] * 2 + sorted(items.items())
+
+
+def test_shard_shuffle_yields_each_image_once_in_an_order_of_seed_and_epoch():
     first = indices(ShardShuffleBatchSampler(SHARDS, 32, seed=0))
     assert sorted(first) == list(range(2000))
-    assert epoch(ShardShuffleBatchSampler(SHARDS, 32, seed=0)) == epoch(ShardShuffleBatchSampler(SHARDS, 32, seed=0))
+    assert batches(ShardShuffleBatchSampler(SHARDS, 32, seed=0)) == batches(
+        ShardShuffleBatchSampler(SHARDS, 32, seed=0)
+    )
     assert first != indices(ShardShuffleBatchSampler(SHARDS, 32, seed=0), 1)
     assert first != indices(ShardShuffleBatchSampler(SHARDS, 32, seed=1))
     seeds = [
-        {seed for batch in epoch(ShardShuffleBatchSampler(SHARDS, 32, seed=0), e) for _, seed in batch}
-        for e in range(2)
+        {seed for batch in batches(ShardShuffleBatchSampler(SHARDS, 32, seed=0), epoch) for _, seed in batch}
+        for epoch in range(2)
     ]
     assert len(seeds[0]) == 2000
     assert not seeds[0] & seeds[1]
 
 
 @pytest.mark.parametrize(
-    ("photos", "ranks", "batch_size"), [(2000, 3, 32), (7, 3, 1), (8, 3, 3), (65, 4, 16), (5, 5, 2)]
+    ("count", "world_size", "batch_size"), [(2000, 3, 32), (7, 3, 1), (8, 3, 3), (65, 4, 16), (5, 5, 2)]
 )
-def test_processes_take_each_photo_once_in_as_many_batches(photos: int, ranks: int, batch_size: int):
-    shares = [epoch(ShardShuffleBatchSampler(SHARDS[:photos], batch_size, 0, rank, ranks)) for rank in range(ranks)]
+def test_shard_shuffle_gives_each_image_to_one_process_and_all_the_same_number_of_batches(
+    count: int, world_size: int, batch_size: int
+):
+    shares = [
+        batches(ShardShuffleBatchSampler(SHARDS[:count], batch_size, 0, rank, world_size)) for rank in range(world_size)
+    ]
     taken = [index for share in shares for batch in share for index, _ in batch]
-    assert sorted(taken) == list(range(photos))
-    assert {len(share) for share in shares} == {len(ShardShuffleBatchSampler(SHARDS[:photos], batch_size, 0, 0, ranks))}
+    assert sorted(taken) == list(range(count))
+    assert {len(share) for share in shares} == {
+        len(ShardShuffleBatchSampler(SHARDS[:count], batch_size, 0, 0, world_size))
+    }
     sizes = [len(batch) for share in shares for batch in share]
     assert min(sizes) >= 1
     assert max(sizes) <= max(batch_size, 2)
 
 
-def test_the_order_is_nearly_as_good_as_a_full_shuffle():
-    order = ShardShuffleBatchSampler(SHARDS, 32, seed=0, mixed=8)
-    epochs = np.array([np.argsort(indices(order, number)) for number in range(20)]) / 2000  # when each photo came
-    assert epochs.mean(0).std() == pytest.approx((1 / 12 / 20) ** 0.5, rel=0.1)  # none is always early or late
-    neighbours = [set(itertools.pairwise(indices(order, number))) for number in range(2)]
-    assert len(neighbours[0] & neighbours[1]) <= 5  # none keeps the photo behind it
-    of = SHARDS[indices(order)]
-    batches = [set(of[start : start + 32].tolist()) for start in range(400, 1600, 32)]
-    assert min(map(len, batches)) >= 6  # of the 8 that are open: a batch is no stretch of one folder
+def test_shard_shuffle_is_nearly_as_good_as_a_full_shuffle():
+    sampler = ShardShuffleBatchSampler(SHARDS, 32, seed=0, shuffle_shards=8)
+    epochs = np.array([np.argsort(indices(sampler, number)) for number in range(20)]) / 2000  # the time of each image
+    assert epochs.mean(0).std() == pytest.approx((1 / 12 / 20) ** 0.5, rel=0.1)  # no image is always early or late
+    neighbors = [set(itertools.pairwise(indices(sampler, number))) for number in range(2)]
+    assert len(neighbors[0] & neighbors[1]) <= 5  # no image keeps its successor
+    shards = SHARDS[indices(sampler)]
+    of_batches = [set(shards[start : start + 32].tolist()) for start in range(400, 1600, 32)]
+    assert min(map(len, of_batches)) >= 6  # of the 8 open shards
 
 
-def test_few_shards_are_open_at_once_and_each_is_asked_for_before_it_is_needed():
-    told: list[int] = []
-    order = ShardShuffleBatchSampler(SHARDS, 10, seed=0, mixed=4, prefetch=told.append)
+def test_shard_shuffle_opens_few_shards_at_once_and_prefetches_each():
+    announced: list[int] = []
+    sampler = ShardShuffleBatchSampler(SHARDS, 10, seed=0, shuffle_shards=4, prefetch=announced.append)
     needed: dict[int, list[int]] = {}
-    for place, batch in enumerate(order):
+    for position, batch in enumerate(sampler):
         for index, _ in batch:
             shard = int(SHARDS[index])
-            assert shard in told
-            needed.setdefault(shard, []).append(place)
-    assert told == list(dict.fromkeys(told))
-    spans = [max(places) - min(places) for places in needed.values()]
-    assert max(spans) <= 4 * 5 + 1  # batches: four shards of fifty photos, ten a batch
+            assert shard in announced
+            needed.setdefault(shard, []).append(position)
+    assert announced == list(dict.fromkeys(announced))
+    spans = [max(positions) - min(positions) for positions in needed.values()]
+    assert max(spans) <= 4 * 5 + 1  # batches: four shards of 50 images, ten images per batch
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_photos_in_turn_are_left_so_and_the_next_shard_is_asked_for_while_one_is_read(rank: int):
-    told: list[int] = []
+def test_prefetching_sampler_keeps_the_order_and_prefetches_the_next_shard(rank: int):
+    announced: list[int] = []
     keys = [*range(rank, 2000, 2), -1]
-    for place, key in enumerate(PrefetchingSampler(keys, SHARDS, told.append)):
-        assert key == keys[place]
+    for position, key in enumerate(PrefetchingSampler(keys, SHARDS, announced.append)):
+        assert key == keys[position]
         shard = int(SHARDS[max(key, 0)])
-        assert shard in told
-        assert len(told) <= shard + 3 or key == -1
-    assert told == list(range(40))
-    assert list(PrefetchingSampler([(7, 3), (5, 1)], SHARDS, told.append)) == [(7, 3), (5, 1)]
+        assert shard in announced
+        assert len(announced) <= shard + 3 or key == -1
+    assert announced == list(range(40))
+    assert list(PrefetchingSampler([(7, 3), (5, 1)], SHARDS, announced.append)) == [(7, 3), (5, 1)]
 
 
-def test_fewer_photos_than_processes_are_refused():
-    with pytest.raises(ValueError, match="wanted at least one for each of 3"):
+def test_shard_shuffle_refuses_fewer_images_than_processes():
+    with pytest.raises(ValueError, match="2 training images for 3 processes"):
         ShardShuffleBatchSampler(SHARDS[:2], 4, 0, 0, 3)
+
+
+class Numbers(Dataset[Tensor]):
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+        return torch.tensor([float(key[0])])
+
+
+class Reader(LightningModule):
+    """Records epochs and batches, and saves a checkpoint after one batch."""
+
+    def __init__(self, save: tuple[int, int] | None = None, path: Path | None = None) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[int, list[float]]] = []
+        self.save, self.path = save, path
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.seen.append((self.current_epoch, batch.flatten().tolist()))
+        return self.weight * batch.sum()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (self.current_epoch, batch_idx) == self.save:
+            self.trainer.save_checkpoint(self.path)  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.trainer.estimated_stepping_batches  # requests the dataloader, as `ImageClassifier` does
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def read_epochs(workers: int, checkpoint: Path | None = None, **save: Any) -> list[tuple[int, list[float]]]:
+    trainer = Trainer(accelerator="cpu", max_epochs=3, logger=False, enable_checkpointing=False,
+                      enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    loader = ResumableDataLoader(
+        Numbers(),
+        BatchSampler(EpochSampler(8, seed=0), 2, drop_last=False),  # type: ignore[arg-type]
+        lambda: trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+        num_workers=workers,
+    )
+    reader = Reader(**save)
+    trainer.fit(reader, loader, ckpt_path=checkpoint, weights_only=True)
+    return reader.seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumable_data_loader_continues_after_the_last_batch_for_any_number_of_workers(tmp_path: Path, workers: int):
+    whole = read_epochs(workers, save=(1, 1), path=tmp_path / "inside.ckpt")
+    epochs = [[number for of, batch in whole if of == epoch for number in batch] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert read_epochs(workers, tmp_path / "inside.ckpt") == whole[6:]
+
+
+def test_resumable_data_loader_resumed_between_epochs_has_the_order_of_the_next(tmp_path: Path):
+    whole = read_epochs(2, save=(0, 3), path=tmp_path / "end.ckpt")
+    assert read_epochs(2, tmp_path / "end.ckpt") == whole[4:]

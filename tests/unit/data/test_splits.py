@@ -1,17 +1,22 @@
+import hashlib
 import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageEnhance
 
 from flowers.data.folder import find_images
 from flowers.data.images import check_images
 from flowers.data.splits import (
+    NEAR_DUPLICATE_BITS,
     ImageRecord,
     assign_splits,
     find_label_conflicts,
     find_leaks,
+    group_hashes,
     load_split,
     save_split,
     split_sha256,
@@ -19,8 +24,8 @@ from flowers.data.splits import (
 )
 
 
-def made_up(classes: dict[str, int]) -> list[ImageRecord]:
-    """Photos whose hashes are random: no two are alike."""
+def random_images(classes: dict[str, int]) -> list[ImageRecord]:
+    """Return images with random hashes, none of them near another."""
     rng = random.Random(0)
     return [
         ImageRecord(f"{label}/{number}", label, f"{rng.getrandbits(256):064x}", f"{rng.getrandbits(256):064x}")
@@ -29,15 +34,15 @@ def made_up(classes: dict[str, int]) -> list[ImageRecord]:
     ]
 
 
-def of_folder(root: Path) -> list[ImageRecord]:
+def read_folder(root: Path) -> list[ImageRecord]:
     found = find_images(root)
-    verdicts = check_images(root, [item.path for item in found])
-    return [ImageRecord(item.path, item.label, verdicts[item.path].sha256, verdicts[item.path].phash) for item in found]
+    checks = check_images(root, [item.path for item in found])
+    return [ImageRecord(item.path, item.label, checks[item.path].sha256, checks[item.path].phash) for item in found]
 
 
-def test_each_class_is_split_eight_to_two():
-    rows = assign_splits(made_up({"a": 100, "b": 35}))
-    assert Counter((row.label, row.split) for row in rows) == {
+def test_assign_splits_splits_each_class_eight_to_two():
+    records = assign_splits(random_images({"a": 100, "b": 35}))
+    assert Counter((record.label, record.split) for record in records) == {
         ("a", "train"): 80,
         ("a", "val"): 20,
         ("b", "train"): 28,
@@ -45,66 +50,64 @@ def test_each_class_is_split_eight_to_two():
     }
 
 
-def test_the_split_depends_on_contents_and_seed_alone():
-    made = made_up({"a": 50, "b": 50})
-    moved = [photo._replace(path=f"elsewhere/{photo.sha256[:5]}") for photo in reversed(made)]
-    sides = {row.sha256: row.split for row in assign_splits(made)}
-    assert sides == {row.sha256: row.split for row in assign_splits(moved)}
-    assert sides != {row.sha256: row.split for row in assign_splits(made, seed=1)}
+def test_assign_splits_depends_only_on_contents_and_seed():
+    images = random_images({"a": 50, "b": 50})
+    moved = [image._replace(path=f"elsewhere/{image.sha256[:5]}") for image in reversed(images)]
+    sides = {record.sha256: record.split for record in assign_splits(images)}
+    assert sides == {record.sha256: record.split for record in assign_splits(moved)}
+    assert sides != {record.sha256: record.split for record in assign_splits(images, seed=1)}
 
 
-def test_every_photo_is_in_val_in_exactly_one_fold_and_test_stays():
-    made = made_up({"a": 43, "b": 27})
-    folds = [assign_splits(made, test_fraction=0.1, folds=5, fold=fold) for fold in range(5)]
-    tests = [{row.path for row in rows if row.split == "test"} for rows in folds]
-    vals = [row.path for rows in folds for row in rows if row.split == "val"]
+def test_assign_splits_puts_each_image_into_val_in_one_fold_and_keeps_test():
+    images = random_images({"a": 43, "b": 27})
+    folds = [assign_splits(images, test_fraction=0.1, folds=5, fold=fold) for fold in range(5)]
+    tests = [{record.path for record in records if record.split == "test"} for records in folds]
+    vals = [record.path for records in folds for record in records if record.split == "val"]
     assert all(test == tests[0] for test in tests)
-    assert sorted([*vals, *tests[0]]) == sorted(photo.path for photo in made)
-    sizes = [Counter(row.label for row in rows if row.split == "val") for rows in folds]
+    assert sorted([*vals, *tests[0]]) == sorted(image.path for image in images)
+    sizes = [Counter(record.label for record in records if record.split == "val") for records in folds]
     assert all(max(size[label] for size in sizes) - min(size[label] for size in sizes) <= 1 for label in "ab")
 
 
-def test_a_duplicate_never_crosses_the_split(folder: Path, photo):
+def test_assign_splits_keeps_duplicates_in_one_split(folder: Path, photo):
     for number in range(10):
         path = folder / "orchid" / f"{2 * number:02}.png"
         (folder / "orchid" / f"copy{number}.png").write_bytes(path.read_bytes())
     for seed in range(5):
-        rows = assign_splits(of_folder(folder), seed=seed)
-        assert find_leaks(rows) == []
-        sides = {row.path: row.split for row in rows}
+        records = assign_splits(read_folder(folder), seed=seed)
+        assert find_leaks(records) == []
+        sides = {record.path: record.split for record in records}
         assert all(sides[f"orchid/copy{n}.png"] == sides[f"orchid/{2 * n:02}.png"] for n in range(10))
 
 
-def test_a_photo_saved_again_smaller_and_brighter_never_crosses_the_split(folder: Path, photo):
+def test_assign_splits_keeps_smaller_and_brighter_copies_in_one_split(folder: Path, photo):
     for number in range(20):
         again = ImageEnhance.Brightness(photo(number)).enhance(1.1).resize((72, 60), Image.Resampling.LANCZOS)
         again.save(folder / "lily" / f"again{number}.jpg", quality=80)
     for seed in range(5):
-        sides = {row.path: row.split for row in assign_splits(of_folder(folder), seed=seed)}
+        sides = {record.path: record.split for record in assign_splits(read_folder(folder), seed=seed)}
         originals = {int(Path(path).stem): side for path, side in sides.items() if "again" not in path}
         assert all(sides[f"lily/again{number}.jpg"] == side for number, side in originals.items())
 
 
-def test_unlike_photos_are_groups_of_their_own(folder: Path):
-    assert len({row.group for row in assign_splits(of_folder(folder))}) == 20
+def test_assign_splits_gives_different_images_different_groups(folder: Path):
+    assert len({record.group for record in assign_splits(read_folder(folder))}) == 20
 
 
-def test_one_photo_under_two_classes_is_a_contradiction_and_twice_under_one_is_not(folder: Path):
+def test_find_label_conflicts_finds_an_image_in_two_classes_but_not_twice_in_one(folder: Path):
     content = (folder / "lily" / "01.png").read_bytes()
     (folder / "lily" / "twin.png").write_bytes(content)
-    assert find_label_conflicts(of_folder(folder)) == []
+    assert find_label_conflicts(read_folder(folder)) == []
     (folder / "orchid" / "twin.png").write_bytes(content)
-    (same,) = find_label_conflicts(of_folder(folder))
-    assert [photo.path for photo in same] == ["lily/01.png", "lily/twin.png", "orchid/twin.png"]
+    (same,) = find_label_conflicts(read_folder(folder))
+    assert [image.path for image in same] == ["lily/01.png", "lily/twin.png", "orchid/twin.png"]
 
 
-def test_a_saved_split_loads_as_it_was_and_its_digest_is_that_of_the_file(tmp_path: Path):
-    rows = assign_splits(made_up({'a, "b"': 10, "薔薇": 10}))
-    save_split(rows, tmp_path / "split.csv")
-    assert load_split(tmp_path / "split.csv") == rows
-    import hashlib
-
-    assert split_sha256(rows) == hashlib.sha256((tmp_path / "split.csv").read_bytes()).hexdigest()
+def test_load_split_returns_what_was_saved_and_split_sha256_is_the_digest_of_the_file(tmp_path: Path):
+    records = assign_splits(random_images({'a, "b"': 10, "薔薇": 10}))
+    save_split(records, tmp_path / "split.csv")
+    assert load_split(tmp_path / "split.csv") == records
+    assert split_sha256(records) == hashlib.sha256((tmp_path / "split.csv").read_bytes()).hexdigest()
 
 
 HEADER = "path,class,split,group,sha256\n"
@@ -114,22 +117,133 @@ HEADER = "path,class,split,group,sha256\n"
     "content",
     ["", "path,class\na,b\n", HEADER, HEADER + "a,b,dev,c,d\n", HEADER + "a,b\n", HEADER + "a,b,val,c,d\n" * 2],
 )
-def test_a_file_that_is_no_split_is_refused(tmp_path: Path, content: str):
+def test_load_split_refuses_other_files(tmp_path: Path, content: str):
     (tmp_path / "split.csv").write_text(content, encoding="utf-8")
     for name in ("split.csv", "missing.csv"):
-        with pytest.raises(ValueError, match="wanted"):
+        with pytest.raises(ValueError, match="expected"):
             load_split(tmp_path / name)
 
 
-def test_a_split_that_a_spreadsheet_has_saved_is_read(tmp_path: Path):
-    rows = assign_splits(made_up({"a": 10, "b": 10}))
-    (tmp_path / "split.csv").write_text(split_to_csv(rows).replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
-    assert load_split(tmp_path / "split.csv") == rows
+def test_load_split_reads_a_file_saved_by_a_spreadsheet(tmp_path: Path):
+    records = assign_splits(random_images({"a": 10, "b": 10}))
+    (tmp_path / "split.csv").write_text(split_to_csv(records).replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+    assert load_split(tmp_path / "split.csv") == records
 
 
 @pytest.mark.parametrize(
     "settings", [{"val_fraction": 1.0}, {"test_fraction": 0.9}, {"folds": 5, "fold": 5}, {"folds": 1}, {"folds": 30}]
 )
-def test_shares_and_folds_that_cannot_be_are_refused(settings: dict[str, float]):
-    with pytest.raises(ValueError, match="wanted"):
-        assign_splits(made_up({"a": 20, "b": 20}), **settings)  # type: ignore[arg-type]
+def test_assign_splits_refuses_impossible_fractions_and_folds(settings: dict[str, float]):
+    with pytest.raises(ValueError, match="expected"):
+        assign_splits(random_images({"a": 20, "b": 20}), **settings)  # type: ignore[arg-type]
+
+
+def random_hashes(count: int) -> list[str]:
+    """Return hashes of which every fourth differs from an earlier one in 0 to 70 bits."""
+    rng = random.Random(0)
+    bits: list[int] = []
+    for number in range(count):
+        if number % 4 == 3:
+            flips = rng.sample(range(256), rng.choice([0, 1, 30, 63, 64, 65, 70]))
+            bits.append(rng.choice(bits) ^ sum(1 << flip for flip in flips))
+        else:
+            bits.append(rng.getrandbits(256))
+    return [f"{number:064x}" for number in bits]
+
+
+def group_by_brute_force(phashes: list[str]) -> list[int]:
+    """Return for each hash the smallest index that is connected to it through near hashes."""
+    bits = [int(phash, 16) for phash in phashes]
+    near = [[(one ^ other).bit_count() <= NEAR_DUPLICATE_BITS for other in bits] for one in bits]
+    neighbors = [np.flatnonzero(row) for row in near]
+    found = np.arange(len(bits))
+    while True:
+        smaller = np.array([found[indices].min() for indices in neighbors])
+        if (smaller == found).all():
+            return [int(index) for index in found]
+        found = smaller
+
+
+def as_sets(numbers: list[int]) -> set[frozenset[int]]:
+    return {frozenset(np.flatnonzero(np.array(numbers) == number).tolist()) for number in numbers}
+
+
+@pytest.fixture
+def cached_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of cached groups, empty at first."""
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path))
+    return tmp_path / "groups"
+
+
+@pytest.mark.parametrize("block_rows", [7, 100, 2048])
+def test_group_hashes_agrees_with_brute_force_for_any_block_size(block_rows: int):
+    phashes = random_hashes(500)
+    assert as_sets(group_hashes(phashes, block_rows)) == as_sets(group_by_brute_force(phashes))
+
+
+def test_group_hashes_is_the_same_without_bfloat16(monkeypatch: pytest.MonkeyPatch):
+    phashes = random_hashes(500)
+    found = group_hashes(phashes)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert group_hashes(phashes) == found
+
+
+def test_group_hashes_puts_near_hashes_into_one_group_and_restores_the_threads_of_torch():
+    threads = torch.get_num_threads()
+    assert set(group_hashes([f"{1 << number:064x}" for number in range(256)], block_rows=64)) == {0}
+    assert torch.get_num_threads() == threads
+
+
+def test_group_hashes_reads_cached_groups_and_does_not_compute_them_again(cached_groups: Path):
+    phashes = random_hashes(100)
+    computed = group_hashes(phashes, cache_above=0)
+    assert computed == group_hashes(phashes)
+    (file,) = cached_groups.iterdir()
+    groups = np.arange(len(set(phashes)), dtype="<i4").tobytes()  # others than those computed
+    file.write_bytes(hashlib.sha256(groups).digest() + groups)
+    distinct = sorted(set(phashes))
+    assert group_hashes(phashes, cache_above=0) == [distinct.index(phash) for phash in phashes]
+    assert group_hashes(phashes[::-1], cache_above=0) == [distinct.index(phash) for phash in phashes[::-1]]
+    group_hashes(phashes[1:], cache_above=0)
+    assert len(list(cached_groups.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damaged", [b"", b"short", b"\0" * 32, b"\0" * 432])
+def test_group_hashes_replaces_a_damaged_cache_file(cached_groups: Path, damaged: bytes):
+    phashes = random_hashes(100)
+    computed = group_hashes(phashes, cache_above=0)
+    (file,) = cached_groups.iterdir()
+    content = file.read_bytes()
+    file.write_bytes(damaged)
+    assert group_hashes(phashes, cache_above=0) == computed
+    assert file.read_bytes() == content
+
+
+def test_group_hashes_bounds_the_size_of_the_cache(cached_groups: Path):
+    for count in range(10, 16):
+        group_hashes(random_hashes(count), cache_above=0, cache_bytes=300)
+        assert sum(path.stat().st_size for path in cached_groups.iterdir()) <= 300
+    assert len(list(cached_groups.iterdir())) == 3  # of about 32 + 4 * 15 bytes
+
+
+def test_group_hashes_does_not_cache_a_few_hashes(cached_groups: Path):
+    group_hashes(random_hashes(100))
+    assert not cached_groups.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "digest"),
+    [
+        ({}, "40a15a59b24b8f3394893e295dd385b5a6d2337fbc0ec3e2d1d8eac2f66e4942"),
+        (
+            {"test_fraction": 0.1, "folds": 5, "fold": 2, "seed": 3},
+            "d3865fe3316882c6f0f3a5650a7d47674ae856bf34acf91547329c2a10482d0f",
+        ),
+    ],
+)
+def test_assign_splits_never_changes_for_the_same_images(settings: dict[str, float], digest: str):
+    images = [
+        ImageRecord(f"{number % 3}/{number}", str(number % 3), hashlib.sha256(str(number).encode()).hexdigest(), phash)
+        for number, phash in enumerate(random_hashes(1000))
+    ]
+    assert split_sha256(assign_splits(images, **settings)) == digest  # type: ignore[arg-type]
