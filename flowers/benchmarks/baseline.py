@@ -32,7 +32,7 @@ class BaselineDataset(Dataset[tuple[Tensor, int]]):
 
 def training_images(data: ImageDataModule) -> tuple[list[Path], list[int]]:
     """The paths and labels of train, in the order of split.csv."""
-    rows = [row for row in data.rows if row.split == "train"]
+    rows = [row for row in data.records if row.split == "train"]
     return [Path(str(data.root), row.path) for row in rows], [data.classes.index(row.label) for row in rows]
 
 

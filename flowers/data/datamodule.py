@@ -1,5 +1,6 @@
-"""The Lightning data module: batches of images and labels from a folder or from shards."""
+"""The data module: batches of images and labels from a folder or from shards."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -22,32 +23,64 @@ from flowers.data.samplers import (
 )
 from flowers.data.shards import ShardSource
 from flowers.data.splits import SplitRecord, check_split, load_split, split_sha256
-from flowers.data.transforms import ResizeIfLarger, eval_transform, max_useful_side, train_transform
+from flowers.data.transforms import (
+    TRANSFORM_VERSION,
+    ResizeIfLarger,
+    eval_transform,
+    max_useful_side,
+    train_transform,
+)
 from flowers.runtime.distributed import local_slice, rank_and_world_size
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.seeding import PADDING_INDEX
 
 
+def inference_data_args(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data arguments of a training run that another program needs to show a model the same images."""
+    names = ("image_size", "resize", "batch_size", "num_workers", "on_corrupt")
+    packed = ("packed", "s3_endpoint", "retry_timeout", "cache_gb")
+    return {name: settings[name] for name in (*names, *packed) if name in settings}
+
+
 class ImageDataModule(LightningDataModule):
-    """Batches of `(photos, labels)`: uint8 (B, 3, H, W) and int64 (B,), for training augmented, else centred.
+    """Batches `(images, labels)`: uint8 (B, 3, image_size, image_size) and int64 (B,).
+
+    Training images are augmented. All other images are resized and cropped to the center.
+
+    The constructor checks the arguments and `split_file`. The images are found, checked and split on first use.
 
     Args:
-        root: the folder of photos, one sub-folder a class.
-        source, on_corrupt: see `Folder`.
-        val_fraction, test_fraction, folds, fold, split_seed: see `split.decide`.
-        split_file: a split.csv to take as given, its paths being below `root`.
-        image_size, resize: pixels; see `transforms.centred`.
-        crop_scale, crop_ratio, hflip_prob, brightness, contrast, saturation, hue: see `transforms.augmenting`.
-        batch_size: photos a step, of all processes that train together.
-        num_workers: processes that decode, for each one that trains; None for one a core, eight at most.
-        decoded_cache_fraction: share of the free memory for decoded images; 0 reads them from disk each epoch.
-        seed: of the order of training and the augmentations.
-        packed: whether `root` holds shards, of `flowers.pack`; their split is inside. `root` may then be an address.
-        s3_endpoint, retry_timeout: see `remote.fetch`.
-        cache_gb: gibibytes of copies of remote shards on this disk.
-        shuffle_shards: see `ShardOrder`.
+        root: Folder with one subfolder per class. With `packed`: folder or http, https or s3 address of shards.
+        source: Called with `root` to create the folder, such as by a download; None if the folder exists.
+        val_fraction: Share of the images in val, from 0 to below 1; unused with `folds`.
+        test_fraction: Share of the images in test, from 0 to below 1.
+        folds: Number of cross-validation folds, at least 2; 0 for a single split by `val_fraction`.
+        fold: The fold that is val, from 0 to `folds` - 1.
+        split_seed: Seed of the split.
+        split_file: A split.csv with paths below `root`, used in place of a new split.
+        on_corrupt: For files that cannot be read: "error" lists them and stops, "skip" lists and ignores them.
+        image_size: Side of the images that the network sees, in pixels.
+        resize: Shorter side of evaluation images before the center crop, in pixels; at least `image_size`.
+        crop_scale: Smallest and largest share of the image area in a training crop, above 0 and at most 1.
+        crop_ratio: Smallest and largest width / height of a training crop, above 0.
+        hflip_prob: Probability that a training image is flipped horizontally, from 0 to 1.
+        brightness: Training images are multiplied by a factor from 1 - `brightness` to 1 + `brightness`; at least 0.
+        contrast: The same for the contrast.
+        saturation: The same for the saturation.
+        hue: Largest rotation of the hue, as a share of the color circle, from 0 to 0.5.
+        batch_size: Images per step, over all processes.
+        num_workers: Dataloader workers per process; None for one per core, at most 8.
+        decoded_cache_fraction: Share of the free memory for decoded images, from 0 to below 1; 0 reads them from disk
+            in each epoch.
+        seed: Seed of the training order and the augmentations.
+        packed: Whether `root` holds shards written by `flowers.pack`. These contain their split.
+        s3_endpoint: URL of an S3-compatible server; None for $AWS_ENDPOINT_URL, or else AWS.
+        retry_timeout: Seconds after which a failing download is given up.
+        cache_gb: Disk space for copies of remote shards, in GiB.
+        shuffle_shards: Number of shards that are read at the same time, so that their images mix.
 
-    Raises ValueError, once asked for photos, for a folder, a photo or a split that cannot be used.
+    Raises:
+        ValueError: For an invalid argument; on first use, for images or a split that cannot be used.
     """
 
     def __init__(
@@ -81,133 +114,194 @@ class ImageDataModule(LightningDataModule):
         shuffle_shards: int = 16,
     ) -> None:
         super().__init__()
-        if not 0 < image_size <= resize:
-            raise ValueError(f"data.image_size={image_size} data.resize={resize}: wanted 0 < image_size <= resize")
-        if not 0 <= decoded_cache_fraction < 1:
-            raise ValueError(
-                f"data.decoded_cache_fraction={decoded_cache_fraction}: expected a number from 0 to below 1"
-            )
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size={batch_size}: wanted at least 1")
-        if shuffle_shards < 1:
-            raise ValueError(f"data.shuffle_shards={shuffle_shards}: wanted at least 1")
+        for name, value, is_valid, expected in (
+            ("image_size", image_size, image_size >= 1, "at least 1 pixel"),
+            ("resize", resize, resize >= image_size, f"at least data.image_size={image_size}"),
+            ("crop_scale", crop_scale, _is_range(crop_scale, 1.0), "[smallest, largest], above 0 and at most 1"),
+            ("crop_ratio", crop_ratio, _is_range(crop_ratio), "[smallest, largest], above 0"),
+            ("hflip_prob", hflip_prob, 0 <= hflip_prob <= 1, "a number from 0 to 1"),
+            ("brightness", brightness, brightness >= 0, "at least 0"),
+            ("contrast", contrast, contrast >= 0, "at least 0"),
+            ("saturation", saturation, saturation >= 0, "at least 0"),
+            ("hue", hue, 0 <= hue <= 0.5, "a number from 0 to 0.5"),
+            ("batch_size", batch_size, batch_size >= 1, "at least 1"),
+            ("num_workers", num_workers, num_workers is None or num_workers >= 0, "at least 0, or null"),
+            (
+                "decoded_cache_fraction",
+                decoded_cache_fraction,
+                0 <= decoded_cache_fraction < 1,
+                "a number from 0 to below 1",
+            ),
+            ("retry_timeout", retry_timeout, retry_timeout >= 0, "at least 0 seconds"),
+            ("cache_gb", cache_gb, cache_gb > 0, "more than 0"),
+            ("shuffle_shards", shuffle_shards, shuffle_shards >= 1, "at least 1"),
+        ):
+            if not is_valid:
+                raise ValueError(f"data.{name}={value}: expected {expected}")
         if is_remote(root) and not packed:
-            raise ValueError(f"{root} is no folder: wanted data=shards for photos that flowers.pack has packed")
-        rule = val_fraction, test_fraction, folds, fold, split_seed
+            raise ValueError(f"data.root={root}: expected a folder; an address needs data=shards (see flowers.pack)")
         self.shards = ShardSource(str(root), s3_endpoint, retry_timeout, cache_gb) if packed else None
-        self.root = self.shards or ImageFolderSource(root, source, on_corrupt, rule)
-        self.shuffle_shards = shuffle_shards
-        self.split_file = split_file
-        self.train_transform = train_transform(
-            image_size, crop_scale, crop_ratio, hflip_prob, brightness, contrast, saturation, hue
+        self.root = self.shards or ImageFolderSource(
+            root, source, on_corrupt, val_fraction, test_fraction, folds, fold, split_seed
         )
+        self.split_file = split_file
+        self._split = None if split_file is None else load_split(split_file)
+        self._eval_settings = {"version": TRANSFORM_VERSION, "image_size": image_size, "resize": resize}
+        augmentation: dict[str, Any] = {
+            "crop_scale": [*crop_scale],
+            "crop_ratio": [*crop_ratio],
+            "hflip_prob": hflip_prob,
+            "brightness": brightness,
+            "contrast": contrast,
+            "saturation": saturation,
+            "hue": hue,
+        }
+        self._train_settings = self._eval_settings | augmentation
+        self.train_transform = train_transform(image_size, **augmentation)
         self.resize_if_larger = ResizeIfLarger(max(resize, max_useful_side(image_size, crop_scale, crop_ratio)))
         self.eval_transform = eval_transform(image_size, resize)
         self.batch_size = batch_size
-        self.decoded_cache_fraction = decoded_cache_fraction
         self.num_workers = min(available_cores(), 8) if num_workers is None else num_workers
+        self.decoded_cache_fraction = decoded_cache_fraction
         self.seed = seed
+        self.shuffle_shards = shuffle_shards
 
     @cached_property
-    def rows(self) -> list[SplitRecord]:
-        """Every photo that takes part, with its split."""
-        if self.split_file is not None:
-            return check_split(load_split(self.split_file), self.root.photos, self.split_file)
-        return self.root.rows
+    def records(self) -> list[SplitRecord]:
+        """The images in use, with their split."""
+        if self._split is not None:
+            return check_split(self._split, self.root.images, str(self.split_file))
+        return self.root.records
 
     @cached_property
     def classes(self) -> list[str]:
-        """The classes' names in the order of their numbers."""
-        return sorted({row.label for row in self.rows})
+        """The class names in the order of the class numbers."""
+        return sorted({record.label for record in self.records})
 
     @cached_property
     def split_digest(self) -> str:
         """The SHA-256 of split.csv."""
-        return split_sha256(self.rows)
+        return split_sha256(self.records)
 
     def counts(self, split: str) -> Counter[str]:
-        """Photos of each class in `split`."""
-        return Counter(row.label for row in self.rows if row.split == split)
+        """Return the number of images of each class in `split`."""
+        return Counter(record.label for record in self.records if record.split == split)
 
-    def dataset(self, split: str, augmented: bool = False, kept: bool = False) -> ImageDataset:
-        """The photos of `split`, centred or freshly augmented; `kept`: decoded once.
+    def transform_settings(self, augmented: bool = False) -> dict[str, Any]:
+        """Return all that determines how an image file becomes pixels, ready for JSON, as part of a cache key."""
+        return dict(self._train_settings if augmented else self._eval_settings)
 
-        They are in the order of split.csv, but those of train, where they are packed, in that of the shards.
+    def dataset(self, split: str, augmented: bool = False, cache: bool = False) -> ImageDataset:
+        """Return the images of `split`, in the order of split.csv, or of the shards if they are packed.
+
+        Args:
+            split: train, val or test.
+            augmented: Whether to augment the images; otherwise they are cropped to the center.
+            cache: Whether to cache decoded images in memory.
+
+        Raises:
+            ValueError: If the split has no images.
         """
-        rows = [row for row in self.rows if row.split == split]
-        if self.shards is not None:
-            rows = self.shards.sort_by_shard(rows)
-        if not rows:
+        records = [record for record in self.records if record.split == split]
+        if not records:
             raise ValueError(
-                f"no photo is in {split}: wanted a split that has some (data.test_fraction, data.split_file)"
+                f"the split {split} has no images: set data.val_fraction, data.test_fraction or data.split_file"
             )
-        labels = [self.classes.index(row.label) for row in rows]
-        digests = [row.sha256 for row in rows]
-        prepare, augment = (self.resize_if_larger, self.train_transform) if augmented else (self.eval_transform, None)
-        key = split_sha256(rows), str(prepare)
-        share = self.decoded_cache_fraction / 2 / rank_and_world_size()[1]  # shared by train and val, and by processes
-        store = decoded_image_cache(key, split, len(rows), share) if kept else None
-        return ImageDataset(self.root, [row.path for row in rows], labels, digests, prepare, augment, store)
+        if self.shards is not None:
+            records = self.shards.sort_by_shard(records)
+        labels = [self.classes.index(record.label) for record in records]
+        if augmented:
+            prepare, augment, prepared = self.resize_if_larger, self.train_transform, str(self.resize_if_larger.side)
+        else:
+            prepare, augment, prepared = self.eval_transform, None, json.dumps(self._eval_settings)
+        decoded = None
+        if cache:
+            share = self.decoded_cache_fraction / 2 / rank_and_world_size()[1]  # train and val, in each process
+            decoded = decoded_image_cache((split_sha256(records), prepared), split, len(records), share)
+        return ImageDataset(
+            self.root,
+            [record.path for record in records],
+            labels,
+            [record.sha256 for record in records],
+            prepare,
+            augment,
+            decoded,
+        )
 
     def full_dataset(self, classes: Sequence[str]) -> ImageDataset:
-        """All photos that can be read, centred, whatever their split, labelled by their place in `classes`.
+        """Return all readable images of all splits, cropped to the center, labeled by their position in `classes`.
 
-        Raises ValueError for a class that is not among them.
+        Raises:
+            ValueError: If an image has another class.
         """
-        good = self.root.photos
-        if unknown := {photo.label for photo in good} - set(classes):
+        images = self.root.images
+        if unknown := {image.label for image in images} - set(classes):
             raise ValueError(
                 f"{self.root} has the class(es) {', '.join(sorted(unknown))}: "
-                f"wanted those of the model, {', '.join(classes)}"
+                f"expected only classes of the model: {', '.join(classes)}"
             )
-        labels = [list(classes).index(photo.label) for photo in good]
-        digests = [photo.sha256 for photo in good]
-        return ImageDataset(self.root, [photo.path for photo in good], labels, digests, self.eval_transform)
+        labels = [list(classes).index(image.label) for image in images]
+        digests = [image.sha256 for image in images]
+        return ImageDataset(self.root, [image.path for image in images], labels, digests, self.eval_transform)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The photos of train, augmented and shuffled."""
-        dataset = self.dataset("train", augmented=True, kept=True)
+        """Return the shuffled, augmented images of train."""
+        dataset = self.dataset("train", augmented=True, cache=True)
         if self.shards is not None:
-            return ResumableDataLoader(dataset, self._shard_order(dataset), self._batches_done, **self._loading)
-        order: Any = self.order(len(dataset))  # its keys are no plain numbers, which torch's types want
-        batches = BatchSampler(order, self.per_rank_batch_size(rank_and_world_size()[1]), drop_last=False)
+            return ResumableDataLoader(dataset, self._shard_sampler(dataset), self._batches_done, **self._loading)
+        sampler: Any = self.train_sampler(len(dataset))  # torch's types expect plain indices
+        batches = BatchSampler(sampler, self.per_rank_batch_size(rank_and_world_size()[1]), drop_last=False)
         return ResumableDataLoader(dataset, batches, self._batches_done, **self._loading)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The photos of val, centred: this process's part, filled up so that all take as many batches."""
-        dataset = self.dataset("val", kept=True)
-        return self.batches(
-            dataset, local_slice(range(len(dataset)), PADDING_INDEX), self.per_rank_batch_size(rank_and_world_size()[1])
-        )
-
-    def order(self, length: int) -> EpochSampler:
-        """The order of training over `length` items: this process's share of it."""
-        return EpochSampler(length, self.seed, *rank_and_world_size())
-
-    def per_rank_batch_size(self, ranks: int) -> int:
-        """Photos of a step that each of so many processes takes. Raises ValueError where it is no whole number."""
-        if self.batch_size % ranks:
-            raise ValueError(f"data.batch_size={self.batch_size}: wanted a multiple of the {ranks} processes")
-        return self.batch_size // ranks
-
-    def _shard_order(self, dataset: ImageDataset) -> ShardShuffleBatchSampler:
-        assert self.shards is not None
-        rank, ranks = rank_and_world_size()
-        numbers = self.shards.numbers(dataset.paths)
-        self.shards.check_room(min((self.shuffle_shards + 2) * ranks, len(self.shards.names)))
-        return ShardShuffleBatchSampler(
-            numbers, self.per_rank_batch_size(ranks), self.seed, rank, ranks, self.shuffle_shards, self.shards.prefetch
-        )
+        """Return the share of val of this process, padded so that all processes have the same number of batches."""
+        dataset = self.dataset("val", cache=True)
+        indices = local_slice(range(len(dataset)), PADDING_INDEX)
+        return self.batches(dataset, indices, self.per_rank_batch_size(rank_and_world_size()[1]))
 
     def batches(
         self, dataset: ImageDataset, keys: SampleKeys | None = None, batch_size: int | None = None
     ) -> DataLoader[Any]:
-        """Batches of `dataset`, decoded in parallel, in its own order or that of `keys`; of the data's own size."""
-        order: Any = keys  # its keys are no plain numbers, which torch's types want
+        """Return a dataloader that does not shuffle.
+
+        Args:
+            dataset: The images.
+            keys: The items to load, in order; None for all items.
+            batch_size: Images per batch; None for the `batch_size` of the data module.
+        """
+        sampler: Any = keys  # torch's types expect plain indices
         if self.shards is not None:
             keys = range(len(dataset)) if keys is None else keys
-            order = PrefetchingSampler(keys, self.shards.numbers(dataset.paths), self.shards.prefetch)
-        return DataLoader(dataset, batch_size=batch_size or self.batch_size, sampler=order, **self._loading)
+            sampler = PrefetchingSampler(keys, self.shards.shard_numbers(dataset.paths), self.shards.prefetch)
+        return DataLoader(dataset, batch_size=batch_size or self.batch_size, sampler=sampler, **self._loading)
+
+    def train_sampler(self, length: int) -> EpochSampler:
+        """Return the training order of `length` items: the share of this process."""
+        return EpochSampler(length, self.seed, *rank_and_world_size())
+
+    def per_rank_batch_size(self, world_size: int) -> int:
+        """Return the number of images per step in each of `world_size` processes.
+
+        Raises:
+            ValueError: If `batch_size` is not a multiple of `world_size`.
+        """
+        if self.batch_size % world_size:
+            raise ValueError(f"data.batch_size={self.batch_size}: expected a multiple of the {world_size} processes")
+        return self.batch_size // world_size
+
+    def _shard_sampler(self, dataset: ImageDataset) -> ShardShuffleBatchSampler:
+        assert self.shards is not None
+        rank, world_size = rank_and_world_size()
+        self.shards.check_cache_size(min((self.shuffle_shards + 2) * world_size, len(self.shards.shards)))
+        return ShardShuffleBatchSampler(
+            self.shards.shard_numbers(dataset.paths),
+            self.per_rank_batch_size(world_size),
+            self.seed,
+            rank,
+            world_size,
+            self.shuffle_shards,
+            self.shards.prefetch,
+        )
 
     @property
     def _loading(self) -> dict[str, Any]:
@@ -215,16 +309,13 @@ class ImageDataModule(LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "generator": torch.Generator(),  # its own: what an epoch draws shall not depend on how it is loaded
+            "generator": torch.Generator(),  # the global generator must not depend on how the data is loaded
         }
 
     def _batches_done(self) -> int:
-        """How many training batches of the epoch lie behind: in a run that was killed inside of one, more than none."""
+        """Return how many training batches of this epoch are done: more than 0 after a resume inside an epoch."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
 
 
-def inference_data_args(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run's settings for its data, those that another program needs to show a network the same photos."""
-    names = ("image_size", "resize", "batch_size", "num_workers", "on_corrupt")
-    packed = ("packed", "s3_endpoint", "retry_timeout", "cache_gb")
-    return {name: settings[name] for name in (*names, *packed) if name in settings}
+def _is_range(values: Sequence[float], maximum: float = float("inf")) -> bool:
+    return isinstance(values, Sequence) and len(values) == 2 and 0 < values[0] <= values[1] <= maximum

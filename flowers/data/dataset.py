@@ -1,4 +1,4 @@
-"""Datasets of images, and the cache of decoded images in shared memory."""
+"""Image datasets, and the cache of decoded images in shared memory."""
 
 import logging
 import mmap
@@ -17,36 +17,73 @@ from flowers.runtime.seeding import PADDING_INDEX, seeded
 
 log = logging.getLogger(__name__)
 
+# Per process, so that the next job of a multirun finds the images that the last one decoded.
+_CACHES: dict[Hashable, "DecodedImageCache"] = {}
 
-_CACHES: dict[
-    Hashable, "DecodedImageCache"
-] = {}  # of this process: a multirun's next job finds what the last one decoded
+
+def decoded_image_cache(key: Hashable, split: str, count: int, memory_fraction: float) -> "DecodedImageCache | None":
+    """Return the cache of decoded images of `key`; create it at the first call.
+
+    The process holds two caches, for train and val. A third key replaces the older one.
+
+    Args:
+        key: Identifies the images, their order and their preparation.
+        split: Name of the split, for the log.
+        count: Number of images.
+        memory_fraction: Share of the free memory that the cache may take, from 0 to below 1.
+
+    Returns:
+        The cache. None if the images are to be read from disk in every epoch: with a share of 0, or if the free memory
+        is unknown, or on a platform that cannot fork.
+    """
+    if memory_fraction and key in _CACHES:
+        return _CACHES[key]
+    while len(_CACHES) >= 2:
+        del _CACHES[next(iter(_CACHES))]
+    free = available_memory()
+    size = int(memory_fraction * free)
+    if not size or "fork" not in multiprocessing.get_all_start_methods():
+        log.info("images of %s: read from disk in each epoch", split)
+        return None
+    log.info(
+        "images of %s: decoded once and cached in memory, up to %.1f of the %.1f GiB free",
+        split,
+        size / 2**30,
+        free / 2**30,
+    )
+    _CACHES[key] = DecodedImageCache(count, size)
+    return _CACHES[key]
 
 
 class DecodedImageCache:
-    """Room for `count` photos, uint8 (3, H, W), up to `size` bytes in all; those past it are not kept.
+    """A cache of decoded images, uint8 (3, H, W), in memory that forked dataloader workers share.
 
-    The memory is mapped, not allocated: forked workers write into the same pages, a page costs nothing before it is
-    written, and the size of /dev/shm does not matter.
+    Images that no longer fit are not cached. The memory is mapped, not allocated: workers write into the same pages, a
+    page takes no memory before it is written, and the size of /dev/shm does not matter.
+
+    Args:
+        count: Number of images.
+        size: Bytes for the pixels of all images.
     """
 
     def __init__(self, count: int, size: int) -> None:
         self._pixels = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
-        # Of each photo: where it starts, its height and width; a width of 0 means that it is not there (yet).
+        # The first item is the number of bytes in use. Then follow, for each image, its first byte, height and width;
+        # a width of 0 means that the image is not cached.
         self._table = torch.frombuffer(mmap.mmap(-1, 8 * 3 * count + 8), dtype=torch.int64)
         self._lock = multiprocessing.get_context("fork").Lock()
 
     def get(self, index: int) -> Tensor | None:
-        """Photo number `index`, to be read only; None where it is not kept."""
+        """Return image `index`, which the caller must not modify; None if it is not cached."""
         start, height, width = self._table[1 + 3 * index : 4 + 3 * index].tolist()
         if not width:
             return None
         return self._pixels[start : start + 3 * height * width].view(height, width, 3).permute(2, 0, 1)
 
-    def put(self, index: int, photo: Tensor) -> None:
-        """Keeps a photo where there is room."""
-        count = photo.numel()
-        if not self._lock.acquire(timeout=1):  # a worker was killed just here
+    def put(self, index: int, image: Tensor) -> None:
+        """Cache an image if there is room."""
+        count = image.numel()
+        if not self._lock.acquire(timeout=1):  # a worker that held the lock was killed
             return
         try:
             start = int(self._table[0])
@@ -55,46 +92,26 @@ class DecodedImageCache:
             self._table[0] = start + count
         finally:
             self._lock.release()
-        self._pixels[start : start + count] = photo.permute(1, 2, 0).flatten()
-        row = self._table[1 + 3 * index : 4 + 3 * index]
-        row[0], row[1] = start, photo.shape[1]
-        row[2] = photo.shape[2]  # the last: only now is the photo there
-
-
-def decoded_image_cache(key: Hashable, name: str, count: int, share: float) -> DecodedImageCache | None:
-    """Room for decoded photos, at most `share` of the memory that is free; that of `key` where there is one already.
-
-    None where photos are to be read from disk each time: with a share of 0, or where what is free is not known.
-    """
-    if key not in _CACHES:
-        while len(_CACHES) >= 2:  # train's and val's
-            del _CACHES[next(iter(_CACHES))]
-        free = available_memory()
-        size = int(share * free)
-        if not size or "fork" not in multiprocessing.get_all_start_methods():
-            log.info("photos of %s: read from disk in each epoch", name)
-            return None
-        log.info(
-            "photos of %s: decoded once and kept in memory, up to %.1f of the %.1f GiB free",
-            name,
-            size / 2**30,
-            free / 2**30,
-        )
-        _CACHES[key] = DecodedImageCache(count, size)
-    return _CACHES[key]
+        self._pixels[start : start + count] = image.permute(1, 2, 0).flatten()
+        entry = self._table[1 + 3 * index : 4 + 3 * index]
+        entry[0], entry[1] = start, image.shape[1]
+        entry[2] = image.shape[2]  # last: it marks the image as complete
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Photos uint8 (3, H, W) and labels: item i, or item `(i, seed)` with that seed for its augmentation.
+    """Images uint8 (3, H, W) with their labels.
 
-    Item FILLING is any photo, labelled FILLING.
+    The key of an item is an index, or `(index, seed)`: the augmentation then draws from that seed. The item of
+    PADDING_INDEX is some image with the label PADDING_INDEX.
 
     Args:
-        root: where the photos lie.
-        paths, labels, digests: of each photo; the paths below the root, the digests the files' SHA-256, hexadecimal.
-        prepare: from the photo as it is decoded to what is kept.
-        augment: what is drawn anew on top each time; None for nothing.
-        store: keeps prepared photos; None to read them from disk each time.
+        root: Where the images are.
+        paths: Path of each image below `root`.
+        labels: Class number of each image.
+        digests: SHA-256 of each image file, hexadecimal.
+        prepare: Applied to the decoded image; its result is cached.
+        augment: Random transform, applied to the prepared image on each access; None for none.
+        cache: Cache of the prepared images; None to read them from disk on each access.
     """
 
     def __init__(
@@ -105,31 +122,31 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         digests: Sequence[str],
         prepare: Callable[[Tensor], Tensor],
         augment: Callable[[Tensor], Tensor] | None = None,
-        store: DecodedImageCache | None = None,
+        cache: DecodedImageCache | None = None,
     ) -> None:
         self.root, self.paths, self.labels, self.digests = root, paths, labels, digests
-        self.prepare, self.augment, self.store = prepare, augment, store
+        self.prepare, self.augment, self.cache = prepare, augment, cache
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Workers that are not forked get a copy without the store: they cannot share it.
-        return self.__dict__ | {"store": None}
+        # Spawned workers cannot share the cache. Forked ones do not pickle the dataset.
+        return self.__dict__ | {"cache": None}
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         index, seed = key if isinstance(key, tuple) else (key, 0)
-        photo = self._prepared(max(index, 0))
+        image = self._prepared_image(max(index, 0))
         if self.augment is not None:
             with seeded(seed):
-                photo = self.augment(photo)
-        return photo.contiguous(), PADDING_INDEX if index == PADDING_INDEX else self.labels[index]
+                image = self.augment(image)
+        return image.contiguous(), PADDING_INDEX if index == PADDING_INDEX else self.labels[index]
 
-    def _prepared(self, index: int) -> Tensor:
-        kept = self.store.get(index) if self.store else None
-        if kept is not None:
-            return kept
-        photo = self.prepare(v2.functional.pil_to_tensor(read_image(self.root / self.paths[index])))
-        if self.store:
-            self.store.put(index, photo)
-        return photo
+    def _prepared_image(self, index: int) -> Tensor:
+        cached = self.cache.get(index) if self.cache else None
+        if cached is not None:
+            return cached
+        image = self.prepare(v2.functional.pil_to_tensor(read_image(self.root / self.paths[index])))
+        if self.cache:
+            self.cache.put(index, image)
+        return image

@@ -1,4 +1,4 @@
-"""Find the images of a folder with one sub-folder per class."""
+"""Find, check and split the images of a folder with one subfolder per class."""
 
 import glob
 import logging
@@ -11,9 +11,11 @@ from typing import Literal, NamedTuple
 
 from flowers.data.images import check_images
 from flowers.data.splits import (
+    SPLITS,
     ImageRecord,
     SplitRecord,
     assign_splits,
+    check_split_settings,
     find_label_conflicts,
     find_leaks,
     group_near_duplicates,
@@ -21,19 +23,17 @@ from flowers.data.splits import (
 
 log = logging.getLogger(__name__)
 
-
-_SPLIT_FOLDERS = ("train", "val", "test")
-
-
-_IGNORED_NAMES = {
-    "thumbs.db",
-    "desktop.ini",
-    "icon\r",
-}  # what Windows and macOS leave in any folder that they have shown
+_IGNORED_NAMES = {"thumbs.db", "desktop.ini", "icon\r"}  # Windows and macOS create them in folders that they display
 
 
 class ImageFile(NamedTuple):
-    """A file that should be a photo: its path below the root ("/"-separated), class, and split where that is given."""
+    """A file that should be an image.
+
+    Attributes:
+        path: Path below the root, with "/" between folders.
+        label: Class name.
+        split: The split whose folder contains the file; None if the folder is not split.
+    """
 
     path: str
     label: str
@@ -41,24 +41,24 @@ class ImageFile(NamedTuple):
 
 
 def find_images(root: str | Path) -> list[ImageFile]:
-    """Every file of a folder with one sub-folder a class, sorted by path.
+    """List the files in the class folders of `root` and in their subfolders, sorted by path.
 
-    Files at the top and hidden files are passed over; sub-folders of a class are walked. A folder whose only
-    sub-folders are `train`, `val` and perhaps `test` is read as a split that is given.
+    Hidden files and files at the top of `root` are ignored. If the only subfolders are `train`, `val` and perhaps
+    `test`, each of them contains the class folders of that split.
 
-    Raises ValueError where there is no such folder, or fewer than two classes.
+    Raises:
+        ValueError: If the folder does not exist or has fewer than two classes.
     """
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"no folder of photos at {root}: wanted one with one sub-folder a class (data.root=PATH)")
+        raise ValueError(f"no folder of images at {root}: expected one subfolder per class (data.root=PATH)")
     folders = _subfolders(root)
-    if (
-        "train" in folders
-        and {"val", "test"} & set(folders)
-        and not {"train", "val"} <= set(folders) <= set(_SPLIT_FOLDERS)
-    ):
-        raise ValueError(f"{root} has the folders {', '.join(folders)}: wanted train, val and perhaps test, or classes")
-    if {"train", "val"} <= set(folders) <= set(_SPLIT_FOLDERS):
+    is_split = {"train", "val"} <= set(folders) <= set(SPLITS)
+    if not is_split and "train" in folders and {"val", "test"} & set(folders):
+        raise ValueError(
+            f"{root} has the folders {', '.join(folders)}: expected train, val and optionally test, or only classes"
+        )
+    if is_split:
         found = [
             ImageFile(f"{split}/{label}/{file}", _normalize_label(label), split)
             for split in folders
@@ -75,27 +75,34 @@ def find_images(root: str | Path) -> list[ImageFile]:
     return sorted(found)
 
 
-def expand_image_paths(given: str | Sequence[str]) -> list[Path]:
-    """The files that a user means by a file, a folder (all in it, but what `find` passes over), a glob, or several.
+def expand_image_paths(photos: str | Sequence[str]) -> list[Path]:
+    """Return the files that the setting `photos` names, each once.
 
-    Each once, in the order given, those of a folder or a glob sorted. Raises ValueError for one that means no file.
+    Args:
+        photos: A file, a folder (all files below it, except those that `find_images` ignores), a glob, or a list of
+            these. The files of a folder or a glob are sorted.
+
+    Raises:
+        ValueError: For an empty setting, or a name without a file.
     """
-    names = [str(name) for name in (given if isinstance(given, (list, tuple)) else [given])]
-    if not given or not all(names):
-        raise ValueError("which photos? Give photos=FOLDER, a file, a glob or a list of them")
+    names = [str(name) for name in (photos if isinstance(photos, (list, tuple)) else [photos])]
+    if not photos or not all(names):
+        raise ValueError("no images given: set photos= to a file, a folder, a glob or a list of these")
     files: dict[Path, None] = {}
     for name in names:
         path = Path(name)
         if path.is_dir():
-            meant = [path / file for file in sorted(_files_below(path))]
+            matches = [path / file for file in sorted(_files_below(path))]
+        elif path.exists():  # also a name with glob characters
+            matches = [path]
         else:
-            matches = [name] if path.exists() else sorted(glob.iglob(name, recursive=True))  # noqa: PTH207  # of any root
-            meant = [Path(match) for match in matches if not Path(match).is_dir()]
-        if not meant:
+            found = sorted(glob.iglob(name, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
+            matches = [Path(match) for match in found if not Path(match).is_dir()]
+        if not matches:
             raise ValueError(
-                f"photos={name}: no file there: wanted a file, a folder, a glob such as 'a/**/*.jpg' or a list"
+                f"photos={name}: no such file: expected a file, a folder, a glob such as 'a/**/*.jpg' or a list"
             )
-        files |= dict.fromkeys(meant)
+        files |= dict.fromkeys(matches)
     return list(files)
 
 
@@ -104,7 +111,6 @@ def _subfolders(root: Path) -> list[str]:
 
 
 def _files_below(folder: Path) -> list[str]:
-    """Paths below `folder`, "/"-separated."""
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -118,43 +124,56 @@ def _is_candidate(name: str) -> bool:
 
 
 def _normalize_label(label: str) -> str:
-    # macOS hands out decomposed letters: the same folder is the same class on every machine.
+    # macOS may return decomposed letters: a folder must be the same class on every machine.
     return unicodedata.normalize("NFC", label)
 
 
 def _check_classes(root: Path, found: list[ImageFile]) -> None:
-    labels = sorted({item.label for item in found})
+    labels = sorted({file.label for file in found})
     if len(labels) < 2:
         raise ValueError(
-            f"{root} holds photos of {len(labels)} class(es) {labels}: wanted one sub-folder a class, at least two"
+            f"{root} has images of {len(labels)} class(es) {labels}: expected one subfolder per class, at least two"
         )
-    trained = {item.label for item in found if item.split in (None, "train")}
+    trained = {file.label for file in found if file.split in (None, "train")}
     if missing := sorted(set(labels) - trained):
-        raise ValueError(f"{root}/train lacks the class(es) {', '.join(missing)} that its other splits have")
+        raise ValueError(
+            f"{root}/train lacks the class(es) {', '.join(missing)}: expected all classes of the other splits"
+        )
 
 
 class ImageFolderSource:
-    """It stands where the folder's path does: `folder / "rose/1.jpg"`.
+    """The images of a folder, checked and split on first use; `source / "rose/1.jpg"` is the path of an image.
 
     Args:
-        path: of the folder.
-        source: called with `path` to make sure that the photos are there; None where they are.
-        on_corrupt: "error" names all photos that cannot be read and stops; "skip" names them and goes on.
-        rule: `split.decide`'s arguments.
+        path: Folder with one subfolder per class.
+        source: Called with `path` to create the folder; None if it exists.
+        on_corrupt: For files that cannot be read: "error" lists them and stops, "skip" lists and ignores them.
+        val_fraction: See `assign_splits`; likewise the following arguments.
+        test_fraction: Share of the images in test.
+        folds: Number of cross-validation folds; 0 for none.
+        fold: The fold that is val.
+        split_seed: Seed of the split.
 
-    Raises ValueError, once asked for photos, for a folder or a photo that cannot be used.
+    Raises:
+        ValueError: For an invalid argument; on first use, for a folder or files that cannot be used.
     """
 
     def __init__(
         self,
         path: str | Path,
-        source: Callable[[Path], None] | None,
-        on_corrupt: Literal["error", "skip"],
-        rule: tuple[float, float, int, int, int],
+        source: Callable[[Path], None] | None = None,
+        on_corrupt: Literal["error", "skip"] = "error",
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
+        folds: int = 0,
+        fold: int = 0,
+        split_seed: int = 0,
     ) -> None:
         if on_corrupt not in ("error", "skip"):
-            raise ValueError(f"data.on_corrupt={on_corrupt}: wanted error or skip")
-        self.path, self.source, self.on_corrupt, self.rule = Path(path).resolve(), source, on_corrupt, rule
+            raise ValueError(f"data.on_corrupt={on_corrupt}: expected error or skip")
+        check_split_settings(val_fraction, test_fraction, folds, fold)
+        self.path, self.source, self.on_corrupt = Path(path).resolve(), source, on_corrupt
+        self.split_settings = val_fraction, test_fraction, folds, fold, split_seed
 
     def __str__(self) -> str:
         return str(self.path)
@@ -163,47 +182,48 @@ class ImageFolderSource:
         return self.path / path
 
     @cached_property
-    def photos(self) -> list[ImageRecord]:
-        """Those that can be read."""
-        verdicts = check_images(self.path, [item.path for item in self._found])
-        bad = [f"  {item.path}: {verdicts[item.path].reason}" for item in self._found if verdicts[item.path].reason]
+    def images(self) -> list[ImageRecord]:
+        """The images that can be read."""
+        checks = check_images(self.path, [file.path for file in self._files])
+        bad = [f"  {file.path}: {checks[file.path].reason}" for file in self._files if checks[file.path].reason]
         if bad and self.on_corrupt == "error":
             raise ValueError(
-                "\n".join([f"{len(bad)} of {len(self._found)} files in {self} cannot be read:", *bad])
-                + "\nmend or remove them, or leave them out with on_corrupt=skip (data.on_corrupt=skip in training)"
+                "\n".join([f"{len(bad)} of {len(self._files)} files in {self} cannot be read:", *bad])
+                + "\nrepair or remove them, or ignore them with on_corrupt=skip (data.on_corrupt=skip in training)"
             )
         if bad:
-            log.warning("\n".join([f"left out, {len(bad)} files that cannot be read:", *bad]))
+            log.warning("\n".join([f"ignoring {len(bad)} files that cannot be read:", *bad]))
         return [
-            ImageRecord(item.path, item.label, verdicts[item.path].sha256, verdicts[item.path].phash)
-            for item in self._found
-            if not verdicts[item.path].reason
+            ImageRecord(file.path, file.label, checks[file.path].sha256, checks[file.path].phash)
+            for file in self._files
+            if not checks[file.path].reason
         ]
 
     @cached_property
-    def rows(self) -> list[SplitRecord]:
-        """Every photo that takes part, with its split: the one that the folder gives, else by the rule."""
-        left_out = set()
-        for same in find_label_conflicts(self.photos):
-            log.warning("left out, one photo under several classes: %s", ", ".join(photo.path for photo in same))
-            left_out |= {photo.path for photo in same}
-        good = [photo for photo in self.photos if photo.path not in left_out]
-        if empty := sorted({item.label for item in self._found} - {photo.label for photo in good}):
-            raise ValueError(f"no photo is left of the class(es) {', '.join(empty)}: mend some, or remove the folder")
-        given = {item.path: item.split for item in self._found if item.split is not None}
-        return _given_splits(good, given) if given else assign_splits(good, *self.rule)
+    def records(self) -> list[SplitRecord]:
+        """The images with their split: from the folder names if it is split, otherwise assigned."""
+        ignored = set()
+        for copies in find_label_conflicts(self.images):
+            paths = [image.path for image in copies]
+            log.warning("ignoring an image that has several classes: %s", ", ".join(paths))
+            ignored.update(paths)
+        images = [image for image in self.images if image.path not in ignored]
+        if empty := sorted({file.label for file in self._files} - {image.label for image in images}):
+            raise ValueError(f"no usable image of the class(es) {', '.join(empty)}: repair one, or remove the folder")
+        split_of = {file.path: file.split for file in self._files if file.split is not None}
+        return _folder_splits(images, split_of) if split_of else assign_splits(images, *self.split_settings)
 
     @cached_property
-    def _found(self) -> list[ImageFile]:
+    def _files(self) -> list[ImageFile]:
         if self.source is not None:
             self.source(self.path)
         return find_images(self.path)
 
 
-def _given_splits(good: Sequence[ImageRecord], split_of: dict[str, str]) -> list[SplitRecord]:
-    group_of = group_near_duplicates(good)
-    rows = [SplitRecord(p.path, p.label, split_of[p.path], group_of[p.path], p.sha256) for p in good]
-    if leaks := find_leaks(rows):
-        example = " and ".join(row.path for row in leaks[0])
-        log.warning("the given split has %d photos with a double on another side, such as %s", len(leaks), example)
-    return rows
+def _folder_splits(images: Sequence[ImageRecord], split_of: dict[str, str]) -> list[SplitRecord]:
+    group_of = group_near_duplicates(images)
+    records = [SplitRecord(i.path, i.label, split_of[i.path], group_of[i.path], i.sha256) for i in images]
+    if leaks := find_leaks(records):
+        example = " and ".join(record.path for record in leaks[0])
+        log.warning("%d images have a duplicate in another split, such as %s", len(leaks), example)
+    return records

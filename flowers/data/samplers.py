@@ -1,4 +1,4 @@
-"""The order of training examples: a function of seed and epoch, so that a run can be resumed."""
+"""The order of training images: a function of seed and epoch, so that a run can be resumed."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,173 +12,190 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from flowers.runtime.seeding import PADDING_INDEX, epoch_seed
 
+SampleKeys = Sequence[int] | Sequence[tuple[int, int]]
+
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields `(index, seed)` for each of `length` items, in an order drawn anew for each epoch.
+    """Yields `(index, seed)` for each item, in a new order in each epoch.
 
-    The seed belongs to that item in that epoch: an augmentation drawn from it does not depend on which worker draws it,
-    how many there are, or what was drawn before. Lightning calls `set_epoch`.
+    The seed belongs to the item and the epoch. An augmentation that draws from it depends neither on the number of
+    workers nor on what was drawn before. Lightning calls `set_epoch`.
 
-    Of `ranks` processes that train together, number `rank` takes every so-manieth item; FILLING fills up the last
-    round, so that all take as many.
+    Args:
+        length: Number of items.
+        seed: Seed of the order and of the seeds of the items.
+        rank: Number of this process, which takes every `world_size`-th item.
+        world_size: Number of processes. All get the same number of items: PADDING_INDEX fills the last round.
     """
 
-    def __init__(self, length: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
-        self.length, self.seed, self.rank, self.ranks = length, seed, rank, ranks
+    def __init__(self, length: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.length, self.seed, self.rank, self.world_size = length, seed, rank, world_size
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Turns to `epoch`, counted from 0."""
+        """Set the epoch, counted from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(self.length / self.ranks)
+        return math.ceil(self.length / self.world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator)
         seeds = torch.randint(2**62, (self.length,), generator=generator)
         keys = list(zip(order.tolist(), seeds.tolist(), strict=True))
-        keys += [(PADDING_INDEX, 0)] * (len(self) * self.ranks - self.length)
-        return iter(keys[self.rank :: self.ranks])
-
-
-SampleKeys = Sequence[int] | Sequence[tuple[int, int]]
+        keys += [(PADDING_INDEX, 0)] * (len(self) * self.world_size - self.length)
+        return iter(keys[self.rank :: self.world_size])
 
 
 class ShardShuffleBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of `(index, seed)`, a function of seed and epoch alone; Lightning calls `set_epoch`.
+    """Yields batches of `(index, seed)` that read few shards at a time; a function of seed and epoch.
 
-    The shards come in an order drawn anew for each epoch, and each photo somewhere in the time of its own and the
-    `mixed` - 1 shards that follow: so many are open at once, and a photo meets those of twice as many.
+    The shards are in a new random order in each epoch. An image is at a random position within the time of its own
+    shard and the next `shuffle_shards` - 1: that many shards are open at once, and an image meets the images of twice
+    as many. Lightning calls `set_epoch`.
 
-    Of `ranks` processes that train together, number `rank` takes a stretch of that order, and so few of the shards.
-    Each photo comes once in all of them, in as many batches in each; the batches of an epoch differ by one photo at
-    most between two processes and by another one within a process.
+    Each process takes a contiguous part of the order, and so only some of the shards. Each image occurs once, in one of
+    the processes, and all processes have the same number of batches. The batch sizes of an epoch differ by at most one
+    between two processes, and by at most one more within a process.
 
     Args:
-        shards: the number of each photo's shard, (N,).
-        batch_size: photos a batch, at most (one more where that is 1 and the processes' shares are unequal).
-        seed: of the order and of the photos' augmentations.
-        mixed: shards that are read at the same time.
-        prefetch: told the number of each shard some time before it is needed.
+        shard_numbers: Shard number of each image, (N,).
+        batch_size: Largest number of images in a batch (one more if it is 1 and the parts are unequal).
+        seed: Seed of the order and of the seeds of the images.
+        rank: Number of this process.
+        world_size: Number of processes.
+        shuffle_shards: Number of shards that are read at the same time.
+        prefetch: Called with each shard number some time before the shard is needed.
 
-    Raises ValueError for fewer photos than processes.
+    Raises:
+        ValueError: If there are fewer images than processes.
     """
 
     def __init__(
         self,
-        shards: NDArray[np.int64],
+        shard_numbers: NDArray[np.int64],
         batch_size: int,
         seed: int,
         rank: int = 0,
-        ranks: int = 1,
-        mixed: int = 16,
+        world_size: int = 1,
+        shuffle_shards: int = 16,
         prefetch: Callable[[int], None] = lambda shard: None,
     ) -> None:
-        if len(shards) < ranks:
-            raise ValueError(f"{len(shards)} photos to train on: wanted at least one for each of {ranks} processes")
-        self.shards, self.batch_size, self.seed = shards, batch_size, seed
-        self.rank, self.ranks, self.mixed, self.prefetch = rank, ranks, mixed, prefetch
+        if len(shard_numbers) < world_size:
+            raise ValueError(
+                f"{len(shard_numbers)} training images for {world_size} processes: expected at least one for each"
+            )
+        self.shard_numbers, self.batch_size, self.seed = shard_numbers, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.shuffle_shards, self.prefetch = shuffle_shards, prefetch
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Turns to `epoch`, counted from 0."""
+        """Set the epoch, counted from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        most, least = math.ceil(len(self.shards) / self.ranks), len(self.shards) // self.ranks
-        return min(math.ceil(most / self.batch_size), least)
+        largest, smallest = (
+            math.ceil(len(self.shard_numbers) / self.world_size),
+            len(self.shard_numbers) // self.world_size,
+        )
+        return min(math.ceil(largest / self.batch_size), smallest)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        draw = np.random.default_rng((self.seed, self.epoch))
-        place = draw.permutation(int(self.shards.max()) + 1)
-        order = np.argsort(place[self.shards] + self.mixed * draw.random(len(self.shards)), kind="stable")
-        seeds = draw.integers(2**62, size=len(order))
-        ends = [len(order) * rank // self.ranks for rank in (self.rank, self.rank + 1)]
-        own = order[slice(*ends)]
-        announce = _prefetch_announcer(self.shards[own], len(order) // len(place) + 1, self.prefetch)
-        given = 0
-        for batch in np.array_split(own, len(self)):
-            announce(given)
-            given += len(batch)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        position = rng.permutation(int(self.shard_numbers.max()) + 1)  # of each shard in the order of this epoch
+        times = position[self.shard_numbers] + self.shuffle_shards * rng.random(len(self.shard_numbers))
+        order = np.argsort(times, kind="stable")
+        seeds = rng.integers(2**62, size=len(order))
+        start, end = (len(order) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        indices = order[start:end]
+        announce = _prefetch_announcer(self.shard_numbers[indices], len(order) // len(position) + 1, self.prefetch)
+        done = 0
+        for batch in np.array_split(indices, len(self)):
+            announce(done)
+            done += len(batch)
             yield list(zip(batch.tolist(), seeds[batch].tolist(), strict=True))
 
 
 class PrefetchingSampler(Sampler[Any]):
-    """`keys` as they are, each one's shard announced about a shard's photos before.
+    """Yields `keys` in their order; announces each shard about as many images ahead as a shard has.
 
     Args:
-        keys: an index each, or `(index, seed)`; one below 0 counts as 0.
-        shards: the number of each photo's shard, (N,).
-        prefetch: told the number of each shard some time before it is needed.
+        keys: An index, or `(index, seed)`, for each item. A negative index needs the shard of index 0.
+        shard_numbers: Shard number of each image, (N,).
+        prefetch: Called with each shard number some time before the shard is needed.
     """
 
-    def __init__(self, keys: SampleKeys, shards: NDArray[np.int64], prefetch: Callable[[int], None]) -> None:
-        self.keys, self.shards, self.prefetch = keys, shards, prefetch
+    def __init__(self, keys: SampleKeys, shard_numbers: NDArray[np.int64], prefetch: Callable[[int], None]) -> None:
+        self.keys, self.shard_numbers, self.prefetch = keys, shard_numbers, prefetch
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __iter__(self) -> Iterator[Any]:
         indices = [key[0] if isinstance(key, tuple) else key for key in self.keys]
-        needed = self.shards[np.maximum(indices, 0)]
+        needed = self.shard_numbers[np.maximum(indices, 0)]
         announce = _prefetch_announcer(needed, len(needed) // max(len(np.unique(needed)), 1) + 1, self.prefetch)
-        for place, key in enumerate(self.keys):
-            announce(place)
+        for position, key in enumerate(self.keys):
+            announce(position)
             yield key
 
 
 def _prefetch_announcer(needed: NDArray[np.int64], lead: int, prefetch: Callable[[int], None]) -> Callable[[int], None]:
-    """Of the shards that items need, in turn: at an item's place, `prefetch` is told those of so many items to come."""
+    """Return a function that, called with a position, prefetches the shards needed up to `lead` items later."""
     shards, first = np.unique(needed, return_index=True)
-    coming = sorted(zip(first.tolist(), shards.tolist(), strict=True), reverse=True)
+    upcoming = sorted(zip(first.tolist(), shards.tolist(), strict=True), reverse=True)
 
-    def announce(place: int) -> None:
-        while coming and coming[-1][0] <= place + lead:
-            prefetch(coming.pop()[1])
+    def announce(position: int) -> None:
+        while upcoming and upcoming[-1][0] <= position + lead:
+            prefetch(upcoming.pop()[1])
 
     return announce
 
 
 class ResumableDataLoader(DataLoader[Any]):
-    """A DataLoader whose epoch begins when its first batch is asked for, and there where a resumed run had come.
+    """A DataLoader that starts an epoch at the first request for a batch, after the batches already done.
 
-    Lightning wants an iterator before it has restored a checkpoint: the workers of a plain DataLoader would by then be
-    at work on the first epoch's batches, whichever epoch goes on.
+    Lightning creates the iterator before it restores a checkpoint. The workers of a plain DataLoader would then already
+    load the first epoch, whatever epoch is resumed.
 
     Args:
-        dataset: of what the batches consist.
-        batches: what each consists of; its `sampler`, or else itself, is told the epoch.
-        done: how many batches of this epoch are behind the run.
-        settings: other ones of a DataLoader.
+        dataset: The images.
+        batches: Batch sampler; its `sampler`, or else itself, has `set_epoch`.
+        batches_done: Returns the number of batches of this epoch that are already done.
+        settings: Further arguments of the DataLoader.
     """
 
     def __init__(
-        self, dataset: Dataset[Any], batches: BatchSampler | Sampler[Any], done: Callable[[], int], **settings: Any
+        self,
+        dataset: Dataset[Any],
+        batches: BatchSampler | Sampler[Any],
+        batches_done: Callable[[], int],
+        **settings: Any,
     ) -> None:
-        super().__init__(dataset, batch_sampler=_RemainingBatches(batches, done), **settings)
+        super().__init__(dataset, batch_sampler=_RemainingBatches(batches, batches_done), **settings)
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: it starts nothing yet
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: it runs at the first request
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: `done` knows. That there is one tells Lightning that an epoch can be gone on with."""
+        """Return nothing. The method tells Lightning that the loader can resume inside an epoch."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes nothing from it."""
+        """Do nothing: `batches_done` knows the position."""
 
 
 class _RemainingBatches(Sampler[Any]):
-    """The batches that are left of an epoch; its length is that of the whole one."""
+    """The remaining batches of an epoch. The length is that of the whole epoch."""
 
-    def __init__(self, batches: BatchSampler | Sampler[Any], done: Callable[[], int]) -> None:
-        self.batches, self.done = batches, done
-        self.sampler = getattr(batches, "sampler", batches)  # where Lightning looks for `set_epoch`
+    def __init__(self, batches: BatchSampler | Sampler[Any], batches_done: Callable[[], int]) -> None:
+        self.batches, self.batches_done = batches, batches_done
+        self.sampler = getattr(batches, "sampler", batches)  # Lightning looks here for `set_epoch`
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.batches), self.done(), None)
+        return islice(iter(self.batches), self.batches_done(), None)

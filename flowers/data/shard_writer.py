@@ -207,7 +207,7 @@ def run_packing(cfg: DictConfig) -> int:
     if output.is_relative_to(root):
         raise ValueError(f"output={output} lies within photos={root}: give another folder")
     data = ImageDataModule(root, **to_container(cfg.data))
-    rows, classes = data.rows, data.classes
+    rows, classes = data.records, data.classes
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(output.with_name(f".{output.name}.lock")):
         shards = write_shards(root, rows, classes, output, cfg.shard_mb, cfg.workers or available_cores())

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+# Raise it with every change of this module that changes pixels: cached features are then computed again.
+TRANSFORM_VERSION = 1
+
 
 def train_transform(
     image_size: int,
@@ -19,9 +22,19 @@ def train_transform(
     saturation: float,
     hue: float,
 ) -> v2.Transform:
-    """For training: a random crop resized to `image_size` pixels a side, a horizontal flip, colour jitter.
+    """Return the training augmentation: random resized crop, horizontal flip, color jitter.
 
-    Takes and gives uint8 (3, H, W); draws from torch's global generator.
+    It maps uint8 (3, H, W) to uint8 (3, image_size, image_size) and draws from the global generator of torch.
+
+    Args:
+        image_size: Side of the crop after resizing, in pixels.
+        crop_scale: Smallest and largest share of the image area in the crop.
+        crop_ratio: Smallest and largest width / height of the crop.
+        hflip_prob: Probability of a horizontal flip.
+        brightness: b draws a factor from 1 - b to 1 + b; likewise `contrast` and `saturation`.
+        contrast: See `brightness`.
+        saturation: See `brightness`.
+        hue: Largest rotation of the hue, as a share of the color circle.
     """
     return v2.Compose(
         [
@@ -33,78 +46,78 @@ def train_transform(
 
 
 def eval_transform(image_size: int, resize: int) -> v2.Transform:
-    """For judging: the shorter side resized to `resize` pixels, then the centre `image_size` square."""
+    """Return the evaluation transform: resize the shorter side to `resize` pixels, then crop the center square.
+
+    It maps uint8 (3, H, W) to uint8 (3, image_size, image_size).
+    """
     return v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(image_size)])
+
+
+def max_useful_side(image_size: int, crop_scale: Sequence[float], crop_ratio: Sequence[float]) -> int:
+    """Return the shorter side at which the smallest and narrowest random crop still has `image_size` pixels a side."""
+    narrowest = min(crop_ratio[0], 1 / crop_ratio[1])
+    return math.ceil(image_size / math.sqrt(max(crop_scale[0], 0.01) * narrowest))
+
+
+class ResizeIfLarger:
+    """Resize an image (3, H, W) so that its shorter side has at most `side` pixels."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return the resized image, or the image itself if it is small enough."""
+        if min(image.shape[-2:]) <= self.side:
+            return image
+        return torch.as_tensor(v2.functional.resize(image, [self.side], antialias=True))
 
 
 _GRAY_WEIGHTS = torch.tensor([0.299, 0.587, 0.114])  # of red, green and blue
 
 
 class FusedColorJitter(v2.ColorJitter):  # type: ignore[misc]
-    """Torchvision's jitter, drawn as there and of the same effect within two levels of 255, in less time.
+    """A faster `ColorJitter`: the same random draws, and the same result to within 2 of 255 levels.
 
-    Brightness, contrast and saturation are affine maps of a pixel's colour: those in a row are applied as one. The hue
-    is turned without the detour over saturation and value. Pixels are clipped and rounded once, at the end.
+    Brightness, contrast and saturation are affine maps of the color of a pixel: consecutive ones are applied as one.
+    The hue is rotated without a conversion to HSV and back. Pixels are clipped and rounded once, at the end.
     """
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Takes and gives uint8 (3, H, W)."""
+        """Apply the drawn factors to uint8 (3, H, W)."""
         pixels = inpt.flatten(1).float()  # (3, H * W)
-        factors = [("brightness", "contrast", "saturation", "hue")[step] for step in params["fn_idx"].tolist()]
+        steps = [("brightness", "contrast", "saturation", "hue")[step] for step in params["fn_idx"].tolist()]
         matrix, offset, mean = torch.eye(3), torch.zeros(3), pixels.mean(1)
-        for name in factors:
+        for name in steps:
             factor = params[f"{name}_factor"]
             if factor is None:
                 continue
             if name == "brightness":
                 matrix, offset = matrix * factor, offset * factor
             elif name == "contrast":
-                grey = _GRAY_WEIGHTS @ (matrix @ mean + offset)
-                matrix, offset = matrix * factor, offset * factor + (1 - factor) * grey
+                gray = _GRAY_WEIGHTS @ (matrix @ mean + offset)
+                matrix, offset = matrix * factor, offset * factor + (1 - factor) * gray
             elif name == "saturation":
                 blend = torch.eye(3) * factor + (1 - factor) * _GRAY_WEIGHTS.expand(3, 3)
                 matrix, offset = blend @ matrix, blend @ offset
             else:
                 pixels = _rotate_hue(torch.addmm(offset[:, None], matrix, pixels).clamp_(0, 255), factor)
                 matrix, offset, mean = torch.eye(3), torch.zeros(3), pixels.mean(1)
-        twisted = torch.addmm(offset[:, None], matrix, pixels).add_(0.5).clamp_(0, 255)
-        return twisted.to(torch.uint8).view(inpt.shape)
+        jittered = torch.addmm(offset[:, None], matrix, pixels).add_(0.5).clamp_(0, 255)
+        return jittered.to(torch.uint8).view(inpt.shape)
 
 
-def _rotate_hue(pixels: Tensor, share: float) -> Tensor:
-    """Colours (3, N) with their hue turned by a share of the circle: https://en.wikipedia.org/wiki/HSL_and_HSV."""
+def _rotate_hue(pixels: Tensor, turn: float) -> Tensor:
+    """Return colors (3, N) with the hue rotated by `turn` of the circle: https://en.wikipedia.org/wiki/HSL_and_HSV."""
     red, green, blue = pixels
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
     inverse = chroma.clamp(min=1e-6).reciprocal_()
-    # The hue in sixths of the circle, from red, by which channel is the greatest.
+    # The hue in sixths of the circle, counted from red. The formula depends on which channel is largest.
     hue = torch.where(value == green, (blue - red).mul_(inverse).add_(2), (red - green).mul_(inverse).add_(4))
     hue = torch.where(value == red, (green - blue).mul_(inverse), hue)
-    turned = torch.empty_like(pixels)
-    for channel, place in enumerate((3.0, 1.0, -1.0)):  # of the hue where that channel is lowest
-        far = hue + (place + 6 * share)
-        far -= (far + 3).div_(6).floor_().mul_(6)  # now from -3 to 3
-        turned[channel] = value - (2 - far.abs_()).clamp_(0, 1).mul_(chroma)
-    return turned
-
-
-class ResizeIfLarger:
-    """Makes the shorter side of a photo (3, H, W) `side` pixels where it has more."""
-
-    def __init__(self, side: int) -> None:
-        self.side = side
-
-    def __call__(self, photo: Tensor) -> Tensor:
-        """The photo itself where it is small enough."""
-        if min(photo.shape[-2:]) <= self.side:
-            return photo
-        return torch.as_tensor(v2.functional.resize(photo, [self.side], antialias=True))
-
-    def __repr__(self) -> str:
-        return f"Shrink({self.side})"
-
-
-def max_useful_side(image_size: int, crop_scale: Sequence[float], crop_ratio: Sequence[float]) -> int:
-    """The shorter side of a photo whose smallest and narrowest random crop still has `image_size` pixels a side."""
-    narrowest = min(crop_ratio[0], 1 / crop_ratio[1])
-    return math.ceil(image_size / math.sqrt(max(crop_scale[0], 0.01) * narrowest))
+    rotated = torch.empty_like(pixels)
+    for channel, shift in enumerate((3.0, 1.0, -1.0)):  # minus the hue at which that channel is lowest
+        distance = hue + (shift + 6 * turn)
+        distance -= (distance + 3).div_(6).floor_().mul_(6)  # wrapped to -3 … 3
+        rotated[channel] = value - (2 - distance.abs_()).clamp_(0, 1).mul_(chroma)
+    return rotated

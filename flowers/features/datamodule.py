@@ -61,7 +61,7 @@ class FeatureDataModule(LightningDataModule):
         batch_size = self.data.per_rank_batch_size(rank_and_world_size()[1]) * (
             1 if self.model.step_photos is None else _STEPS_PER_BATCH
         )
-        order = self.data.order(len(dataset))
+        order = self.data.train_sampler(len(dataset))
         return _make_loader(FeatureDataset(features, dataset.labels), batch_size, order)
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -183,7 +183,7 @@ class ImageLogger(Callback):
             return
         data = _image_datamodule(trainer)
         logits, labels = (torch.cat(parts) for parts in zip(*self._said, strict=True))
-        rows = [row for row in data.rows if row.split == "val"][: len(labels)]
+        rows = [row for row in data.records if row.split == "val"][: len(labels)]
         predictions = Predictions([row.path for row in rows], labels, logits, data.classes)
         log_predictions(trainer, predictions, data.root)
         self._said, self._last = None, time.monotonic()

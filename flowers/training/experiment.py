@@ -113,7 +113,7 @@ def run_training(cfg: DictConfig) -> float:
         default_root_dir=folder,
     )
     check_stages(legs, data, trainer, cfg.head.cached_views)
-    write_run_manifest(cfg, folder, data.rows)
+    write_run_manifest(cfg, folder, data.records)
     log_run_summary(data, model, legs, trainer)
     with resumable(f"python -m flowers.train resume={folder}"):
         for leg in legs:

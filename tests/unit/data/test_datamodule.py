@@ -25,7 +25,7 @@ def test_batches_are_uint8_photos_with_labels_in_the_order_of_the_classes_names(
     photos, labels = next(iter(data.val_dataloader()))
     assert (photos.shape, photos.dtype, labels.dtype) == ((4, 3, 32, 32), torch.uint8, torch.int64)
     assert data.classes == ["lily", "orchid"]
-    assert labels.tolist() == [data.classes.index(row.label) for row in data.rows if row.split == "val"]
+    assert labels.tolist() == [data.classes.index(row.label) for row in data.records if row.split == "val"]
 
 
 def test_an_epoch_is_the_same_again_and_unlike_the_next_whatever_the_workers(folder: Path):

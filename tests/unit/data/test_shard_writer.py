@@ -28,9 +28,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory, painted: Path) -> Path:
 def test_shards_hold_each_photos_own_bytes_and_the_split_that_training_from_the_folder_has(shards: Path, painted: Path):
     data = ImageDataModule(shards, packed=True)
     folder = ImageDataModule(painted, test_fraction=0.1)
-    assert (data.rows, data.classes, data.split_digest) == (folder.rows, folder.classes, folder.split_digest)
+    assert (data.records, data.classes, data.split_digest) == (folder.rows, folder.classes, folder.split_digest)
     assert data.shards is not None
-    assert all((data.shards / row.path).content() == (painted / row.path).read_bytes() for row in data.rows)
+    assert all((data.shards / row.path).content() == (painted / row.path).read_bytes() for row in data.records)
     manifest = json.loads((shards / "shards.json").read_text("utf-8"))
     assert (manifest["photos"], manifest["classes"]) == (60, folder.classes)
 
@@ -86,7 +86,7 @@ def test_bad_photos_are_named_and_left_out_where_that_is_wanted(folder: Path, tm
 
 def test_a_photo_that_changes_after_its_check_ends_the_packing(folder: Path, tmp_path: Path):
     data = ImageDataModule(folder)
-    rows = data.rows
+    rows = data.records
     (folder / rows[3].path).write_bytes((folder / rows[4].path).read_bytes())
     with pytest.raises(ValueError, match=f"{rows[3].path} has changed"):
         write_shards(folder, rows, data.classes, tmp_path / "packed", 1.0, 1)
