@@ -28,7 +28,7 @@ def fuse_if_equal(network: fx.GraphModule, forward: Callable[[nn.Module], Tensor
     Returns:
         The fused network, or `network` itself, with one line in the log if fusing failed.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return network
     fused = fuse_conv_relu(network)
     if not any(isinstance(module, FusedConvReLU) for module in fused.modules()):

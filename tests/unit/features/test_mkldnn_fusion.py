@@ -7,6 +7,12 @@ from torch import Tensor, fx, nn
 from flowers.features.mkldnn_fusion import FusedConvReLU, fuse_if_equal
 
 
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
+    reason="needs oneDNN",
+)
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +38,7 @@ def is_fused(network: nn.Module) -> bool:
     return any(isinstance(module, FusedConvReLU) for module in network.modules())
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+@needs_onednn
 def test_the_private_operation_of_pytorch_still_fuses(network: fx.GraphModule, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         fused = fuse_if_equal(network, forward, tolerance=1e-5)
@@ -40,7 +46,7 @@ def test_the_private_operation_of_pytorch_still_fuses(network: fx.GraphModule, c
     torch.testing.assert_close(forward(fused), forward(network))
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+@needs_onednn
 @pytest.mark.parametrize(("failure", "message"), [("raise", "RuntimeError: unsupported"), ("differ", "differ by")])
 def test_a_network_that_fails_to_fuse_stays_unfused(
     failure: str, message: str, network: fx.GraphModule, caplog: pytest.LogCaptureFixture
