@@ -6,7 +6,6 @@ from torch import Tensor, fx, nn
 
 from flowers.features.mkldnn_fusion import FusedConvReLU, fuse_if_equal
 
-
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
     reason="needs oneDNN",
