@@ -99,7 +99,7 @@ def extract_features(
     model.eval().to(resolve_device(settings["accelerator"]))
     keeping = dict(config["features"])
     keeping["cache"] = keeping["cache"] and state_dict_sha256(model.backbone) == model.hparams["weights_digest"]
-    return FeatureExtractor(data, model, str(settings["precision"]), **keeping).of(dataset, name)
+    return FeatureExtractor(data, model, str(settings["precision"]), **keeping).extract(dataset, name)
 
 
 @torch.inference_mode()

@@ -57,7 +57,7 @@ class FeatureDataModule(LightningDataModule):
         """The features of train, shuffled. Computes them on the device where the trainer has put the model."""
         dataset = self.data.dataset("train", augmented=self.views > 1)
         views = range(self.views) if self.views > 1 else (None,)
-        features = torch.stack([self._features.of(dataset, "train", view) for view in views])
+        features = torch.stack([self._features.extract(dataset, "train", view) for view in views])
         batch_size = self.data.per_rank_batch_size(rank_and_world_size()[1]) * (
             1 if self.model.step_photos is None else _STEPS_PER_BATCH
         )
@@ -67,7 +67,7 @@ class FeatureDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """The features of val, in the order of split.csv, as one batch, as they are small: this process's part."""
         dataset = self.data.dataset("val")
-        features = FeatureDataset(self._features.of(dataset, "val")[None], dataset.labels)
+        features = FeatureDataset(self._features.extract(dataset, "val")[None], dataset.labels)
         return _make_loader(features, len(dataset), local_slice(range(len(dataset)), PADDING_INDEX))
 
     @property

@@ -22,15 +22,29 @@ from flowers.runtime.seeding import PADDING_INDEX
 log = logging.getLogger(__name__)
 
 
+def cache_key(data: ImageDataModule, model: ImageClassifier, precision: str, view: int | None) -> dict[str, str]:
+    """Return all settings, except the image itself, that the features of an image depend on."""
+    return {
+        "format": "2",
+        "backbone": str(model.hparams["weights_digest"]),
+        "architecture": json.dumps([model.hparams["architecture"], model.hparams["options"]]),
+        "transform": json.dumps(data.transform_settings(augmented=view is not None), sort_keys=True),
+        "normalize": json.dumps([list(model.hparams["mean"]), list(model.hparams["std"])]),
+        "view": str(view),
+        "precision": f"{precision_dtype(precision)} on {model.device.type}",
+        "versions": " ".join(version(name) for name in ("torch", "torchvision", "pillow")),
+    }
+
+
 class FeatureExtractor:
-    """The features that a model's backbone, as it stands, has for photos: kept ones where there are, else computed.
+    """Extract features with the current backbone of a model, or find them in the cache.
 
     Args:
-        data: how photos are transformed and read.
-        model: whose backbone is used, on the device where it is.
-        precision: a name of Lightning's, such as "bf16-mixed".
-        cache: whether they are kept on disk; only for a backbone whose digest is the model's `weights_digest`.
-        cache_gb: see `Kept`.
+        data: Reads and transforms the images.
+        model: The model whose backbone is used, on its current device.
+        precision: A Lightning precision, such as "bf16-mixed".
+        cache: Whether to use the cache on disk. The backbone must then match the `weights_digest` of the model.
+        cache_gb: See `FeatureCache`.
     """
 
     def __init__(
@@ -39,72 +53,62 @@ class FeatureExtractor:
         self.data, self.model, self.precision = data, model, precision
         self.cache, self.cache_gb = cache, cache_gb
 
-    def of(self, dataset: ImageDataset, name: str, view: int | None = None) -> Tensor:
-        """Features (N, F) in the precision of the pass, on the CPU, in the order of `dataset`.
+    def extract(self, dataset: ImageDataset, name: str, view: int | None = None) -> Tensor:
+        """Return features (N, F) on the CPU, in the precision of the pass and the order of `dataset`.
 
         Args:
-            dataset: the photos, augmented where `view` is given.
-            name: of the photos, for people.
-            view: which of the augmented views; None for the photos as in validation.
+            dataset: The images; augmented if `view` is given.
+            name: The name of the images in messages, such as "train".
+            view: The number of the augmented view, or None for images as in validation.
         """
         computed = 0
 
-        def compute(places: Sequence[int]) -> Iterator[IndexedFeatures]:
+        def compute(indices: Sequence[int]) -> Iterator[IndexedFeatures]:
             nonlocal computed
-            for batch in self._computed(dataset, name, view, broadcast_object(places)):
+            for batch in self._compute(dataset, name, view, broadcast_object(indices)):
                 computed += len(batch[0])
                 yield batch
 
         start = time.perf_counter()
-        features = self._fetched(dataset, view, compute)
+        features = self._fetch(dataset, view, compute)
         seconds = time.perf_counter() - start
         if computed:
-            rate = f"{seconds:.1f} s, {computed / seconds:.0f} photos/s"
-            log.info("features of %d %s photos: %d computed in %s", len(dataset), name, computed, rate)
+            rate = computed / seconds
+            log.info("%s: computed features of %d of %d images in %.1f s (%.0f images/s)",
+                     name, computed, len(dataset), seconds, rate)  # fmt: skip
         else:
-            log.info("features of %d %s photos: found in %.1f s", len(dataset), name, seconds)
+            log.info("%s: found features of all %d images in the cache in %.1f s", name, len(dataset), seconds)
         return features
 
-    def _computed(
-        self, dataset: ImageDataset, name: str, view: int | None, places: Sequence[int]
+    def _compute(
+        self, dataset: ImageDataset, name: str, view: int | None, indices: Sequence[int]
     ) -> Iterator[IndexedFeatures]:
-        """The features of photos at some places, in batches; each process computes those of a stretch of the places."""
-        if not places:
+        """Yield features of the images at some indices, in batches. Each process computes a slice of the indices."""
+        if not indices:
             return
         frozen = FrozenBackbone(self.model, self.precision)
-        part = local_slice(places, PADDING_INDEX)
-        keys = [(place, 0 if view is None else _view_seed(dataset.digests[place], view)) for place in part]
+        local = local_slice(indices, PADDING_INDEX)
+        keys = [(index, 0 if view is None else _view_seed(dataset.digests[index], view)) for index in local]
         batches = self.data.batches(dataset, keys, frozen.batch_size)
-        taken = (part[start : start + frozen.batch_size] for start in range(0, len(part), frozen.batch_size))
-        for mine, (photos, _) in zip(taken, progress_bar(batches, f"Features of {name}"), strict=True):
-            for batch, features in all_gather_object((mine, frozen(photos).cpu())):
-                count = sum(place != PADDING_INDEX for place in batch)  # those that fill up are its last
+        chunks = (local[start : start + frozen.batch_size] for start in range(0, len(local), frozen.batch_size))
+        for chunk, (images, _) in zip(chunks, progress_bar(batches, f"Features of {name}"), strict=True):
+            for batch, features in all_gather_object((chunk, frozen(images).cpu())):
+                count = sum(index != PADDING_INDEX for index in batch)  # padding is at the end
                 yield batch[:count], features[:count]
 
-    def _fetched(
+    def _fetch(
         self, dataset: ImageDataset, view: int | None, compute: Callable[[Sequence[int]], Iterator[IndexedFeatures]]
     ) -> Tensor:
         if not self.cache:
-            places, features = concat_batches(compute(range(len(dataset))))
-            return features[torch.tensor(places).argsort()]
+            indices, features = concat_batches(compute(range(len(dataset))))
+            return features[torch.tensor(indices).argsort()]
         if rank_and_world_size()[0] == 0:
-            return broadcast_object(FeatureCache(self._recipe(view), self.cache_gb).fetch(dataset.digests, compute))
-        deque(compute(()), maxlen=0)  # its part of those that the first process does not find
+            key = cache_key(self.data, self.model, self.precision, view)
+            return broadcast_object(FeatureCache(key, self.cache_gb).fetch(dataset.digests, compute))
+        deque(compute(()), maxlen=0)  # compute a slice of what rank 0 does not find in the cache
         return broadcast_object(torch.empty(0))
-
-    def _recipe(self, view: int | None) -> dict[str, str]:
-        model, transform = self.model, self.data.eval_transform if view is None else self.data.train_transform
-        return {
-            "format": "1",
-            "backbone": str(model.hparams["weights_digest"]),
-            "architecture": json.dumps([model.hparams["architecture"], model.hparams["options"]]),
-            "pixels": f"{transform} {self.data.eval_transform} {model.normalise}",
-            "view": str(view),
-            "precision": f"{precision_dtype(self.precision)} on {model.device.type}",
-            "versions": " ".join(version(name) for name in ("torch", "torchvision", "pillow")),
-        }
 
 
 def _view_seed(digest: str, view: int) -> int:
-    """A view's augmentation belongs to the photo: another split or another run's seed finds the same view."""
+    """Seed a view by the image, so that the cache holds it for every split and every seed of a run."""
     return (int(digest[:14], 16) + view) % 2**62

@@ -1,12 +1,17 @@
-"""Torchvision classifiers without their last layer, with the weights asked for."""
+"""Backbones: image classifiers without their last linear layer, with random or pretrained weights.
+
+To add a backbone, write a function that returns an image classifier (the backbone is what comes before its last
+`nn.Linear`) and enter it in `BACKBONES`. `model.architecture=NAME model.weights=FILE` then uses it, and each key of
+`model.options` is an argument of the function.
+"""
 
 import copy
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,21 +21,49 @@ from torchvision import models
 
 from flowers.runtime.config import did_you_mean
 
+BACKBONES: dict[str, Callable[..., nn.Module]] = {}  # architectures that torchvision lacks
 
-def build_backbone(architecture: str, weights: str | Path | None, options: Mapping[str, Any]) -> tuple[nn.Module, int]:
-    """The network up to the input of its last linear layer, and the width F of that input: (B, 3, H, W) to (B, F).
+
+def check_backbone(architecture: str, weights: str | Path | None) -> None:
+    """Check the names that `build_backbone` takes, without building, downloading or reading anything.
 
     Args:
-        architecture: a name in `torchvision.models`, such as "resnet152".
-        weights: a torchvision weights name ("DEFAULT", "IMAGENET1K_V1"), a state dict's path (.safetensors, or what
-            torch.save wrote; read without running any code in it), or None for random ones.
-        options: further arguments of the architecture's builder.
+        architecture: See `build_backbone`.
+        weights: See `build_backbone`.
 
-    Raises ValueError for a name that is unknown, or weights that cannot be had or do not fit.
+    Raises:
+        ValueError: The architecture is unknown, or `weights` is neither a file nor a torchvision weights name.
     """
-    known = models.list_models(module=models)
+    known = [*BACKBONES, *models.list_models(module=models)]
     if architecture not in known:
-        raise ValueError(f"model.architecture={architecture} is not in torchvision{did_you_mean(architecture, known)}")
+        raise ValueError(
+            f"model.architecture={architecture}: expected the name of a torchvision architecture"
+            f"{did_you_mean(architecture, known)}"
+        )
+    names = _weights_names(architecture)
+    if weights is not None and str(weights) not in names and not Path(weights).is_file():
+        raise ValueError(
+            f"model.weights={weights}: expected a file or one of the weights for {architecture} "
+            f"({', '.join(names) or 'none are published'}){did_you_mean(str(weights), names)}"
+        )
+
+
+def build_backbone(architecture: str, weights: str | Path | None, options: Mapping[str, Any]) -> tuple[nn.Module, int]:
+    """Build a network without its last linear layer.
+
+    Args:
+        architecture: A name in `BACKBONES` or in `torchvision.models`, such as "resnet152".
+        weights: A torchvision weights name ("DEFAULT", "IMAGENET1K_V1"), the path of a state dict (.safetensors, or
+            a file from `torch.save`, read without running code in it), or None for random weights.
+        options: Further keyword arguments of the architecture's builder.
+
+    Returns:
+        The backbone, which maps images (B, 3, H, W) to features (B, F), and the feature width F.
+
+    Raises:
+        ValueError: A name is unknown, or the weights cannot be downloaded or read, or do not fit the architecture.
+    """
+    check_backbone(architecture, weights)
     if weights is None:
         return _build(architecture, None, dict(options))
     path = Path(weights)
@@ -39,36 +72,36 @@ def build_backbone(architecture: str, weights: str | Path | None, options: Mappi
     return copy.deepcopy(network), width
 
 
-@functools.lru_cache(maxsize=1)  # a multirun's jobs start from the same weights
+@functools.lru_cache(maxsize=1)  # the jobs of a multirun start from the same weights
 def _cached_pretrained(architecture: str, weights: str, changed: int, options: str) -> tuple[nn.Module, int]:
     return _build(architecture, weights, json.loads(options))
 
 
 def _build(architecture: str, weights: str | None, options: Mapping[str, Any]) -> tuple[nn.Module, int]:
-    state = None if weights is None else _load_state_dict(architecture, weights)
-    network = (
-        models.get_model(architecture, weights=None, **options)
-        if state is None
-        else _build_on_meta(architecture, options)
-    )
-    name, last = _last_linear(architecture, network)
-    if state is not None:
-        _load_weights(network, state, last=name, source=f"model.weights={weights}")
+    builder = BACKBONES.get(architecture) or functools.partial(models.get_model, architecture, weights=None)
+    if weights is None:
+        network = builder(**options)
+        name, head = _last_linear(architecture, network)
+    else:
+        state = _load_state_dict(architecture, weights)
+        network = _build_on_meta(builder, options)
+        name, head = _last_linear(architecture, network)
+        _load_weights(network, state, head=name, source=f"model.weights={weights}")
     network.set_submodule(name, nn.Identity())
-    return network, last.in_features
+    return network, head.in_features
 
 
-def _build_on_meta(architecture: str, options: Mapping[str, Any]) -> nn.Module:
-    """The network without values where it can be had so: to draw a ResNet-152's and drop them takes a second."""
+def _build_on_meta(builder: Callable[..., nn.Module], options: Mapping[str, Any]) -> nn.Module:
+    """Build a network without values if possible: drawing weights for a ResNet-152 takes a second."""
     try:
         with torch.device("meta"):
-            return cast(nn.Module, models.get_model(architecture, weights=None, **options))
+            return builder(**options)
     except NotImplementedError:  # RegNet computes its widths with tensors
-        return cast(nn.Module, models.get_model(architecture, weights=None, **options))
+        return builder(**options)
 
 
 def state_dict_sha256(network: nn.Module) -> str:
-    """The SHA-256 of a network's parameters and buffers, names and values."""
+    """Return the SHA-256 of the names, types, shapes and values of a network's parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -77,90 +110,95 @@ def state_dict_sha256(network: nn.Module) -> str:
 
 
 def find_weights(architecture: str, sources: Sequence[str | Path]) -> str | None:
-    """The `weights` for `build` from the first of `sources` that has some; None where none has.
+    """Find pretrained weights in the first of several sources that has them.
 
     Args:
-        architecture: a name in `torchvision.models`.
-        sources: torchvision weights names, tried by a download, and folders of files called after the architecture
-            ("resnet18-f37072fd.pth", "resnet18.safetensors").
+        architecture: A name in `torchvision.models`.
+        sources: Torchvision weights names, which are downloaded, and folders whose files are named after the
+            architecture ("resnet18-f37072fd.pth", "resnet18.safetensors").
+
+    Returns:
+        The `weights` for `build_backbone`, or None if no source has any.
     """
     for source in map(str, sources):
         files = [path for path in sorted(Path(source).glob(f"{architecture}[-_.]*")) if path.is_file()]
         if files:
             return str(files[0])
-        if source in (*models.get_model_weights(architecture).__members__, "DEFAULT"):
+        if source in _weights_names(architecture):
             try:
                 _download_weights(architecture, source)
                 return source
             except ValueError:
-                continue  # there is no network: the next one
+                continue  # no network: try the next source
     return None
 
 
+def _weights_names(architecture: str) -> list[str]:
+    return [] if architecture in BACKBONES else list(models.get_model_weights(architecture).__members__)
+
+
 def _last_linear(architecture: str, network: nn.Module) -> tuple[str, nn.Linear]:
-    linear = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ValueError(f"model.architecture={architecture} has no linear layer to replace: choose another one")
-    return linear[-1]
+    linears = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linears:
+        raise ValueError(
+            f"model.architecture={architecture}: expected a network with a linear layer to replace: choose another one"
+        )
+    return linears[-1]
 
 
 def _load_state_dict(architecture: str, weights: str) -> dict[str, Tensor]:
-    names = list(models.get_model_weights(architecture).__members__)
-    if weights in (*names, "DEFAULT"):
+    if weights in _weights_names(architecture):
         return _download_weights(architecture, weights)
-    if not Path(weights).is_file():
-        raise ValueError(
-            f"model.weights={weights} is neither a file nor one of {architecture}'s names in torchvision "
-            f"({', '.join([*names, 'DEFAULT'])}){did_you_mean(weights, names)}"
-        )
     try:
         if weights.endswith(".safetensors"):
             return dict(load_file(weights))
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"model.weights={weights} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"model.weights={weights}: cannot read the file: {str(error).splitlines()[0]}") from error
     except Exception as error:  # pickle.UnpicklingError: a file that would run code
-        raise ValueError(f"model.weights={weights} is not a plain state dict of tensors") from error
+        raise ValueError(f"model.weights={weights}: expected a plain state dict of tensors") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"model.weights={weights} is not a plain state dict of tensors")
+        raise ValueError(f"model.weights={weights}: expected a plain state dict of tensors")
     return state
 
 
 def _download_weights(architecture: str, weights: str) -> dict[str, Tensor]:
-    chosen = models.get_model_weights(architecture)[weights]
+    entry = models.get_model_weights(architecture)[weights]
     try:
-        return dict(chosen.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True))
+        return dict(entry.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True))
     except (OSError, RuntimeError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise ValueError(
-            f"cannot download {chosen.url} ({error}): put it into {folder} by hand, or give a file with "
-            "model.weights=PATH, or model.weights=null to start from random weights"
+            f"model.weights={weights}: cannot download {entry.url} ({error}): put the file into {folder} by hand, or "
+            "give a file with model.weights=PATH, or start from random weights with model.weights=null"
         ) from error
 
 
-def _load_weights(network: nn.Module, state: Mapping[str, Tensor], last: str, source: str) -> None:
-    """Loads all but the last layer, which is about to be replaced and may be of any size."""
-    wanted = {key: value.shape for key, value in network.state_dict().items() if not key.startswith(f"{last}.")}
-    found = {key: value.shape for key, value in state.items() if not key.startswith(f"{last}.")}
-    # Auxiliary classifiers help only a training from scratch; torchvision itself drops them from what it downloads.
-    found = {key: shape for key, shape in found.items() if key in wanted or not key.startswith(("aux", "AuxLogits"))}
-    # Files from before PyTorch 0.4.1 do not count batches.
-    missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
-    surplus = [key for key in found if key not in wanted]
-    misshapen = [
-        f"{key} {tuple(found[key])} for {tuple(shape)}"
-        for key, shape in wanted.items()
+def _load_weights(network: nn.Module, state: Mapping[str, Tensor], head: str, source: str) -> None:
+    """Load all weights but those of the last layer, which is about to be replaced and may have any size."""
+    expected = {key: value.shape for key, value in network.state_dict().items() if not key.startswith(f"{head}.")}
+    found = {key: value.shape for key, value in state.items() if not key.startswith(f"{head}.")}
+    # Auxiliary classifiers help only when training from scratch; torchvision drops them from its own weights, too.
+    found = {key: shape for key, shape in found.items() if key in expected or not key.startswith(("aux", "AuxLogits"))}
+    # Files from before PyTorch 0.4.1 lack num_batches_tracked.
+    missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in found if key not in expected]
+    mismatched = [
+        f"{key} {tuple(found[key])}, expected {tuple(shape)}"
+        for key, shape in expected.items()
         if found.get(key, shape) != shape
     ]
-    if missing or surplus or misshapen:
-        kinds = {"missing": missing, "not in the model": surplus, "of another shape": misshapen}
-        listed = "; ".join(f"{len(keys)} {kind} ({_abbreviate(keys)})" for kind, keys in kinds.items() if keys)
-        raise ValueError(f"{source} does not fit {type(network).__name__} (is it of another architecture?): {listed}")
-    loaded = network.state_dict()  # with its modules' versions, which MNASNet asks for
-    for key in wanted:
+    if missing or unexpected or mismatched:
+        problems = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
+        listed = "; ".join(f"{len(keys)} {kind} ({_abbreviate(keys)})" for kind, keys in problems.items() if keys)
+        raise ValueError(
+            f"{source}: the weights do not fit {type(network).__name__} (are they for another architecture?): {listed}"
+        )
+    loaded = network.state_dict()  # carries the version of each module, which MNASNet needs
+    for key in expected:
         loaded[key] = state[key].to(loaded[key].dtype).clone() if key in found else torch.tensor(0)
     network.load_state_dict(loaded, assign=True)
 
 
-def _abbreviate(keys: list[str], count: int = 3) -> str:
-    return ", ".join(keys[:count]) + (", …" if len(keys) > count else "")
+def _abbreviate(keys: list[str], limit: int = 3) -> str:
+    return ", ".join(keys[:limit]) + (", …" if len(keys) > limit else "")

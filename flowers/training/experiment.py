@@ -105,8 +105,11 @@ def run_training(cfg: DictConfig) -> float:
         seed=cfg.seed,
     )
     kept = FeatureDataModule(data, model, max(cfg.head.cached_views, 1), **cfg.features)
+    trainer_config = resolve_trainer_config(cfg.trainer)
+    if cfg.trainer.strategy == "fsdp2":
+        trainer_config["strategy"] = FSDP2Strategy()
     trainer = Trainer(
-        **resolve_trainer_config(cfg.trainer),
+        **trainer_config,
         callbacks=[clock := StageTimer(), *map(instantiate, cfg.callbacks.values())],
         logger=instantiate(cfg.logger),
         plugins=AtomicCheckpointIO(),

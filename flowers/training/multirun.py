@@ -21,14 +21,14 @@ MULTIRUN_COLUMNS = ("run", "overrides", "accuracy", "low", "high", "loss", "n", 
 
 
 class MultirunSummary(Callback):
-    """Prints the runs of a multirun and writes them to `runs.csv` in its folder; ends it with 1 where one failed."""
+    """Print the runs of a multirun and write them to `runs.csv` in its folder. Exit with 1 if a run failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra before the first job. What is cut short, as by a killed job, ends with the table too."""
+        """Print the table at exit, even if the multirun is cut short, such as by a killed job."""
         atexit.register(_summarize, _multirun_dir(config))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra after the last job."""
+        """Print the table and report failed runs."""
         atexit.unregister(_summarize)
         folder = _multirun_dir(config)
         rows = _summarize(folder)
@@ -56,15 +56,15 @@ def _summarize(folder: Path) -> list[dict[str, Any]]:
 
 
 def multirun_rows(folder: Path) -> list[dict[str, Any]]:
-    """A row of COLUMNS for each run below `folder`, best validation accuracy first; failed ones last and empty."""
+    """Return a row of `MULTIRUN_COLUMNS` for each run below `folder`: best accuracy first, failed runs last."""
     rows = []
     for overrides in folder.glob("*/.hydra/overrides.yaml"):
         run = overrides.parent.parent
-        asked = list(OmegaConf.load(overrides))
+        requested = list(OmegaConf.load(overrides))
         row: dict[str, Any] = dict.fromkeys(MULTIRUN_COLUMNS, "")
-        row |= {"run": run.name, "overrides": " ".join(map(str, asked))}
-        # A folder that held another run refused this one, and has that one's result.
-        accepted = (run / START_FILE).exists() and list(OmegaConf.load(run / START_FILE).overrides) == asked
+        row |= {"run": run.name, "overrides": " ".join(map(str, requested))}
+        # A folder that already held another run holds the result of that run.
+        accepted = (run / START_FILE).exists() and list(OmegaConf.load(run / START_FILE).overrides) == requested
         if accepted and (run / "result.json").exists():
             result = json.loads((run / "result.json").read_text(encoding="utf-8"))
             val, (low, high) = result["val"], result["val"]["interval"]

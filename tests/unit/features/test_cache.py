@@ -32,30 +32,30 @@ class Backbone:
             yield batch, torch.tensor([self.names[place] for place in batch])[:, None].repeat(1, 2).bfloat16()
 
 
-def fetched(*names: int, recipe: str = "a", max_gb: float = 1.0) -> tuple[list[float], list[int]]:
+def fetched(*names: int, key: str = "a", max_gb: float = 1.0) -> tuple[list[float], list[int]]:
     """The features' first column, and the photos that had to be computed."""
     backbone = Backbone(*names)
-    features = FeatureCache({"recipe": recipe}, max_gb).fetch(digests(*names), backbone)
+    features = FeatureCache({"key": key}, max_gb).fetch(digests(*names), backbone)
     assert features.dtype == torch.bfloat16
     return features[:, 0].tolist(), backbone.asked
 
 
-def test_each_photo_is_computed_once_whatever_split_it_is_in():
+def test_fetch_computes_each_image_once_for_all_splits():
     assert fetched(1, 2, 3, 4, 5) == ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])
     assert fetched(5, 1) == ([5, 1], [])
     assert fetched(6, 2, 7) == ([6, 2, 7], [6, 7])
 
 
-def test_another_recipe_finds_nothing():
+def test_another_key_finds_nothing():
     fetched(1, 2)
-    assert fetched(1, 2, recipe="b") == ([1, 2], [1, 2])
+    assert fetched(1, 2, key="b") == ([1, 2], [1, 2])
 
 
-def test_a_photo_that_is_there_twice_is_computed_once():
+def test_fetch_computes_a_duplicate_image_once():
     assert fetched(1, 2, 1, 1) == ([1, 2, 1, 1], [1, 2])
 
 
-def test_a_long_pass_is_kept_piece_by_piece(monkeypatch: pytest.MonkeyPatch):
+def test_fetch_stores_a_long_pass_in_chunks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("flowers.runtime.files.CHUNK_SECONDS", 0.0)
     names = 1, 2, 3, 4, 5, 6, 7
 
@@ -64,20 +64,20 @@ def test_a_long_pass_is_kept_piece_by_piece(monkeypatch: pytest.MonkeyPatch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        FeatureCache({"recipe": "a"}, 1.0).fetch(digests(*names), killed)
+        FeatureCache({"key": "a"}, 1.0).fetch(digests(*names), killed)
     assert fetched(*names) == ([1, 2, 3, 4, 5, 6, 7], [7])
 
 
-def test_features_may_come_in_another_order():
+def test_fetch_accepts_features_in_any_order():
     def backwards(places: list[int]) -> Iterator[IndexedFeatures]:
         yield from reversed(list(Backbone(1, 2, 3, 4, 5)(places)))
 
-    features = FeatureCache({"recipe": "a"}, 1.0).fetch(digests(1, 2, 3, 4, 5), backwards)
+    features = FeatureCache({"key": "a"}, 1.0).fetch(digests(1, 2, 3, 4, 5), backwards)
     assert features[:, 0].tolist() == [1, 2, 3, 4, 5]
     assert fetched(3, 5, 1) == ([3, 5, 1], [])
 
 
-def test_a_broken_file_is_computed_again(tmp_path: Path):
+def test_fetch_replaces_an_unreadable_file(tmp_path: Path):
     fetched(1, 2)
     (file,) = tmp_path.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-3])
@@ -85,18 +85,18 @@ def test_a_broken_file_is_computed_again(tmp_path: Path):
     assert fetched(1, 2) == ([1, 2], [])
 
 
-def test_what_was_used_longest_ago_is_dropped_first(tmp_path: Path):
-    for age, recipe in ((2, "old"), (3, "used again"), (1, "new")):
-        fetched(1, 2, recipe=recipe)
-        for file in FeatureCache({"recipe": recipe}, 1.0).folder.glob("*.safetensors"):
+def test_fetch_evicts_the_least_recently_used_files(tmp_path: Path):
+    for age, key in ((2, "old"), (3, "used again"), (1, "new")):
+        fetched(1, 2, key=key)
+        for file in FeatureCache({"key": key}, 1.0).folder.glob("*.safetensors"):
             os.utime(file, (1e9 - age, 1e9 - age))
-    fetched(1, recipe="used again")
+    fetched(1, key="used again")
     size = next(tmp_path.rglob("*.safetensors")).stat().st_size
-    fetched(1, 2, recipe="newest", max_gb=3.5 * size / 2**30)
-    assert [fetched(1, 2, recipe=name)[1] for name in ("used again", "new", "newest", "old")] == [[], [], [], [1, 2]]
+    fetched(1, 2, key="newest", max_gb=3.5 * size / 2**30)
+    assert [fetched(1, 2, key=name)[1] for name in ("used again", "new", "newest", "old")] == [[], [], [], [1, 2]]
 
 
-def test_of_several_that_want_the_same_one_computes_it():
+def test_one_of_several_concurrent_fetches_computes():
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: fetched(1, 2, 3), range(4)))
     assert all(features == [1, 2, 3] for features, _ in results)

@@ -100,7 +100,7 @@ def features_of(root: Path, seed: int = 0, view: int | None = None, cache: bool 
     model = ImageClassifier("resnet18", data.classes)
     model.set_stage("head", epochs=1)
     dataset = data.dataset("train", augmented=view is not None)
-    return FeatureExtractor(data, model, "32-true", cache).of(dataset, "train", view)
+    return FeatureExtractor(data, model, "32-true", cache).extract(dataset, "train", view)
 
 
 def test_another_seed_and_other_folds_find_what_is_kept(square: Path, monkeypatch: pytest.MonkeyPatch):

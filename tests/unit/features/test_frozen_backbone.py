@@ -20,26 +20,26 @@ def model_of(architecture: str) -> ImageClassifier:
     return model
 
 
-def photos_of(count: int, size: int = 64) -> Tensor:
+def random_images(count: int, size: int = 64) -> Tensor:
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 # A plain ResNet, shortcuts by concatenation, no ReLU, no convolution to fold.
 @pytest.mark.parametrize("architecture", ["resnet18", "densenet121", "efficientnet_b0", "swin_t"])
-def test_the_pass_gives_what_the_backbone_gives(architecture: str):
-    model, photos = model_of(architecture), photos_of(3)
+def test_frozen_backbone_equals_the_backbone(architecture: str):
+    model, images = model_of(architecture), random_images(3)
     with torch.inference_mode():
-        wanted = model.features(photos)
-    found = FrozenBackbone(model, "32-true")(photos)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    half = FrozenBackbone(model, "bf16-mixed")(photos).float()
-    assert (half - wanted).abs().max() < 0.03 * wanted.abs().max()
+        expected = model.features(images)
+    features = FrozenBackbone(model, "32-true")(images)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    half = FrozenBackbone(model, "bf16-mixed")(images).float()
+    assert (half - expected).abs().max() < 0.03 * expected.abs().max()
 
 
-def test_the_model_stays_as_it_is():
+def test_frozen_backbone_leaves_the_model_unchanged():
     model = model_of("resnet18")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    FrozenBackbone(model, "bf16-mixed")(photos_of(2))
+    FrozenBackbone(model, "bf16-mixed")(random_images(2))
     after = model.state_dict()
     assert all(
         after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items()
@@ -47,17 +47,17 @@ def test_the_model_stays_as_it_is():
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_photos_features_are_the_same_to_the_bit_in_any_company(precision: str):
-    frozen, photos = FrozenBackbone(model_of("resnet18"), precision), photos_of(19)
-    together = torch.cat([frozen(photos[:16]), frozen(photos[16:])])
-    apart = torch.cat([frozen(photos[:5]), frozen(photos[5:6]), frozen(photos[6:])])
+def test_features_do_not_depend_on_the_batch(precision: str):
+    frozen, images = FrozenBackbone(model_of("resnet18"), precision), random_images(19)
+    together = torch.cat([frozen(images[:16]), frozen(images[16:])])
+    apart = torch.cat([frozen(images[:5]), frozen(images[5:6]), frozen(images[6:])])
     assert torch.equal(together, apart)
 
 
-def test_half_precision_features_take_half_the_room():
-    assert FrozenBackbone(model_of("resnet18"), "bf16-mixed")(photos_of(1)).dtype == torch.bfloat16
+def test_features_have_the_precision_of_the_pass():
+    assert FrozenBackbone(model_of("resnet18"), "bf16-mixed")(random_images(1)).dtype == torch.bfloat16
 
 
-def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="precision=8-bit: wanted 32-true"):
+def test_precision_dtype_rejects_an_unknown_precision():
+    with pytest.raises(ValueError, match="precision=8-bit: expected a Lightning precision"):
         FrozenBackbone(model_of("resnet18"), "8-bit")

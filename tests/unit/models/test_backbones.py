@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from flowers.models.backbones import build_backbone, find_weights
+from flowers.models.backbones import BACKBONES, build_backbone, check_backbone, find_weights
 from flowers.runtime.config import CONF
 from tests.helpers import configuration
 
@@ -14,7 +14,7 @@ MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_each_configured_model_gives_features_of_its_last_layers_width(name: str):
+def test_build_backbone_returns_the_feature_width_of_each_configured_model(name: str):
     cfg = configuration(f"model={name}").model
     with torch.device("meta"):
         network, width = build_backbone(cfg.architecture, None, cfg.options)
@@ -23,77 +23,115 @@ def test_each_configured_model_gives_features_of_its_last_layers_width(name: str
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_each_configured_model_names_weights_that_torchvision_has(name: str):
+def test_each_configured_model_names_published_weights(name: str):
     cfg = configuration(f"model={name}").model
     assert models.get_model_weights(cfg.architecture)[cfg.weights].url.startswith("https://")
 
 
-@pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_weights_from_a_file_are_those_of_the_file(tmp_path: Path, ending: str):
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_build_backbone_loads_the_weights_of_a_file(tmp_path: Path, suffix: str):
     donor = models.resnet18()
-    path = tmp_path / f"donor.{ending}"
-    save_file(donor.state_dict(), path) if ending == "safetensors" else torch.save(donor.state_dict(), path)
+    path = tmp_path / f"donor.{suffix}"
+    save_file(donor.state_dict(), path) if suffix == "safetensors" else torch.save(donor.state_dict(), path)
     network, _ = build_backbone("resnet18", path, {})
     donor.fc = nn.Identity()
-    photos = torch.rand(2, 3, 64, 64)
-    assert torch.equal(network.eval()(photos), donor.eval()(photos))
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(network.eval()(images), donor.eval()(images))
 
 
-def test_the_last_layer_of_the_file_may_be_of_any_size(tmp_path: Path):
+def test_build_backbone_ignores_the_size_of_the_last_layer_in_a_file(tmp_path: Path):
     torch.save(models.resnet18(num_classes=7).state_dict(), tmp_path / "seven.pth")
     assert build_backbone("resnet18", tmp_path / "seven.pth", {})[1] == 512
 
 
-def test_googlenets_auxiliary_classifiers_in_a_file_are_passed_over(tmp_path: Path):
+def test_build_backbone_ignores_auxiliary_classifiers_in_a_file(tmp_path: Path):
     torch.save(models.googlenet(init_weights=False).state_dict(), tmp_path / "g.pth")
     cfg = configuration("model=googlenet").model
     assert build_backbone("googlenet", tmp_path / "g.pth", cfg.options)[1] == 1024
 
 
-def test_weights_of_another_architecture_are_refused_in_one_short_message(tmp_path: Path):
+def test_build_backbone_rejects_weights_of_another_architecture_in_a_short_message(tmp_path: Path):
     torch.save(models.resnet18().state_dict(), tmp_path / "r18.pth")
-    with pytest.raises(ValueError, match=r"does not fit ResNet .* missing .* of another shape \(.*…\)") as error:
+    with pytest.raises(ValueError, match=r"do not fit ResNet .* missing .* of another shape \(.*…\)") as error:
         build_backbone("resnet50", tmp_path / "r18.pth", {})
     assert len(str(error.value)) < 600
 
 
-class Runs:
+class RunsCode:
     def __reduce__(self):
         return (Path.touch, (Path("ran"),))
 
 
-def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_build_backbone_rejects_a_file_that_would_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"weight": Runs()}, "evil.pth")
-    with pytest.raises(ValueError, match="not a plain state dict"):
+    torch.save({"weight": RunsCode()}, "evil.pth")
+    with pytest.raises(ValueError, match="expected a plain state dict"):
         build_backbone("resnet18", "evil.pth", {})
     assert not Path("ran").exists()
 
 
 @pytest.mark.parametrize("name", ["garbage.pth", "garbage.safetensors"])
-def test_a_file_that_holds_no_weights_is_named(tmp_path: Path, name: str):
+def test_build_backbone_names_a_file_without_weights(tmp_path: Path, name: str):
     (tmp_path / name).write_bytes(b"garbage that is long enough to look like something")
     with pytest.raises(ValueError, match=rf"model.weights=.*{name}"):
         build_backbone("resnet18", tmp_path / name, {})
 
 
-def test_names_that_are_unknown_get_the_nearest(tmp_path: Path):
-    with pytest.raises(ValueError, match="did you mean resnet101"):
-        build_backbone("resnet111", None, {})
-    with pytest.raises(ValueError, match="did you mean IMAGENET1K_V1"):
-        build_backbone("resnet18", "IMAGENET1K_V3", {})
-    with pytest.raises(ValueError, match="no linear layer"):
+@pytest.mark.parametrize(
+    ("architecture", "weights", "message"),
+    [
+        ("resnet111", None, r"model.architecture=resnet111: .* did you mean resnet101"),
+        ("resnet18", "IMAGENET1K_V3", r"model.weights=IMAGENET1K_V3: .* did you mean IMAGENET1K_V1"),
+        ("resnet18", "nowhere.pth", r"model.weights=nowhere.pth: expected a file or .*\(IMAGENET1K_V1, DEFAULT\)"),
+    ],
+)
+def test_check_backbone_rejects_unknown_names_with_the_nearest_valid_one(
+    architecture: str, weights: str | None, message: str
+):
+    with pytest.raises(ValueError, match=message):
+        check_backbone(architecture, weights)
+    with pytest.raises(ValueError, match=message):
+        build_backbone(architecture, weights, {})
+
+
+def test_check_backbone_accepts_names_and_files_without_building_or_downloading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.hub.urlopen", None)
+    monkeypatch.setattr(models, "get_model", None)
+    (tmp_path / "weights.pth").write_bytes(b"not read")
+    for weights in (None, "DEFAULT", tmp_path / "weights.pth"):
+        check_backbone("resnet152", weights)
+
+
+def test_build_backbone_rejects_a_network_without_a_linear_layer():
+    with pytest.raises(ValueError, match=r"model.architecture=squeezenet1_0: expected a network with a linear layer"):
         build_backbone("squeezenet1_0", None, {})
 
 
-def test_weights_that_cannot_be_downloaded_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_build_backbone_uses_a_registered_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def tiny(width: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, width, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 9))
+
+    monkeypatch.setitem(BACKBONES, "tiny", tiny)
+    donor = tiny(width=4)
+    torch.save(donor.state_dict(), tmp_path / "tiny.pth")
+    network, width = build_backbone("tiny", tmp_path / "tiny.pth", {"width": 4})
+    images = torch.rand(2, 3, 8, 8)
+    assert width == 4
+    assert torch.equal(network(images), donor[:-1](images))
+    with pytest.raises(ValueError, match=r"model.weights=DEFAULT: expected a file .*none are published"):
+        check_backbone("tiny", "DEFAULT")
+
+
+def test_build_backbone_says_what_to_do_if_a_download_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no network")))
-    with pytest.raises(ValueError, match=r"no network.*put it into .*checkpoints by hand.*model.weights"):
+    with pytest.raises(ValueError, match=r"no network.*put the file into .*checkpoints by hand.*model.weights"):
         build_backbone("resnet18", "DEFAULT", {})
 
 
-def test_weights_are_had_from_the_first_source_that_has_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_find_weights_returns_the_first_source_that_has_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("no network")
 
