@@ -64,7 +64,7 @@ class ProjectBenchmark:
         return len(self.sample)
 
     def input_pipeline(self) -> int:
-        """Decode and augment the sample. After the first call decoded images come from the cache, as in later epochs."""
+        """Decode and augment the sample. Later calls find the decoded images in the cache, as in later epochs."""
         for index in self.sample:
             self.augmented[index, index]
         return len(self.sample)
