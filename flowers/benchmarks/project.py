@@ -1,4 +1,4 @@
-"""The same pieces of work, done by this project's own code."""
+"""The same pieces of work, done by the code of this project."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,15 +20,16 @@ from flowers.runtime.timing import synchronize
 
 
 class ProjectBenchmark:
-    """Each method does a piece of work as a run does it, and says how many photos that was.
+    """Does each piece of work as a run does. Each method but `head_epoch` returns how many images it processed.
 
     Args:
-        data: has the photos to train on.
-        settings: of the trainer, definite; one device is used.
-        model: is trained; its backbone as it is now, frozen, is the one that features are computed with.
-        optimizer: makes one from parameters.
-        sample: the places of the photos that are decoded, augmented, and taken for a step of `batch_size`.
-        looped: of those that a pass over the photos takes.
+        data: The training images.
+        settings: The Trainer's arguments, with each "auto" resolved. One device is used.
+        model: Is trained. The frozen backbone of the forward pass is a copy of its present one.
+        optimizer: Makes an optimizer from parameters.
+        sample: The indices of the images that are decoded and augmented, and that make up the batches.
+        loop_indices: The indices of the images in one pass of the frozen backbone.
+        batch_size: The size of a training step.
     """
 
     def __init__(
@@ -38,46 +39,46 @@ class ProjectBenchmark:
         model: ImageClassifier,
         optimizer: Callable[..., Optimizer],
         sample: Sequence[int],
-        looped: Sequence[int],
+        loop_indices: Sequence[int],
         batch_size: int,
     ) -> None:
         self.data, self.model, self.sample = data, model, sample
-        bare = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        self.settings = {**settings, "devices": 1, "strategy": "auto", **bare}
+        minimal = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        self.settings = {**settings, "devices": 1, "strategy": "auto", **minimal}
         self.trainer = Trainer(**self.settings)
         self.device = self.trainer.strategy.root_device
         model.to(self.device).set_stage("head", 1)
         self.frozen = FrozenBackbone(model, str(self.trainer.precision))
         self.paths, _ = training_images(data)
         self.augmented = data.train_dataloader().dataset
-        centred = data.dataset("train")
-        self.loader = data.batches(centred, looped, self.frozen.batch_size)
-        self.frozen_batch = make_batch(centred, sample, self.frozen.batch_size)[0].to(self.device)
-        self.batch, self.labels = (part.to(self.device) for part in make_batch(centred, sample, batch_size))
+        cropped = data.dataset("train")
+        self.loader = data.batches(cropped, loop_indices, self.frozen.batch_size)
+        self.frozen_batch = make_batch(cropped, sample, self.frozen.batch_size)[0].to(self.device)
+        self.batch, self.labels = (part.to(self.device) for part in make_batch(cropped, sample, batch_size))
         self.optimizer = optimizer(model.parameters())
 
     def decoding(self) -> int:
-        """Reads the sample."""
-        for place in self.sample:
-            read_image(self.paths[place])
+        """Decode the sample."""
+        for index in self.sample:
+            read_image(self.paths[index])
         return len(self.sample)
 
-    def pipeline(self) -> int:
-        """Reads and augments the sample; from the second time on, as in the second epoch."""
-        for place in self.sample:
-            self.augmented[place, place]
+    def input_pipeline(self) -> int:
+        """Decode and augment the sample. Later calls find the decoded images in the cache, as in later epochs."""
+        for index in self.sample:
+            self.augmented[index, index]
         return len(self.sample)
 
-    def forward(self) -> int:
-        """The features of a batch of the size that it is fastest at."""
+    def forward_pass(self) -> int:
+        """Compute the features of a batch of the size that is fastest."""
         return len(self.frozen(self.frozen_batch))
 
     def head_pass(self) -> int:
-        """The features to keep, photos loaded from disk."""
+        """Compute the features to cache, with images read from disk."""
         return sum(len(self.frozen(batch).cpu()) for batch, _ in self.loader)
 
-    def step(self) -> int:
-        """A training step of everything on the batch."""
+    def training_step(self) -> int:
+        """Train backbone and head on the batch."""
         if self.model.stage != "finetune":
             self.model.set_stage("finetune", 1)
         with self.trainer.precision_plugin.forward_context():
@@ -88,7 +89,7 @@ class ProjectBenchmark:
         return len(self.batch)
 
     def head_epoch(self) -> float:
-        """Seconds of an epoch of the head stage with its validation, on kept features (the values do not matter)."""
+        """Return the seconds of one epoch of the head stage with validation, on random features."""
         starts = _EpochStarts()
         trainer = Trainer(**self.settings, max_epochs=3, callbacks=[starts])
         self.model.set_stage("head", 3)
@@ -103,11 +104,13 @@ class ProjectBenchmark:
         return (starts.times[-1] - starts.times[0]) / (len(starts.times) - 1)
 
     def _features(self, split: str) -> FeatureDataset:
-        number = self.data.counts(split).total()
-        return FeatureDataset(torch.rand(1, number, self.model.head.in_features), [0] * number)
+        count = self.data.counts(split).total()
+        return FeatureDataset(torch.rand(1, count, self.model.head.in_features), [0] * count)
 
 
 class _EpochStarts(Callback):
+    """Records when each training epoch starts."""
+
     def __init__(self) -> None:
         self.times: list[float] = []
 

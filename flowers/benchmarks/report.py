@@ -1,4 +1,4 @@
-"""Baseline, project and roofline side by side, and the predicted time of whole runs."""
+"""Compare baseline, project and hardware roofline, and predict the time of whole runs."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -29,125 +29,236 @@ from flowers.runtime.timing import (
     summarize,
 )
 
-COLUMNS, RATIOS = ("plain", "ours", "limit"), ("ours/plain", "ours/limit")
+COLUMNS, RATIOS = ("baseline", "flowers", "roofline"), ("flowers/baseline", "flowers/roofline")
 
 
 _MEASURED_ROWS = ("decoding", "input pipeline", "forward pass", "head pass", "head epoch", "training step")
 
 
-_BENCHMARK_METHODS = {  # by row: the method of Plain and of Ours
-    "decoding": "decoding",
-    "input pipeline": "pipeline",
-    "forward pass": "forward",
-    "head pass": "head_pass",
-    "training step": "step",
-}
+Figures = Mapping[tuple[str, str], Sequence[float]]
+"""The figures of each round, by row and column."""
 
 
-def build_measurements(plain: BaselineBenchmark, ours: ProjectBenchmark) -> dict[tuple[str, str], Measurement]:
-    """What is measured, by row and column; of the limits, the two rates that all of them follow from."""
-    deterministic = bool(ours.settings["deterministic"])
-    measured: dict[tuple[str, str], Measurement] = {}
-    for name, method in _BENCHMARK_METHODS.items():
-        # As in each of the processes that load photos, which leave the other cores to each other.
-        threads = 1 if method in ("decoding", "pipeline") else None
-        measured[name, "plain"] = make_measurement(getattr(plain, method), ours.device, threads)
-        measured[name, "ours"] = make_measurement(getattr(ours, method), ours.device, threads, deterministic)
-    measured["head epoch", "ours"] = lambda seconds: ours.head_epoch()
-    measured["matrix products", "limit"] = lambda seconds: matmul_peak(ours.device, ours.frozen.dtype, seconds)
-    measured["copying", "limit"] = lambda seconds: copy_bandwidth(seconds)
-    return measured
+def run_benchmark(cfg: DictConfig) -> dict[str, Any]:
+    """Measure each piece of fine-tuning, and predict how long whole runs take on this machine.
+
+    Args:
+        cfg: Composed from conf/benchmark.yaml.
+
+    Returns:
+        The figures, as `cfg.output` holds them.
+
+    Raises:
+        ValueError: A setting is wrong, or there are no images in train or val.
+    """
+    _check_settings(cfg)
+    settings = resolve_trainer_config(to_container(cfg.trainer))
+    device = resolve_device(settings["accelerator"])
+    data = ImageDataModule(**{**cfg.data, "source": instantiate(cfg.data.source)}, seed=cfg.seed)
+    if data.shards is not None:
+        raise ValueError("data=shards: the baseline reads each image from its own file; give data=folder")
+    counts = data.counts("train").total(), data.counts("val").total()
+    if not all(counts):
+        raise ValueError(f"train has {counts[0]} images and val has {counts[1]}: expected at least 1 in each")
+
+    parts = {name: instantiate(cfg[name]) for name in ("optimizer", "scheduler")}
+    model = ImageClassifier(**to_container(cfg.model), classes=data.classes, image_size=cfg.data.image_size, **parts)
+    is_cpu = device.type == "cpu"
+    batch_size = cfg.step_batch or (8 if is_cpu else cfg.data.batch_size)
+    sample = random.Random(cfg.seed).sample(range(counts[0]), min(counts[0], 256))
+    loop_indices = sample[: 4 * batch_size] if is_cpu else range(counts[0])  # takes some seconds on either
+    baseline = BaselineBenchmark(
+        data, to_container(cfg.data), model, device, sample, loop_indices, batch_size, cfg.optimizer.lr
+    )
+    work = required_work(baseline, cfg.data.image_size)
+    project = ProjectBenchmark(data, settings, model, parts["optimizer"], sample, loop_indices, batch_size)
+
+    rounds = progress_bar(range(cfg.rounds), "Rounds")
+    measured = measure_interleaved(build_measurements(baseline, project), rounds, cfg.seconds)
+    figures = add_derived_figures(measured, work, sum(counts))
+    rows = predicted_rows(
+        measured_rows(figures),
+        counts,
+        cfg.head.epochs,
+        to_container(cfg.predicted_runs),
+        loaders=max(data.num_workers, 1),
+        is_overlapped=data.num_workers > 0 and not is_cpu,
+    )
+    report = {
+        "rows": rows,
+        "spread": {f"{name}, {column}": summarize(values) for (name, column), values in figures.items()},
+        "needed": work,
+        "photos": {"train": counts[0], "val": counts[1], "step": batch_size, "forward": project.frozen.batch_size},
+        "device": device_name(device),
+        "precision": settings["precision"],
+        **provenance(),
+        "settings": to_container(cfg),
+    }
+    Console().print(benchmark_table(rows, {"training step": f"training step of {batch_size}"}))
+    if cfg.output:
+        write_json(report, cfg.output)
+    return report
 
 
-def required_work(plain: BaselineBenchmark, size: int) -> dict[str, float]:
-    """What a photo of `size` pixels a side takes at least, by row: operations, or bytes copied."""
-    forward = flops_per_image(plain.backbone, size, training=False)
+def _check_settings(cfg: DictConfig) -> None:
+    """Check what can be checked before an image is read."""
+    for key, value in (("rounds", cfg.rounds), ("head.epochs", cfg.head.epochs)):
+        if value < 1:
+            raise ValueError(f"{key}={value}: expected at least 1")
+    if cfg.seconds <= 0:
+        raise ValueError(f"seconds={cfg.seconds}: expected more than 0")
+    if cfg.step_batch is not None and cfg.step_batch < 2:  # BatchNorm needs two images in training
+        raise ValueError(f"step_batch={cfg.step_batch}: expected at least 2, or null")
+
+
+def build_measurements(baseline: BaselineBenchmark, project: ProjectBenchmark) -> dict[tuple[str, str], Measurement]:
+    """Return what is measured, by row and column, with the two rates from which the roofline follows."""
+    deterministic = bool(project.settings["deterministic"])
+    measurements: dict[tuple[str, str], Measurement] = {}
+    for name in _MEASURED_ROWS:
+        if name == "head epoch":  # measured in seconds; the one of the baseline follows from its head pass
+            continue
+        # Data loading processes use one thread each.
+        threads = 1 if name in ("decoding", "input pipeline") else None
+        method = name.replace(" ", "_")
+        measurements[name, "baseline"] = make_measurement(getattr(baseline, method), project.device, threads)
+        measurements[name, "flowers"] = make_measurement(
+            getattr(project, method), project.device, threads, deterministic
+        )
+    measurements["head epoch", "flowers"] = lambda seconds: project.head_epoch()
+    measurements["matrix products", "roofline"] = lambda seconds: matmul_peak(
+        project.device, project.frozen.dtype, seconds
+    )
+    measurements["copying", "roofline"] = lambda seconds: copy_bandwidth(seconds)
+    return measurements
+
+
+def required_work(baseline: BaselineBenchmark, size: int) -> dict[str, float]:
+    """Return the least work per image, by row.
+
+    Args:
+        baseline: The baseline, with its network and its images.
+        size: The image size in pixels a side.
+
+    Returns:
+        Bytes to copy for decoding and the input pipeline, floating-point operations for the other rows.
+    """
+    forward = flops_per_image(baseline.backbone, size, training=False)
     return {
-        "decoding": plain.pixels * 3,
+        "decoding": baseline.mean_pixels * 3,
         "input pipeline": size**2 * 3,
         "forward pass": forward,
         "head pass": forward,
-        "training step": flops_per_image(plain.network, size, training=True),
+        "training step": flops_per_image(baseline.network, size, training=True),
     }
 
 
 def add_derived_figures(
-    figures: Mapping[tuple[str, str], Sequence[float]], needs: Mapping[str, float], photos: int
+    figures: Figures, work: Mapping[str, float], image_count: int
 ) -> dict[tuple[str, str], list[float]]:
-    """The figures of each round and those that follow: the limits, and the plain head epoch over so many photos."""
-    whole = {key: list(values) for key, values in figures.items()}
-    for name, need in needs.items():
+    """Add the roofline of each row, and the baseline's head epoch over `image_count` images.
+
+    Args:
+        figures: The measured figures.
+        work: From `required_work`.
+        image_count: The images of train and val together.
+    """
+    derived = {key: list(values) for key, values in figures.items()}
+    for name, amount in work.items():
         source = "copying" if name in ("decoding", "input pipeline") else "matrix products"
-        whole[name, "limit"] = [figure / need for figure in figures[source, "limit"]]
-    whole["head epoch", "plain"] = [photos / figure for figure in figures["head pass", "plain"]]
-    return whole
+        derived[name, "roofline"] = [figure / amount for figure in figures[source, "roofline"]]
+    derived["head epoch", "baseline"] = [image_count / figure for figure in figures["head pass", "baseline"]]
+    return derived
 
 
-def measured_rows(figures: Mapping[tuple[str, str], Sequence[float]]) -> dict[str, dict[str, Any]]:
-    """The measured rows: the median of each figure."""
+def measured_rows(figures: Figures) -> dict[str, dict[str, Any]]:
+    """Return the measured rows of the table, with the median of each figure."""
     medians: dict[str, dict[str, float | None]] = {}
     for (name, column), values in figures.items():
         medians.setdefault(name, {})[column] = summarize(values)["median"]
     return {
-        name: comparison_row("seconds" if name == "head epoch" else "photos/s", medians[name])
+        name: comparison_row("seconds" if name == "head epoch" else "images/s", medians[name])
         for name in _MEASURED_ROWS
     }
 
 
 def comparison_row(unit: str, columns: Mapping[str, float | None]) -> dict[str, Any]:
-    """A row of the table: the three columns, and how many times as fast ours is as the other two."""
-    plain, ours, limit = (columns.get(name) for name in COLUMNS)
+    """Return a row of the table: unit, columns, and how many times as fast flowers is as the other two columns."""
+    baseline, flowers, roofline = (columns.get(name) for name in COLUMNS)
     return {
         "unit": unit,
-        **{"plain": plain, "ours": ours, "limit": limit},
-        **{"ours/plain": _speedup(unit, ours, plain), "ours/limit": _speedup(unit, ours, limit)},
+        **{"baseline": baseline, "flowers": flowers, "roofline": roofline},
+        "flowers/baseline": _speedup(unit, flowers, baseline),
+        "flowers/roofline": _speedup(unit, flowers, roofline),
     }
 
 
-def _speedup(unit: str, ours: float | None, other: float | None) -> float | None:
-    if not ours or not other:
+def _speedup(unit: str, flowers: float | None, other: float | None) -> float | None:
+    if not flowers or not other:
         return None
-    return other / ours if unit == "seconds" else ours / other
+    return other / flowers if unit == "seconds" else flowers / other
 
 
-def loop_rate(compute: float, load: float, side_by_side: bool) -> float:
-    """Photos a second where each is loaded and then computed with, at these rates."""
-    return min(compute, load) if side_by_side else 1 / (1 / compute + 1 / load)
+def loop_rate(compute: float, load: float, is_overlapped: bool) -> float:
+    """Return the images per second of a loop that loads images and computes with them.
+
+    Args:
+        compute: The images per second of computing alone.
+        load: The images per second of loading alone.
+        is_overlapped: Whether loading and computing run at the same time, or take turns.
+    """
+    return min(compute, load) if is_overlapped else 1 / (1 / compute + 1 / load)
 
 
 def head_stage(rows: Mapping[str, Any], counts: Sequence[int], epochs: int) -> dict[str, float]:
-    """Seconds, by column, of a first run's head stage over `counts` = (train, val) photos.
+    """Return the seconds, by column, of a first run's head stage.
 
-    Ours passes through the backbone once; so does the limit, which takes nothing for the epochs.
+    This project runs the backbone once over the images. So does the roofline, which counts no time for the epochs.
+
+    Args:
+        rows: The measured rows.
+        counts: The images of train and val.
+        epochs: The epochs of the head stage.
     """
-    once = {name: sum(counts) / rows["head pass"][name] if epochs else 0.0 for name in ("ours", "limit")}
+    passes = {name: sum(counts) / rows["head pass"][name] if epochs else 0.0 for name in ("flowers", "roofline")}
     epoch = rows["head epoch"]
-    return {"plain": epochs * epoch["plain"], "ours": once["ours"] + epochs * epoch["ours"], "limit": once["limit"]}
+    return {
+        "baseline": epochs * epoch["baseline"],
+        "flowers": passes["flowers"] + epochs * epoch["flowers"],
+        "roofline": passes["roofline"],
+    }
 
 
 def finetune_stage(
-    rows: Mapping[str, Any], counts: Sequence[int], epochs: int, loaders: int, side_by_side: bool
+    rows: Mapping[str, Any], counts: Sequence[int], epochs: int, loaders: int, is_overlapped: bool
 ) -> dict[str, float]:
-    """Seconds, by column, of so many epochs with everything training, each with validation.
+    """Return the seconds, by column, of a fine-tune stage with validation after each epoch.
 
-    `loaders` processes load the photos, while the device computes or in turns with it; the limit only computes.
+    The roofline only computes.
+
+    Args:
+        rows: The measured rows.
+        counts: The images of train and val.
+        epochs: The epochs of the fine-tune stage.
+        loaders: How many processes load images.
+        is_overlapped: Whether they load while the device computes, or in turns with it.
     """
     seconds = {}
     for column in COLUMNS:
         rates = [rows[name][column] for name in ("training step", "forward pass")]
-        if column != "limit":
+        if column != "roofline":
             load = loaders * rows["input pipeline"][column]
-            rates = [loop_rate(compute, load, side_by_side) for compute in rates]
+            rates = [loop_rate(compute, load, is_overlapped) for compute in rates]
         seconds[column] = epochs * sum(count / rate for count, rate in zip(counts, rates, strict=True))
     return seconds
 
 
 def both_stages(
-    rows: Mapping[str, Any], counts: Sequence[int], epochs: Sequence[int], loaders: int, side_by_side: bool
+    rows: Mapping[str, Any], counts: Sequence[int], epochs: Sequence[int], loaders: int, is_overlapped: bool
 ) -> dict[str, float]:
-    """Seconds, by column, of a run of `epochs` = (head stage, fine-tuning)."""
+    """Return the seconds, by column, of a run with `epochs` = (head stage, fine-tune stage)."""
     head = head_stage(rows, counts, epochs[0])
-    finetune = finetune_stage(rows, counts, epochs[1], loaders, side_by_side)
+    finetune = finetune_stage(rows, counts, epochs[1], loaders, is_overlapped)
     return {column: head[column] + finetune[column] for column in COLUMNS}
 
 
@@ -157,78 +268,45 @@ def predicted_rows(
     head_epochs: int,
     runs: Mapping[str, Sequence[int]],
     loaders: int,
-    side_by_side: bool,
+    is_overlapped: bool,
 ) -> dict[str, dict[str, Any]]:
-    """The measured rows and what follows from them: the head stage by itself, then each of `runs`."""
+    """Add the predicted rows to the measured ones: the head stage, then each run.
+
+    Args:
+        measured: The measured rows.
+        counts: The images of train and val.
+        head_epochs: The epochs of the row "head stage".
+        runs: The epochs of both stages, by the name of the run.
+        loaders: How many processes load images.
+        is_overlapped: Whether they load while the device computes, or in turns with it.
+    """
     rows = dict(measured)
     rows[f"head stage, {head_epochs} epochs"] = comparison_row("seconds", head_stage(measured, counts, head_epochs))
     for name, epochs in runs.items():
-        rows[f"{name}, predicted"] = comparison_row(
-            "seconds", both_stages(measured, counts, epochs, loaders, side_by_side)
-        )
+        seconds = both_stages(measured, counts, epochs, loaders, is_overlapped)
+        rows[f"{name}, predicted"] = comparison_row("seconds", seconds)
     return rows
 
 
-def benchmark_table(rows: Mapping[str, Any], names: Mapping[str, str]) -> Table:
-    """The rows for people; `names` for those that are shown under another one."""
-    shown = Table(
-        "", "unit", *COLUMNS, *(name.replace("/", "/\n") for name in RATIOS), box=box.SIMPLE, collapse_padding=True
-    )
-    for column in shown.columns:
+def benchmark_table(rows: Mapping[str, Any], titles: Mapping[str, str]) -> Table:
+    """Return the rows as a terminal table.
+
+    Args:
+        rows: The rows by name.
+        titles: What to show in place of a row's name.
+    """
+    headings = ("", "unit", *COLUMNS, *(name.replace("/", "/\n") for name in RATIOS))
+    table = Table(*headings, box=box.SIMPLE, collapse_padding=True)
+    for column in table.columns:
         column.no_wrap = True
         column.justify = "left" if column.header in ("", "unit") else "right"
-    for name, cells in rows.items():
-        shown.add_row(
-            names.get(name, name), cells["unit"], *(_format_number(cells[key]) for key in (*COLUMNS, *RATIOS))
-        )
-    return shown
+    for name, row in rows.items():
+        numbers = (_format_number(row[key]) for key in (*COLUMNS, *RATIOS))
+        table.add_row(titles.get(name, name), row["unit"], *numbers)
+    return table
 
 
 def _format_number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def run_benchmark(cfg: DictConfig) -> dict[str, Any]:
-    """Prints, writes and returns how fast each piece of fine-tuning is, and how long whole runs would take here."""
-
-    if cfg.rounds < 1 or cfg.seconds <= 0 or cfg.head.epochs < 1 or (cfg.step_batch or 2) < 2:
-        raise ValueError("wanted rounds >= 1, seconds > 0, head.epochs >= 1, and step_batch >= 2 or null")
-    data = ImageDataModule(**{**cfg.data, "source": instantiate(cfg.data.source)}, seed=cfg.seed)
-    if data.shards is not None:
-        raise ValueError("data=shards: the plain way reads each photo from its own file: wanted a folder (data=folder)")
-    counts = data.counts("train").total(), data.counts("val").total()
-    if not all(counts):
-        raise ValueError(f"{counts[0]} photos are in train and {counts[1]} in val: wanted some in both")
-    parts = {name: instantiate(cfg[name]) for name in ("optimizer", "scheduler")}
-    model = ImageClassifier(**to_container(cfg.model), classes=data.classes, image_size=cfg.data.image_size, **parts)
-    settings = resolve_trainer_config(to_container(cfg.trainer))
-    is_cpu = settings["accelerator"] == "cpu"
-    batch_size = cfg.step_batch or (8 if is_cpu else cfg.data.batch_size)
-    sample = random.Random(cfg.seed).sample(range(counts[0]), min(counts[0], 256))
-    looped = sample[: 4 * batch_size] if is_cpu else range(counts[0])  # some seconds of either
-    device = resolve_device(settings["accelerator"])
-    plain = BaselineBenchmark(data, to_container(cfg.data), model, device, sample, looped, batch_size, cfg.optimizer.lr)
-    needs = required_work(plain, cfg.data.image_size)
-    ours = ProjectBenchmark(data, settings, model, parts["optimizer"], sample, looped, batch_size)
-
-    rounds = progress_bar(range(cfg.rounds), "Rounds")
-    figures = measure_interleaved(build_measurements(plain, ours), rounds, cfg.seconds)
-    figures = add_derived_figures(figures, needs, sum(counts))
-    loading = max(data.num_workers, 1), data.num_workers > 0 and not is_cpu
-    rows = predicted_rows(measured_rows(figures), counts, cfg.head.epochs, to_container(cfg.predicted_runs), *loading)
-    Console().print(benchmark_table(rows, {"training step": f"training step of {batch_size}"}))
-    measured = {
-        "rows": rows,
-        "spread": {f"{name}, {column}": summarize(values) for (name, column), values in figures.items()},
-        "needed": needs,
-        "photos": {"train": counts[0], "val": counts[1], "step": batch_size, "forward": ours.frozen.batch_size},
-        "device": device_name(device),
-        "precision": settings["precision"],
-        **provenance(),
-        "settings": to_container(cfg),
-    }
-    if cfg.output:
-        write_json(measured, cfg.output)
-    return measured

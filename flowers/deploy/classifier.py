@@ -16,11 +16,17 @@ from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
 from flowers.runtime.files import read_json
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
-from flowers.runtime.run_folder import BEST_CHECKPOINT, RESULT_FILE, require_run_dir
+from flowers.runtime.run_folder import RESULT_FILE, find_checkpoint, run_dir_of
 
 
 class Prediction(NamedTuple):
-    """The likeliest class of a photo, its probability, and those of all classes, the likeliest first."""
+    """What a classifier predicts for one image.
+
+    Attributes:
+        label: The most likely class.
+        probability: Its calibrated probability, from 0 to 1.
+        probabilities: The probability of every class, the most likely class first. They sum to 1.
+    """
 
     label: str
     probability: float
@@ -28,12 +34,26 @@ class Prediction(NamedTuple):
 
 
 class Classifier:
-    """Classifies photos as a trained model does, with calibrated probabilities.
+    """Classifies images with a trained model and returns calibrated probabilities.
+
+    Use `Classifier.load` to make one from a run folder.
+
+    Example:
+        ```python
+        from flowers import Classifier
+
+        classifier = Classifier.load("outputs/2026-01-31/12-00-00")
+        prediction = classifier("rose.jpg")
+        print(prediction.label, prediction.probability)
+        ```
 
     Args:
-        model: trained; its backbone is copied.
-        temperature: what its logits are divided by; 1 leaves its probabilities as they are.
-        precision: a name of Lightning's, such as "bf16-mixed".
+        model: The trained model. The classifier works on a copy of its backbone.
+        temperature: The logits are divided by it. 1 leaves the probabilities uncalibrated.
+        precision: The precision of the backbone, as Lightning names it: "32-true", "bf16-mixed".
+
+    Attributes:
+        classes: The class names, in the order of the model's outputs.
     """
 
     def __init__(self, model: ImageClassifier, temperature: float = 1.0, precision: str = "32-true") -> None:
@@ -44,44 +64,63 @@ class Classifier:
 
     @classmethod
     def load(cls, path: str | Path, accelerator: str | None = None, precision: str | None = None) -> Self:
-        """The classifier of a run's folder (its best checkpoint) or of a checkpoint; no code in it is run.
+        """Load the classifier of a run folder or of a checkpoint.
 
-        A checkpoint outside of its run's folder is not calibrated: its temperature is 1.
+        Loading runs no code that the file contains. The temperature is read from the run folder. It is 1 for a
+        checkpoint outside a run folder.
 
         Args:
-            path: of the folder or the checkpoint.
-            accelerator: such as "cpu"; None for the best there is.
-            precision: such as "32-true"; None for the best that the accelerator computes natively.
+            path: A run folder, whose best checkpoint is loaded, or a checkpoint file.
+            accelerator: "cpu", "gpu", "cuda" or "mps". None chooses the best one of this machine.
+            precision: "32-true", "bf16-mixed" and so on. None chooses the fastest one that the accelerator computes
+                natively.
 
-        Raises ValueError where there is neither a run nor a checkpoint.
+        Returns:
+            The classifier, ready to be called.
+
+        Raises:
+            ValueError: `path` is neither a run folder nor a checkpoint of this project, or the accelerator is not
+                available.
         """
-        file = Path(path) if Path(path).is_file() else require_run_dir(str(path)) / BEST_CHECKPOINT
-        read_checkpoint(file)  # says what is wrong with a stranger's file
         settings = {"accelerator": accelerator or "auto", "precision": precision or "auto", "deterministic": "auto"}
-        settled = resolve_trainer_config(settings)
-        result = file.resolve().parent.parent / RESULT_FILE
+        resolved = resolve_trainer_config(settings)
+        device = resolve_device(resolved["accelerator"])
+        checkpoint = find_checkpoint(path)
+        read_checkpoint(checkpoint)  # raises a clear error for a file of another origin
+        result = run_dir_of(checkpoint) / RESULT_FILE
         temperature = read_json(result).get("temperature", 1.0) if result.is_file() else 1.0
-        model = load_classifier(file).to(resolve_device(settled["accelerator"])).eval()
-        return cls(model, temperature, settled["precision"])
+        return cls(load_classifier(checkpoint).to(device).eval(), temperature, resolved["precision"])
 
-    def __call__(self, photo: str | Path | IO[bytes] | Image.Image) -> Prediction:
-        """The class of a photo: a file of any format that `photos.read` reads, or a Pillow image.
+    def __call__(self, image: str | Path | IO[bytes] | Image.Image) -> Prediction:
+        """Classify one image.
 
-        Raises ValueError, OSError or whatever Pillow raises for what it cannot read.
+        Args:
+            image: A path or an open binary file in a format that `flowers.data.images.read_image` reads (JPEG, PNG,
+                WebP, BMP, GIF, TIFF), or a Pillow image of any mode.
+
+        Returns:
+            The prediction.
+
+        Raises:
+            ValueError: The image has too many pixels.
+            OSError: The file cannot be read. Pillow may raise other exceptions for a damaged file.
         """
-        return self.predictions(self.probabilities(self.pixels(photo)[None]))[0]
+        return self.predictions(self.probabilities(self.pixels(image)[None]))[0]
 
-    def pixels(self, photo: str | Path | IO[bytes] | Image.Image) -> Tensor:
-        """The photo as the network takes it: uint8 (3, H, W)."""
-        image = to_upright_rgb(photo) if isinstance(photo, Image.Image) else read_image(photo)
-        return torch.as_tensor(self.eval_transform(v2.functional.pil_to_tensor(image)))
+    def pixels(self, image: str | Path | IO[bytes] | Image.Image) -> Tensor:
+        """Read, resize and crop an image: the input of the network, uint8 (3, H, W)."""
+        rgb = to_upright_rgb(image) if isinstance(image, Image.Image) else read_image(image)
+        return torch.as_tensor(self.eval_transform(v2.functional.pil_to_tensor(rgb)))
 
     def stream(self, files: Sequence[str], num_workers: int = 0) -> Iterator[tuple[str, Prediction | str]]:
-        """Each of `files` in their order, with its prediction or why it cannot be read; memory does not grow.
+        """Classify any number of files in batches. Memory use does not depend on their number.
 
         Args:
-            files: any number of paths.
-            num_workers: processes that decode; 0 for this one.
+            files: Paths.
+            num_workers: Worker processes that read images. 0 reads them in this process.
+
+        Yields:
+            Each file in order, with its prediction or the reason why it cannot be read.
         """
         batches = DataLoader(
             _ImageFiles(files, self.pixels),
@@ -90,28 +129,35 @@ class Classifier:
             collate_fn=_collate_readable,
         )
         for names, pixels, reasons in batches:
-            good = iter(self.predictions(self.probabilities(pixels)) if len(pixels) else [])
-            yield from ((name, reason or next(good)) for name, reason in zip(names, reasons, strict=True))
+            predictions = iter(self.predictions(self.probabilities(pixels)) if len(pixels) else [])
+            yield from ((name, reason or next(predictions)) for name, reason in zip(names, reasons, strict=True))
 
     @torch.inference_mode()
     def probabilities(self, batch: Tensor) -> Tensor:
-        """Calibrated probabilities (B, C) in float64, on the CPU, of photos uint8 (B, 3, H, W)."""
+        """Return calibrated probabilities.
+
+        Args:
+            batch: Network inputs, uint8 (B, 3, H, W).
+
+        Returns:
+            Float64 (B, C), on the CPU.
+        """
         size = self.backbone.batch_size
         logits = torch.cat([self.model(self.backbone(part).float()) for part in torch.split(batch, size)])
         return (logits.double().cpu() / self.temperature).softmax(1)
 
     def predictions(self, probabilities: Tensor) -> list[Prediction]:
-        """Probabilities (B, C) in words."""
-        answers = []
+        """Convert probabilities (B, C) to B predictions."""
+        predictions = []
         for row in probabilities.tolist():
             ranked = dict(sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1]))
             label = next(iter(ranked))
-            answers.append(Prediction(label, ranked[label], ranked))
-        return answers
+            predictions.append(Prediction(label, ranked[label], ranked))
+        return predictions
 
 
 class _ImageFiles(Dataset[tuple[str, Tensor | None, str]]):
-    """Path, pixels (3, H, W) or None, and why there are none."""
+    """Item i is a path, its pixels (3, H, W) or None, and the reason why there are none."""
 
     def __init__(self, files: Sequence[str], pixels: Callable[[str], Tensor]) -> None:
         self.files, self.pixels = files, pixels
@@ -125,12 +171,12 @@ class _ImageFiles(Dataset[tuple[str, Tensor | None, str]]):
             return file, self.pixels(file), ""
         except MemoryError:
             raise
-        except Exception as error:  # a stranger's bytes make Pillow raise anything from EOFError to struct.error
+        except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file
             return file, None, read_error_reason(error)
 
 
 def _collate_readable(items: Sequence[tuple[str, Tensor | None, str]]) -> tuple[list[str], Tensor, list[str]]:
-    """Names, the pixels (B, 3, H, W) of those that could be read, and reasons, empty for these."""
-    good = [pixels for _, pixels, _ in items if pixels is not None]
-    pixels = torch.stack(good) if good else torch.empty(0)
+    """Return all paths, the pixels (B, 3, H, W) of the B readable images, and all reasons (empty if readable)."""
+    readable = [pixels for _, pixels, _ in items if pixels is not None]
+    pixels = torch.stack(readable) if readable else torch.empty(0)
     return [name for name, _, _ in items], pixels, [reason for _, _, reason in items]

@@ -20,66 +20,94 @@ from flowers.data.images import read_error_reason, read_image
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.gradcam import grad_cam
-from flowers.runtime.config import did_you_mean, to_container
+from flowers.runtime.config import did_you_mean, require_extra, to_container
 from flowers.runtime.files import atomic_write
 from flowers.runtime.logging import progress_bar
+from flowers.runtime.run_folder import find_checkpoint
 
 log = logging.getLogger(__name__)
 
 
-_WIDTH = 448  # pixels, about, of a photo in a picture
+_IMAGE_WIDTH = 448  # pixels, approximately, of an image in a picture
 
 
-_GAP, _LETTERS = 8, 22  # pixels
+_GAP, _TEXT_SIZE = 8, 22  # pixels
 
 
 class Explanation(NamedTuple):
-    """The photo and the heat side by side, and what is said below them."""
+    """An explained prediction.
+
+    Attributes:
+        picture: The image and its heat map side by side, above the caption.
+        caption: The class and its probability.
+    """
 
     picture: Image.Image
     caption: str
 
 
 def explain_image(classifier: Classifier, image: Image.Image, label: str | None = None) -> Explanation:
-    """Of the part of a photo that the network sees, for the class `label`; None for the one predicted.
+    """Show which parts of an image speak for a class.
 
-    The image is upright RGB, as `photos.read` gives it. Raises ValueError for a label that is no class's.
+    The picture shows the part of the image that the network sees.
+
+    Args:
+        classifier: The trained classifier.
+        image: An upright RGB image, as `flowers.data.images.read_image` returns it.
+        label: The class. None for the predicted class.
+
+    Raises:
+        ValueError: There is no such class.
     """
     if label is not None and label not in classifier.classes:
-        known = ", ".join(classifier.classes)
-        raise ValueError(f"label={label}: no such class{did_you_mean(label, classifier.classes)} (there are {known})")
-    said, pixels = classifier(image), classifier.pixels(image)
-    shown = said.label if label is None else label
-    warmth = grad_cam(classifier.model, pixels, classifier.classes.index(shown))
-    caption = f"{shown}, probability {said.probabilities[shown]:.3f}"
-    if shown != said.label:
-        caption += f" (likeliest: {said.label}, {said.probability:.3f})"
-    times = max(1, round(_WIDTH / pixels.shape[-1]))  # the same part in more pixels, for people
-    size, resize = (classifier.model.hparams[name] * times for name in ("image_size", "resize"))
-    sharp = torch.as_tensor(eval_transform(size, resize)(pil_to_tensor(image)))
-    return Explanation(side_by_side(sharp, warmth, caption), caption)
+        suggestion = did_you_mean(label, classifier.classes)
+        raise ValueError(f"label={label}: no such class{suggestion} (expected one of {', '.join(classifier.classes)})")
+    prediction, pixels = classifier(image), classifier.pixels(image)
+    explained = prediction.label if label is None else label
+    heat_map = grad_cam(classifier.model, pixels, classifier.classes.index(explained))
+    caption = f"{explained}, probability {prediction.probabilities[explained]:.3f}"
+    if explained != prediction.label:
+        caption += f" (most likely: {prediction.label}, {prediction.probability:.3f})"
+    scale = max(1, round(_IMAGE_WIDTH / pixels.shape[-1]))  # the same crop at a higher resolution, for people
+    size, resize = (classifier.model.hparams[name] * scale for name in ("image_size", "resize"))
+    crop = torch.as_tensor(eval_transform(size, resize)(pil_to_tensor(image)))
+    return Explanation(side_by_side(crop, heat_map, caption), caption)
 
 
-def overlay_heat_map(photo: Tensor, heat: Tensor) -> Image.Image:
-    """The photo, uint8 (3, H, W), in grey under its heat of any size, 0 to 1: blue where cold, red where hot."""
-    import matplotlib  # comes with captum
+def overlay_heat_map(image: Tensor, heat_map: Tensor) -> Image.Image:
+    """Blend a heat map over the gray version of an image.
 
-    image = to_pil_image(photo)
-    warmth = Image.fromarray(heat.numpy()).resize(image.size, Image.Resampling.BICUBIC)
-    colours = matplotlib.colormaps["turbo"](np.asarray(warmth).clip(0, 1), bytes=True)
-    return Image.blend(image.convert("L").convert("RGB"), Image.fromarray(colours).convert("RGB"), 0.5)
+    Args:
+        image: uint8 (3, H, W).
+        heat_map: Float (h, w) of any size, from 0 (blue) to 1 (red).
+
+    Returns:
+        An RGB image of H x W pixels.
+    """
+    import matplotlib
+
+    picture = to_pil_image(image)
+    resized = Image.fromarray(heat_map.numpy()).resize(picture.size, Image.Resampling.BICUBIC)
+    colors = matplotlib.colormaps["turbo"](np.asarray(resized).clip(0, 1), bytes=True)
+    return Image.blend(picture.convert("L").convert("RGB"), Image.fromarray(colors).convert("RGB"), 0.5)
 
 
-def side_by_side(photo: Tensor, heat: Tensor, caption: str) -> Image.Image:
-    """The photo, uint8 (3, H, W), right of it the same under its heat, and below them the caption."""
-    image = to_pil_image(photo)
-    width = 2 * image.width + _GAP
-    picture = Image.new("RGB", (width, image.height + 2 * _LETTERS), "white")
-    picture.paste(image, (0, 0))
-    picture.paste(overlay_heat_map(photo, heat), (image.width + _GAP, 0))
-    size = _LETTERS * min(1.0, (width - 2 * _GAP) / _font(_LETTERS).getlength(caption))
-    middle = (width // 2, image.height + _LETTERS)
-    ImageDraw.Draw(picture).text(middle, caption, "black", _font(size), anchor="mm")
+def side_by_side(image: Tensor, heat_map: Tensor, caption: str) -> Image.Image:
+    """Draw an image, to its right the same image under its heat map, and a caption below.
+
+    Args:
+        image: uint8 (3, H, W).
+        heat_map: Float (h, w), from 0 to 1.
+        caption: One line. It is drawn in smaller letters if it is too long.
+    """
+    left = to_pil_image(image)
+    width = 2 * left.width + _GAP
+    picture = Image.new("RGB", (width, left.height + 2 * _TEXT_SIZE), "white")
+    picture.paste(left, (0, 0))
+    picture.paste(overlay_heat_map(image, heat_map), (left.width + _GAP, 0))
+    size = _TEXT_SIZE * min(1.0, (width - 2 * _GAP) / _font(_TEXT_SIZE).getlength(caption))
+    center = (width // 2, left.height + _TEXT_SIZE)
+    ImageDraw.Draw(picture).text(center, caption, "black", _font(size), anchor="mm")
     return picture
 
 
@@ -87,18 +115,29 @@ def side_by_side(photo: Tensor, heat: Tensor, caption: str) -> Image.Image:
 def _font(size: float) -> ImageFont.FreeTypeFont:
     import matplotlib
 
-    # Its own, since Pillow's has few letters beyond English ones.
+    # The font of matplotlib: the default font of Pillow has few letters beyond English ones.
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def run_explanation(cfg: DictConfig) -> int:
-    """Writes a picture for each photo that `cfg` names, below `cfg.output`; returns how many could be read."""
+    """Write a picture below `cfg.output` for each image that `cfg.photos` names.
 
-    trained, output, label = str(cfg.run), Path(str(cfg.output)), None if cfg.label is None else str(cfg.label)
+    Args:
+        cfg: Composed from conf/explain.yaml.
+
+    Returns:
+        How many files could be read. The others are logged and skipped.
+
+    Raises:
+        ValueError: A setting is wrong, there is no run, or no file could be read.
+    """
+    require_extra("a heat map", "explain", "captum")
+    output, label = Path(str(cfg.output)), None if cfg.label is None else str(cfg.label)
+    checkpoint = find_checkpoint(cfg.run)
     files = expand_image_paths(to_container(cfg)["photos"])
     pictures = _picture_paths(files, output)
-    classifier = Classifier.load(trained, cfg.accelerator, cfg.precision)
-    console, written = Console(soft_wrap=True, markup=False, highlight=False), 0
+    classifier = Classifier.load(checkpoint, cfg.accelerator, cfg.precision)
+    console, readable = Console(soft_wrap=True, markup=False, highlight=False), 0
     for file, path in progress_bar(list(zip(files, pictures, strict=True)), "Explaining"):
         image = _read_or_warn(file)
         if image is None:
@@ -106,37 +145,35 @@ def run_explanation(cfg: DictConfig) -> int:
         picture, caption = explain_image(classifier, image, label)
         _save_picture(picture, path)
         console.print(f"{path}: {caption}")
-        written += 1
-    if not written:
-        raise ValueError(f"none of {len(files)} files could be read: wanted photos (JPEG, PNG, WebP, BMP, GIF, TIFF)")
-    return written
+        readable += 1
+    if not readable:
+        raise ValueError(f"none of {len(files)} files could be read: expected images (JPEG, PNG, WebP, BMP, GIF, TIFF)")
+    return readable
 
 
 def _read_or_warn(file: Path) -> Image.Image | None:
-    """The photo; None, and a line that says why, where there is none."""
-
+    """Return the image. Log a warning and return None if the file cannot be read."""
     try:
         return read_image(file)
     except MemoryError:
         raise
-    except Exception as error:  # a stranger's bytes make Pillow raise anything
-        log.warning("passed over, %s: %s", file, read_error_reason(error))
+    except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file
+        log.warning("skipped %s: %s", file, read_error_reason(error))
         return None
 
 
 def _save_picture(picture: Image.Image, path: Path) -> None:
-
     try:
-        with atomic_write(path) as beside:
-            picture.save(beside, "PNG")
+        with atomic_write(path) as part:
+            picture.save(part, "PNG")
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _picture_paths(files: Sequence[Path], output: Path) -> list[Path]:
-    """The picture of each photo: its path below the folder that all are in, below `output`, with ".png" added."""
+    """Return the path of each picture: the image's path relative to the common folder of all, plus ".png"."""
     absolute = [Path(os.path.normpath(file.absolute())) for file in files]  # not resolved: a link keeps its name
     if any(file.is_relative_to(output.resolve()) for file in map(Path.resolve, files)):
-        raise ValueError(f"output={output} holds photos that are to be explained: give another folder")
-    top = os.path.commonpath([file.parent for file in absolute])
-    return [output / f"{file.relative_to(top)}.png" for file in absolute]
+        raise ValueError(f"output={output}: contains some of the images to explain; give another folder")
+    common = os.path.commonpath([file.parent for file in absolute])
+    return [output / f"{file.relative_to(common)}.png" for file in absolute]

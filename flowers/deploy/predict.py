@@ -1,4 +1,4 @@
-"""Classify image files, a row each, as CSV, as JSON or as a table."""
+"""Classify image files and write one row per file: CSV, JSON or a table on the terminal."""
 
 import csv
 import json
@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from flowers.data.folder import expand_image_paths
 from flowers.deploy.classifier import Classifier, Prediction
@@ -21,28 +22,61 @@ from flowers.runtime.hardware import available_cores
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.run_folder import find_checkpoint
 
+_TABLE_ROWS = 1000  # rows shown on the terminal
+
 
 def run_prediction(cfg: DictConfig) -> int:
-    """Classifies the photos that `cfg` names, a row a file; returns how many could be read."""
+    """Classify the images that `cfg.photos` names.
 
-    if cfg.confidence is not None and not 0 <= cfg.confidence <= 1:
-        raise ValueError(f"confidence={cfg.confidence}: wanted a probability from 0 to 1")
-    files = [str(file) for file in expand_image_paths(to_container(cfg)["photos"])]
+    Args:
+        cfg: Composed from conf/predict.yaml.
+
+    Returns:
+        How many files could be read.
+
+    Raises:
+        ValueError: A setting is wrong, or there is no run or no file.
+    """
+    check_confidence(cfg.confidence)
     writer = make_row_writer(cfg.output)
-    classifier = Classifier.load(find_checkpoint(cfg.run), cfg.accelerator, cfg.precision)
+    checkpoint = find_checkpoint(cfg.run)
+    files = [str(file) for file in expand_image_paths(to_container(cfg)["photos"])]
+    classifier = Classifier.load(checkpoint, cfg.accelerator, cfg.precision)
+    num_workers = cfg.num_workers if cfg.num_workers is not None else _default_num_workers(classifier, len(files))
+    results = progress_bar(classifier.stream(files, num_workers), "Classifying", len(files))
+    rows = (PredictionRow.from_result(file, result, cfg.confidence) for file, result in results)
+    return writer(rows, classifier.classes)
+
+
+def check_confidence(confidence: float | None) -> None:
+    """Check the key `confidence` of the configuration.
+
+    Raises:
+        ValueError: It is not a probability.
+    """
+    if confidence is not None and not 0 <= confidence <= 1:
+        raise ValueError(f"confidence={confidence}: expected a probability from 0 to 1, or null")
+
+
+def _default_num_workers(classifier: Classifier, count: int) -> int:
     cores = available_cores()
-    # To start workers takes longer than a batch; on a few cores they take from the backbone more than they add.
-    alone = len(files) <= classifier.backbone.batch_size or (classifier.model.device.type == "cpu" and cores <= 4)
-    workers = cfg.num_workers if cfg.num_workers is not None else 0 if alone else min(cores, 8)
-    said = progress_bar(classifier.stream(files, workers), "Classifying", len(files))
-    return writer((PredictionRow.of(file, each, cfg.confidence) for file, each in said), classifier.classes)
-
-
-_TABLE_ROWS = 1000  # rows of a table on the terminal
+    # Starting workers takes longer than a batch. On a few cores they slow the backbone by more than they gain.
+    if count <= classifier.backbone.batch_size or (classifier.model.device.type == "cpu" and cores <= 4):
+        return 0
+    return min(cores, 8)
 
 
 class PredictionRow(NamedTuple):
-    """A row: of a file that could not be read, only path and `reason` say something."""
+    """One row of the output.
+
+    Attributes:
+        path: The file.
+        label: The most likely class. None if the file cannot be read.
+        probability: Its probability. None if the file cannot be read.
+        probabilities: The probability of every class. Empty if the file cannot be read.
+        abstain: Whether the probability is below the confidence, or the file cannot be read.
+        reason: Why the file cannot be read. Empty if it can.
+    """
 
     path: str
     label: str | None
@@ -52,68 +86,83 @@ class PredictionRow(NamedTuple):
     reason: str
 
     @classmethod
-    def of(cls, file: str, said: Prediction | str, confidence: float | None) -> Self:
-        """Of a prediction or a reason; `confidence`: the probability under which the classifier abstains."""
-        if isinstance(said, str):
-            return cls(file, None, None, {}, True, said)
-        return cls(file, *said, confidence is not None and said.probability < confidence, "")
+    def from_result(cls, file: str, result: Prediction | str, confidence: float | None) -> Self:
+        """Make the row of a prediction, or of the reason why there is none.
+
+        Args:
+            file: The path.
+            result: The prediction or the reason.
+            confidence: The probability below which the classifier abstains. None to never abstain.
+        """
+        if isinstance(result, str):
+            return cls(file, None, None, {}, True, result)
+        return cls(file, *result, confidence is not None and result.probability < confidence, "")
 
 
-RowWriter = Callable[[Iterable[PredictionRow], Sequence[str]], int]  # gives back how many rows are no reasons
+RowWriter = Callable[[Iterable[PredictionRow], Sequence[str]], int]
+"""Writes rows, given the class names, and returns how many of their files could be read."""
 
 
 def make_row_writer(output: str | None) -> RowWriter:
-    """By the ending of the file's name; for None, a table on the terminal. Raises ValueError for another ending."""
+    """Return the writer for a file name.
+
+    Args:
+        output: A name that ends in .csv or .json. None for a table on the terminal.
+
+    Raises:
+        ValueError: The name ends in something else.
+    """
     if output is None:
         return _print_table
-    kinds = {".csv": _write_csv, ".json": _write_json}
-    kind = Path(output).suffix.lower()
-    if kind not in kinds:
-        raise ValueError(f"output={output}: wanted a name that ends in {' or '.join(kinds)}, or none for a table")
-    return partial(kinds[kind], Path(output))
+    writers = {".csv": _write_csv, ".json": _write_json}
+    suffix = Path(output).suffix.lower()
+    if suffix not in writers:
+        raise ValueError(f"output={output}: expected a name that ends in {' or '.join(writers)}, or null for a table")
+    return partial(writers[suffix], Path(output))
 
 
-def _write_csv(path: Path, answers: Iterable[PredictionRow], classes: Sequence[str]) -> int:
-    good = 0
+def _write_csv(path: Path, rows: Iterable[PredictionRow], classes: Sequence[str]) -> int:
+    readable = 0
     with (
-        atomic_write(path) as beside,
-        beside.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        atomic_write(path) as part,
+        part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["path", "class", "probability", *classes, "abstain", "reason"])
-        for answer in answers:
-            good += not answer.reason
-            each = [f"{answer.probabilities[name]:.6f}" if answer.probabilities else "" for name in classes]
-            probability = "" if answer.probability is None else f"{answer.probability:.6f}"
-            rows.writerow([answer.path, answer.label, probability, *each, str(answer.abstain).lower(), answer.reason])
-    return good
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "class", "probability", *classes, "abstain", "reason"])
+        for row in rows:
+            readable += not row.reason
+            probabilities = [f"{row.probabilities[name]:.6f}" if row.probabilities else "" for name in classes]
+            probability = "" if row.probability is None else f"{row.probability:.6f}"
+            writer.writerow([row.path, row.label, probability, *probabilities, str(row.abstain).lower(), row.reason])
+    return readable
 
 
-def _write_json(path: Path, answers: Iterable[PredictionRow], classes: Sequence[str]) -> int:
-    good = 0
-    with atomic_write(path) as beside, beside.open("w", encoding="utf-8") as file:
+def _write_json(path: Path, rows: Iterable[PredictionRow], classes: Sequence[str]) -> int:
+    readable = 0
+    with atomic_write(path) as part, part.open("w", encoding="utf-8") as file:
         file.write("[")
-        for place, answer in enumerate(answers):
-            good += not answer.reason
-            row = {"class" if name == "label" else name: value for name, value in answer._asdict().items()}
-            file.write(("," if place else "") + "\n" + json.dumps(row))
+        for index, row in enumerate(rows):
+            readable += not row.reason
+            fields = {"class" if name == "label" else name: value for name, value in row._asdict().items()}
+            file.write(("," if index else "") + "\n" + json.dumps(fields))
         file.write("\n]\n")
-    return good
+    return readable
 
 
-def _print_table(answers: Iterable[PredictionRow], classes: Sequence[str]) -> int:
-    rows = iter(answers)
-    table = Table(Column("photo", overflow="fold"), "class", "probability", "", box=box.SIMPLE)
-    good = 0
-    for answer in islice(rows, _TABLE_ROWS):
-        good += not answer.reason
-        probability = "" if answer.probability is None else f"{answer.probability:.4f}"
-        table.add_row(answer.path, answer.label, probability, answer.reason or ("abstains" if answer.abstain else ""))
-    more = 0
-    for more, answer in enumerate(rows, 1):  # noqa: B007
-        good += not answer.reason
+def _print_table(rows: Iterable[PredictionRow], classes: Sequence[str]) -> int:
+    iterator = iter(rows)
+    table = Table(Column("image", overflow="fold"), "class", "probability", "", box=box.SIMPLE)
+    readable = 0
+    for row in islice(iterator, _TABLE_ROWS):
+        readable += not row.reason
+        probability = "" if row.probability is None else f"{row.probability:.4f}"
+        note = row.reason or ("abstains" if row.abstain else "")
+        table.add_row(Text(row.path), Text(row.label or ""), probability, Text(note))
+    hidden = 0
+    for hidden, row in enumerate(iterator, 1):  # noqa: B007
+        readable += not row.reason
     console = Console(highlight=False)
     console.print(table)
-    if more:
-        console.print(f"and {more} more: output=FILE.csv or FILE.json holds all")
-    return good
+    if hidden:
+        console.print(f"and {hidden} more: give output=FILE.csv or FILE.json for all")
+    return readable

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,58 +16,89 @@ from PIL import Image
 
 from flowers.data.images import read_image
 from flowers.deploy.classifier import Classifier
-from flowers.deploy.export.formats import load_onnx, load_pt2
+from flowers.deploy.export.formats import EXPORTERS, ExportSource, ImageProgram, OnnxExporter, TorchExportExporter
 from flowers.evaluation.predictions import load_predictions
 from flowers.export import main
 from flowers.runtime.files import read_json
+from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
 from tests.helpers import configuration
 
 FAST = ("rounds=1", "seconds=0", "batch=4", "calibration_images=16")
 
 
-def exported_to(output: Path, run: Path, *overrides: str) -> dict[str, Any]:
+def export(output: Path, run: Path, *overrides: str) -> dict[str, Any]:
     return dict(main(configuration(f"run={run}", f"output={output}", *FAST, *overrides, name="export")))
+
+
+class RenamedExporter(TorchExportExporter):
+    """Shows what a contributor adds: one class and one entry in `EXPORTERS`."""
+
+    name = "renamed"
+    file_name = "renamed.pt2"
+    description = "`renamed.pt2` is a test."
+
+
+class WrongExporter(OnnxExporter):
+    """Writes a file whose program predicts the first class for every image."""
+
+    def write(self, source: ExportSource, path: Path) -> None:
+        path.touch()
+
+    def load(self, path: Path) -> ImageProgram:
+        return lambda images: torch.eye(5)[:1].expand(len(images), 5)
+
+
+class UninstalledExporter(TorchExportExporter):
+    packages = ("missing_package",)
+
+
+@pytest.fixture
+def exporters() -> Iterator[list[Any]]:
+    """The list of exporters, which a test may change."""
+    original = list(EXPORTERS)
+    yield EXPORTERS
+    EXPORTERS[:] = original
 
 
 @pytest.fixture(scope="module")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # A network of 32 pixels that was hardly trained: many photos lie on the border of two classes.
+    # The network has 32 pixels and is hardly trained: many images are near the border of two classes.
     output = tmp_path_factory.mktemp("exports") / "new" / "exported"
-    exported_to(output, trained, "int8_min_agreement=0.5")
+    export(output, trained, "int8_min_agreement=0.5")
     return output
 
 
-def test_every_version_is_there_and_says_what_the_classifier_says(exported: Path, trained: Path, painted: Path):
+def test_every_version_predicts_what_the_classifier_predicts(exported: Path, trained: Path, painted: Path):
     classifier = Classifier.load(trained, accelerator="cpu", precision="32-true")
     paths = [painted / path for path in load_predictions(trained / "predictions" / "val.csv").paths[:4]]
-    for file, near in (("model.pt2", 2e-3), ("model.onnx", 2e-3), ("model.int8.onnx", 0.2)):
-        read = load_pt2 if file.endswith(".pt2") else load_onnx
-        program = read(exported / file)
-        pixels = torch.stack([torch.tensor(np.asarray(read_image(path))).permute(2, 0, 1) for path in paths])
-        wanted = classifier.probabilities(torch.as_tensor(classifier.eval_transform(pixels)))
-        torch.testing.assert_close(program(pixels).double(), wanted, atol=near, rtol=0)
-        assert torch.allclose(program(pixels[:1, :, :40, :31]).sum(1), torch.ones(1))  # another size, and batch
+    images = torch.stack([torch.tensor(np.asarray(read_image(path))).permute(2, 0, 1) for path in paths])
+    expected = classifier.probabilities(torch.as_tensor(classifier.eval_transform(images)))
+    for exporter in EXPORTERS:
+        program = exporter.load(exported / exporter.file_name)
+        tolerance = 0.2 if exporter.name == "ONNX int8" else 2e-3
+        torch.testing.assert_close(program(images).double(), expected, atol=tolerance, rtol=0)
+        assert torch.allclose(program(images[:1, :, :40, :31]).sum(1), torch.ones(1))  # another image and batch size
 
 
-def test_the_lines_on_the_card_classify_a_photo(exported: Path, trained: Path, painted: Path, tmp_path: Path):
+def test_code_on_the_model_card_classifies_an_image(exported: Path, trained: Path, painted: Path, tmp_path: Path):
     shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
     image = read_image(next(painted.rglob("*.jpg"), None) or next(painted.rglob("*.png")))
-    turned = image.transpose(Image.Transpose.ROTATE_90)
+    rotated = image.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn it back to see it
-    turned.save(tmp_path / "photo.jpg", exif=exif, quality=100, subsampling=0)
+    exif[0x0112] = 6  # tells viewers to rotate it back
+    rotated.save(tmp_path / "photo.jpg", exif=exif, quality=100, subsampling=0)
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
-    said = json.loads(done.stdout.replace("'", '"'))
-    wanted = Classifier.load(trained, accelerator="cpu", precision="32-true")(tmp_path / "photo.jpg").probabilities
-    assert said == pytest.approx(wanted, abs=2e-3)
-    assert list(said) == read_json(trained / "result.json")["classes"]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    probabilities = json.loads(process.stdout.replace("'", '"'))
+    expected = Classifier.load(trained, accelerator="cpu", precision="32-true")(tmp_path / "photo.jpg").probabilities
+    assert probabilities == pytest.approx(expected, abs=2e-3)
+    assert list(probabilities) == read_json(trained / "result.json")["classes"]
 
 
-def test_the_folder_says_what_it_is(exported: Path, trained: Path):
+def test_exported_folder_describes_itself(exported: Path, trained: Path):
     assert {path.name for path in exported.iterdir()} == {
         *("model.pt2", "model.onnx", "model.int8.onnx"),
-        *("README.md", "LICENCE.txt", "model.json", "parity.json"),
+        *("README.md", "LICENSE.txt", "model.json", "parity.json"),
     }
     assert [path.name for path in exported.parent.iterdir()] == ["exported"]
     facts, result = read_json(exported / "model.json"), read_json(trained / "result.json")
@@ -76,14 +108,15 @@ def test_the_folder_says_what_it_is(exported: Path, trained: Path):
     card = (exported / "README.md").read_text(encoding="utf-8")
     assert f"{result['val']['accuracy']:.4f}" in card
     assert f"{result['test']['accuracy']:.4f}" in card
-    assert "random numbers" in (exported / "LICENCE.txt").read_text(encoding="utf-8")
+    assert "random numbers" in (exported / "LICENSE.txt").read_text(encoding="utf-8")
     report = read_json(exported / "parity.json")
     assert next(iter(report["versions"])) == "PyTorch"
     assert report["versions"]["ONNX"]["agreement"] == 1
     assert report["versions"]["PyTorch"]["accuracy"] == pytest.approx(result["val"]["accuracy"])
+    assert report["limits"] == {"min_agreement": 0.999, "int8_min_agreement": 0.5}
 
 
-def test_the_int8_version_computes_in_8_bits_and_holds_no_path(exported: Path):
+def test_int8_file_computes_in_8_bits_and_no_file_contains_a_path(exported: Path):
     model = onnx.load(exported / "model.int8.onnx")
     weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]
     assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.INT8}
@@ -92,34 +125,51 @@ def test_the_int8_version_computes_in_8_bits_and_holds_no_path(exported: Path):
         assert str(Path(__file__).parents[2]).encode() not in (exported / file).read_bytes()
 
 
-def test_what_does_not_agree_is_not_exported(
-    exported: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def write(_: Any, folder: Path, *__: Any) -> dict[str, str]:
-        shutil.copy(exported / "model.onnx", folder)
-        return {"ONNX": "model.onnx"}
+def test_added_exporter_is_in_the_report_and_on_the_card(exporters: list[Any], trained: Path, tmp_path: Path):
+    exporters[:] = [RenamedExporter()]
+    report = export(tmp_path / "out", trained / BEST_CHECKPOINT)
+    assert report["versions"]["renamed"]["file"] == "renamed.pt2"
+    assert read_json(tmp_path / "out" / "parity.json")["versions"]["renamed"]["agreement_or_tie"] == 1
+    assert list(read_json(tmp_path / "out" / "model.json")["files"]) == ["renamed.pt2"]
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "`renamed.pt2` is a test." in card
+    assert "| renamed | renamed.pt2 |" in card
 
-    monkeypatch.setattr("flowers.deploy.export.pipeline.write_programs", write)
-    monkeypatch.setattr(
-        "flowers.deploy.export.pipeline.load_onnx", lambda path: lambda photos: torch.eye(5)[:1].expand(len(photos), 5)
-    )
-    with pytest.raises(ValueError, match=r"ONNX gives \d+ of 10 val photos another label .*min_agreement=0.999"):
-        exported_to(tmp_path / "out", trained, "int8=false")
+
+def test_export_writes_nothing_if_a_version_disagrees(exporters: list[Any], trained: Path, tmp_path: Path):
+    exporters[:] = [WrongExporter()]
+    message = r"ONNX predicts another label than PyTorch for \d+ of 10 val images.*min_agreement=0\.999"
+    with pytest.raises(ValueError, match=message):
+        export(tmp_path / "out", trained)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mistakes_are_answered_at_once(trained: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ValueError, match="is there already"):
-        exported_to(exported, trained)
-    with pytest.raises(ValueError, match="no run there"):
-        exported_to(tmp_path / "out", tmp_path)
-    with pytest.raises(ValueError, match=r"photos of .* are no longer in .*photos=FOLDER"):
-        exported_to(tmp_path / "out", trained, f"photos={tmp_path}/gone")
+def test_export_names_what_is_wrong_with_a_setting(exporters: list[Any], trained: Path, tmp_path: Path):
+    for overrides, message in (
+        (["batch=0"], "batch=0: expected at least 1"),
+        (["calibration_images=0"], "calibration_images=0: expected at least 1"),
+        (["seconds=-1"], r"seconds=-1.*: expected at least 0"),
+        (["min_agreement=99.9"], r"min_agreement=99\.9: expected a share from 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export(tmp_path / "out", trained, *overrides)
+    exporters.append(UninstalledExporter())
+    with pytest.raises(ValueError, match=r"needs missing_package: pip install 'flowers\[export\]'"):
+        export(tmp_path / "out", trained)
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_names_what_is_wrong_with_a_run(trained: Path, exported: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"output={exported}: exists already"):
+        export(exported, trained)
+    with pytest.raises(ValueError, match=f"run={tmp_path}"):
+        export(tmp_path / "out", tmp_path)
+    with pytest.raises(ValueError, match=r"images of the run are no longer in .*photos=FOLDER"):
+        export(tmp_path / "out", trained, f"photos={tmp_path}/gone")
     shutil.copytree(trained, tmp_path / "run")
+    with pytest.raises(ValueError, match=rf"run=.*{LAST_CHECKPOINT}: expected a run folder or its {BEST_CHECKPOINT}"):
+        export(tmp_path / "out", tmp_path / "run" / LAST_CHECKPOINT)
     (tmp_path / "run" / "result.json").unlink()
-    with pytest.raises(ValueError, match=r"train the run to its end"):
-        exported_to(tmp_path / "out", tmp_path / "run")
-    monkeypatch.setattr("flowers.deploy.export.formats.REQUIRED_PACKAGES", ("onnx", "missing_onnx"))
-    with pytest.raises(ValueError, match=r"needs missing_onnx: pip install 'flowers\[export\]'"):
-        exported_to(tmp_path / "out", trained)
+    with pytest.raises(ValueError, match=r"no result\.json: finish the training first"):
+        export(tmp_path / "out", tmp_path / "run")
     assert not (tmp_path / "out").exists()

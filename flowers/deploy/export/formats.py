@@ -1,10 +1,13 @@
-"""Write and load the exported formats: torch.export, ONNX and int8 ONNX."""
+"""The exported formats: torch.export, ONNX and int8 ONNX.
 
-import importlib.util
+To add a format, write one class with the attributes and methods of `Exporter` and add an instance to `EXPORTERS`.
+The pipeline, the parity report, model.json and the model card iterate that list.
+"""
+
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,165 +17,239 @@ from torch.export import Dim, ExportedProgram
 
 from flowers.deploy.export.graph import ExportableClassifier
 
-ImageProgram = Callable[[Tensor], Tensor]  # uint8 photos (B, 3, H, W) to probabilities (B, C)
+ImageProgram = Callable[[Tensor], Tensor]
+"""Maps decoded images, uint8 (B, 3, H, W), to probabilities (B, C)."""
 
 
-REQUIRED_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
-
-_MAX_ONNX_BYTES = 2_000_000_000  # that one ONNX file may have: protobuf's bound, less the graph itself
+_MAX_ONNX_BYTES = 2_000_000_000  # protobuf's limit of 2 GiB for one file, minus room for the graph
 
 
 _DYNAMIC_SHAPE = Dim("B", min=1, max=65_535), Dim.STATIC, Dim("H", min=1, max=65_535), Dim("W", min=1, max=65_535)
 
 
-# What ONNX Runtime computes with whole numbers; normalisations, softmax and GELU lose more than they win by it.
+# The operations that ONNX Runtime computes with integers. Normalization, softmax and GELU lose more accuracy in 8 bits
+# than they gain speed.
 _QUANTIZED_OPS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
 
 
-def require_packages() -> None:
-    """Raises ValueError where what writes these files is not installed."""
-    if missing := [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"to export needs {', '.join(missing)}: pip install 'flowers[export]'")
-
-
 def export_program(graph: ExportableClassifier) -> ExportedProgram:
-    """The graph for any number of photos of any size. Raises ValueError where PyTorch cannot trace it."""
-    photos = torch.zeros(
-        2, 3, 37, 53, dtype=torch.uint8
-    )  # an example: of no size that the graph could mistake for fixed
+    """Trace the graph for any number of images of any size.
+
+    Raises:
+        ValueError: PyTorch cannot trace the architecture.
+    """
+    # The size of the example is one that the graph cannot mistake for a constant.
+    example = torch.zeros(2, 3, 37, 53, dtype=torch.uint8)
     try:
         with torch.no_grad():
-            program = torch.export.export(graph, (photos,), dynamic_shapes={"photos": _DYNAMIC_SHAPE})
+            program = torch.export.export(graph, (example,), dynamic_shapes={"photos": _DYNAMIC_SHAPE})
     except RuntimeError as error:
         raise ValueError(f"torch.export cannot trace this architecture: {_first_line(error)}") from error
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names folders of this machine
+        node.meta.pop("stack_trace", None)  # contains paths of this machine
     return program
 
 
-def write_pt2(program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
-    """Writes a .pt2 file; its `notes` can be read back with `extra_files`."""
-    torch.export.save(program, path, extra_files=dict(notes))
+class ExportSource(NamedTuple):
+    """What an exporter may read.
 
-
-def write_onnx(program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
-    """Writes an ONNX file with input `photos`, output `probabilities`, and `notes` as its metadata.
-
-    Raises ValueError for what ONNX has no operations for, and for more weights than one file can hold.
+    Attributes:
+        program: The traced classifier, from decoded images to calibrated probabilities.
+        metadata: Texts to store in the file: classes (as JSON), temperature, architecture.
+        folder: The output folder, with the files of the exporters earlier in `EXPORTERS`.
+        calibration_images: Returns training images, each uint8 (1, 3, H, W), all of one size.
+        reduce_range: Whether to quantize weights to 7 bits.
     """
-    import onnx
 
-    size = sum(weight.numel() * weight.element_size() for weight in program.state_dict.values())
-    if size > _MAX_ONNX_BYTES:
-        raise ValueError(f"{size:,} bytes of weights: an ONNX file holds at most {_MAX_ONNX_BYTES:,}")
-    try:
-        written = torch.onnx.export(
-            program,
-            input_names=["photos"],
-            output_names=["probabilities"],
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    except RuntimeError as error:
-        raise ValueError(f"this architecture cannot be had as ONNX: {_first_line(error)}") from error
-    assert written is not None
-    model = written.model_proto
-    for value, sides in zip((*model.graph.input, *model.graph.output), (("B", "3", "H", "W"), ("B", "C")), strict=True):
-        for dimension, name in zip(value.type.tensor_type.shape.dim, sides, strict=True):
-            if dimension.dim_param:
-                dimension.dim_param = name
-    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
-        part.ClearField("metadata_props")  # the exporter's traces
-    del model.graph.value_info[:]  # still in the exporter's names; each reader infers them anew
-    onnx.helper.set_model_props(model, dict(notes))
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
+    program: ExportedProgram
+    metadata: Mapping[str, str]
+    folder: Path
+    calibration_images: Callable[[], Iterable[npt.NDArray[np.uint8]]]
+    reduce_range: bool = False
 
 
-def write_int8(
-    source: Path, path: Path, photos: Iterable[npt.NDArray[np.uint8]], reduce_range: bool, notes: Mapping[str, str]
-) -> None:
-    """Writes the ONNX file `source` with most of its operations in 8 bits, weights by channel, activations unsigned.
+class Exporter(Protocol):
+    """A format that a trained run can be exported to.
 
-    What comes before the first convolution (resizing, normalisation) and from the last linear layer on stays as it is.
-    The range of an activation is the mean of its extremes over `photos`: their extreme would leave the many ordinary
-    values few levels for the sake of one.
-
-    Args:
-        source, path: ONNX files.
-        photos: (1, 3, H, W), all of one size.
-        reduce_range: weights in 7 bits, for x86 CPUs without VNNI, whose sums of 16 bits overflow with 8.
-        notes: the file's metadata.
+    Attributes:
+        name: The format's name in the parity report.
+        file_name: The file that `write` makes in the output folder.
+        description: One sentence in Markdown about the file, for the model card.
+        extra: The extra in pyproject.toml that installs `packages`.
+        packages: The packages that `write` and `load` import. Their versions are recorded in model.json.
+        option: The boolean key of conf/export.yaml that enables the format. None if it is always written.
+        agreement_key: The key of conf/export.yaml that holds the least agreement with PyTorch.
     """
-    import onnx
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        quantization.quantize_static(
-            str(prepared),
-            str(path),
-            _CalibrationReader(photos),
-            quant_format=quantization.QuantFormat.QDQ,
-            activation_type=quantization.QuantType.QUInt8,  # 2.7 times as fast as signed ones on x86 with VNNI
-            weight_type=quantization.QuantType.QInt8,
-            per_channel=True,
-            reduce_range=reduce_range,
-            calibrate_method=quantization.CalibrationMethod.MinMax,
-            op_types_to_quantize=list(_QUANTIZED_OPS),
-            nodes_to_exclude=_unquantized_nodes(onnx.load(prepared)),
-            extra_options={"CalibMovingAverage": True},
-        )
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, dict(notes))
-    onnx.save(model, path)
+    name: str
+    file_name: str
+    description: str
+    extra: str
+    packages: tuple[str, ...]
+    option: str | None
+    agreement_key: str
+
+    def write(self, source: ExportSource, path: Path) -> None:
+        """Write the file.
+
+        Raises:
+            ValueError: The format cannot represent the architecture.
+        """
+
+    def load(self, path: Path) -> ImageProgram:
+        """Load the file as a function that runs on the CPU."""
 
 
-def load_pt2(path: Path) -> ImageProgram:
-    """A .pt2 file of our own as a function."""
-    module = torch.export.load(path).module()
+class TorchExportExporter:
+    """Writes a .pt2 file for `torch.export.load`. The metadata are its extra files."""
 
-    @torch.inference_mode()
-    def program(photos: Tensor) -> Tensor:
-        return torch.as_tensor(module(photos))
+    name = "torch.export"
+    file_name = "model.pt2"
+    description = "`model.pt2` is for `torch.export.load`. Load such a file only if you trust its source."
+    extra = "export"
+    packages: tuple[str, ...] = ()
+    option: str | None = None
+    agreement_key = "min_agreement"
 
-    return program
+    def write(self, source: ExportSource, path: Path) -> None:
+        """Write the .pt2 file."""
+        torch.export.save(source.program, path, extra_files=dict(source.metadata))
+
+    def load(self, path: Path) -> ImageProgram:
+        """Load a .pt2 file that this project wrote."""
+        module = torch.export.load(path).module()
+
+        @torch.inference_mode()
+        def program(images: Tensor) -> Tensor:
+            return torch.as_tensor(module(images))
+
+        return program
 
 
-def load_onnx(path: Path) -> ImageProgram:
-    """An ONNX file as a function, on the CPU, with as many threads as PyTorch takes."""
-    import onnxruntime
+class OnnxExporter:
+    """Writes a float32 ONNX file with the input `photos` and the output `probabilities`."""
 
-    onnxruntime.disable_telemetry_events()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # A thread that waits gives its core to others: several times as fast where other programs run too.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda photos: torch.from_numpy(session.run(None, {"photos": photos.numpy()})[0])
+    name = "ONNX"
+    file_name = "model.onnx"
+    description = "`model.onnx` computes in float32."
+    extra = "export"
+    packages: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
+    option: str | None = None
+    agreement_key = "min_agreement"
+
+    def write(self, source: ExportSource, path: Path) -> None:
+        """Write the ONNX file.
+
+        Raises:
+            ValueError: ONNX lacks an operation of the architecture, or the weights exceed the limit of one file.
+        """
+        import onnx
+
+        program = source.program
+        size = sum(weight.numel() * weight.element_size() for weight in program.state_dict.values())
+        if size > _MAX_ONNX_BYTES:
+            raise ValueError(f"the weights have {size:,} bytes: an ONNX file holds at most {_MAX_ONNX_BYTES:,}")
+        try:
+            exported = torch.onnx.export(
+                program,
+                input_names=["photos"],
+                output_names=["probabilities"],
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except RuntimeError as error:
+            raise ValueError(f"this architecture cannot be exported to ONNX: {_first_line(error)}") from error
+        assert exported is not None
+        model = exported.model_proto
+        named_axes = ("B", "3", "H", "W"), ("B", "C")
+        for value, axes in zip((*model.graph.input, *model.graph.output), named_axes, strict=True):
+            for dimension, axis in zip(value.type.tensor_type.shape.dim, axes, strict=True):
+                if dimension.dim_param:
+                    dimension.dim_param = axis
+        for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+            part.ClearField("metadata_props")  # the stack traces of the exporter
+        del model.graph.value_info[:]  # refers to the old names of the axes; readers infer it again
+        onnx.helper.set_model_props(model, dict(source.metadata))
+        onnx.checker.check_model(model)
+        onnx.save(model, path)
+
+    def load(self, path: Path) -> ImageProgram:
+        """Load an ONNX file with ONNX Runtime, with as many threads as PyTorch uses."""
+        import onnxruntime
+
+        onnxruntime.disable_telemetry_events()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Idle threads yield their core instead of spinning: several times as fast beside other programs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return lambda images: torch.from_numpy(session.run(None, {"photos": images.numpy()})[0])
+
+
+class Int8OnnxExporter(OnnxExporter):
+    """Quantizes the float32 ONNX file: weights per channel, unsigned activations.
+
+    Everything before the first convolution (resizing, normalization) and from the last linear layer on stays in
+    float32. The range of an activation is the mean of its extremes over the calibration images. Their overall extremes
+    would leave few levels for the many ordinary values.
+    """
+
+    name = "ONNX int8"
+    file_name = "model.int8.onnx"
+    description = "`model.int8.onnx` computes in 8 bits, for small devices."
+    option: str | None = "int8"
+    agreement_key = "int8_min_agreement"
+
+    def write(self, source: ExportSource, path: Path) -> None:
+        """Write the quantized ONNX file."""
+        import onnx
+        from onnxruntime import quantization
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        with tempfile.TemporaryDirectory() as folder:
+            prepared = Path(folder) / "prepared.onnx"
+            quant_pre_process(str(source.folder / OnnxExporter.file_name), str(prepared), skip_symbolic_shape=True)
+            quantization.quantize_static(
+                str(prepared),
+                str(path),
+                _CalibrationReader(source.calibration_images()),
+                quant_format=quantization.QuantFormat.QDQ,
+                activation_type=quantization.QuantType.QUInt8,  # 2.7 times as fast as signed on x86 with VNNI
+                weight_type=quantization.QuantType.QInt8,
+                per_channel=True,
+                reduce_range=source.reduce_range,  # x86 CPUs without VNNI add in 16 bits, which overflow with 8 bits
+                calibrate_method=quantization.CalibrationMethod.MinMax,
+                op_types_to_quantize=list(_QUANTIZED_OPS),
+                nodes_to_exclude=_unquantized_nodes(onnx.load(prepared)),
+                extra_options={"CalibMovingAverage": True},
+            )
+        model = onnx.load(path)
+        onnx.helper.set_model_props(model, dict(source.metadata))
+        onnx.save(model, path)
+
+
+EXPORTERS: list[Exporter] = [TorchExportExporter(), OnnxExporter(), Int8OnnxExporter()]
+"""The formats in the order in which they are written. Int8 ONNX reads the ONNX file."""
 
 
 class _CalibrationReader:
-    """Photos as ONNX Runtime's calibration asks for them."""
+    """Passes images to the calibration of ONNX Runtime."""
 
-    def __init__(self, photos: Iterable[npt.NDArray[np.uint8]]) -> None:
-        self.photos: Iterator[npt.NDArray[np.uint8]] = iter(photos)
+    def __init__(self, images: Iterable[npt.NDArray[np.uint8]]) -> None:
+        self.images: Iterator[npt.NDArray[np.uint8]] = iter(images)
 
     def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
-        photo = next(self.photos, None)
-        return None if photo is None else {"photos": photo}
+        image = next(self.images, None)
+        return None if image is None else {"photos": image}
 
 
 def _unquantized_nodes(model: Any) -> list[str]:
-    """The names of the nodes before the first convolution and from the last linear layer on."""
+    """Return the names of the nodes before the first convolution and from the last linear layer on."""
     nodes = list(model.graph.node)
-    first = next(place for place, node in enumerate(nodes) if node.op_type == "Conv")
-    last = max(place for place, node in enumerate(nodes) if node.op_type in ("Gemm", "MatMul"))
-    return [node.name for place, node in enumerate(nodes) if place < first or place >= last]
+    first = next(index for index, node in enumerate(nodes) if node.op_type == "Conv")
+    last = max(index for index, node in enumerate(nodes) if node.op_type in ("Gemm", "MatMul"))
+    return [node.name for index, node in enumerate(nodes) if index < first or index >= last]
 
 
 def _first_line(error: Exception) -> str:

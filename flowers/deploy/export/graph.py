@@ -10,14 +10,14 @@ from flowers.models.classifier import ImageClassifier
 
 
 class ExportableClassifier(nn.Module):
-    """uint8 (B, 3, H, W) of any H and W to probabilities (B, C) in float32.
+    """Maps images, uint8 (B, 3, H, W) of any H and W, to calibrated probabilities, float32 (B, C).
 
-    Photos are resized and cropped as by `transforms.centred`, to within one level of 255, whatever exports the graph:
-    the antialiasing filter is two matrix products, whose weights are computed from H and W in the graph itself.
+    The graph resizes and crops as `flowers.data.transforms.eval_transform` does, to within one of 255 levels, in every
+    exported format. The antialiasing filter is two matrix products whose weights the graph computes from H and W.
 
     Args:
-        model: trained; what is used of it is copied, BatchNorm folded into the convolutions.
-        temperature: what its logits are divided by.
+        model: A trained model. Its parts are copied, with BatchNorm fused into the convolutions.
+        temperature: The logits are divided by it.
     """
 
     mean: Tensor
@@ -30,34 +30,41 @@ class ExportableClassifier(nn.Module):
             self.register_buffer(name, 255 * torch.tensor(model.hparams[name]).view(3, 1, 1))
         self.backbone, self.head = fuse_conv_bn(model.backbone), copy.deepcopy(model.head)
         self.temperature = temperature
-        for parameter in self.parameters():  # a file keeps them as they lie in memory: channels last is no help there
+        for parameter in self.parameters():
             parameter.requires_grad_(False)
-            parameter.data = parameter.data.contiguous()
+            parameter.data = parameter.data.contiguous()  # files keep the memory layout; channels last is no use there
         self.cpu().eval()
 
     def forward(self, photos: Tensor) -> Tensor:
-        """See the class."""
-        pixels = (self.centred(photos) - self.mean) / self.std
+        """Return the probabilities (B, C). The argument's name is the name of the exported input."""
+        pixels = (self.resize_and_crop(photos) - self.mean) / self.std
         logits: Tensor = self.head(self.backbone(pixels))
         return (logits / self.temperature).softmax(1)
 
-    def centred(self, photos: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) to whole numbers (B, 3, S, S) in float32, S being the image size."""
-        height, width = (torch.scalar_tensor(side, dtype=torch.int64) for side in photos.shape[-2:])
-        shorter = torch.minimum(height, width)
-        rows = self._taps(height, shorter, torch.arange(photos.shape[-2]))
-        columns = self._taps(width, shorter, torch.arange(photos.shape[-1]))
-        # Rounded in between and, half up, as torchvision does with uint8.
-        narrowed = (photos.float() @ columns.T + 0.5).floor()
-        return (rows @ narrowed + 0.5).floor()
+    def resize_and_crop(self, images: Tensor) -> Tensor:
+        """Return the center crops as whole numbers in float32.
 
-    def _taps(self, side: Tensor, shorter: Tensor, pixels: Tensor) -> Tensor:
-        """The share (S, side) that each pixel along a side has in each pixel of the crop; rows add up to 1."""
+        Args:
+            images: uint8 (B, 3, H, W).
+
+        Returns:
+            Float32 (B, 3, S, S) with values from 0 to 255, where S is the image size.
+        """
+        height, width = (torch.scalar_tensor(side, dtype=torch.int64) for side in images.shape[-2:])
+        shorter = torch.minimum(height, width)
+        row_weights = self._resize_weights(height, shorter, torch.arange(images.shape[-2]))
+        column_weights = self._resize_weights(width, shorter, torch.arange(images.shape[-1]))
+        # Like torchvision for uint8, round after each of the two passes, half up.
+        narrowed = (images.float() @ column_weights.T + 0.5).floor()
+        return (row_weights @ narrowed + 0.5).floor()
+
+    def _resize_weights(self, side: Tensor, shorter: Tensor, pixels: Tensor) -> Tensor:
+        """Return the weight (S, side) of each input pixel in each pixel of the crop. Each row sums to 1."""
         scaled = self.resize * side
-        resized = ((scaled - scaled % shorter) / shorter).round()  # scaled // shorter: many runtimes divide in float32
-        first = ((resized - self.image_size) / 2).round()  # half to even: as in Python, so in torchvision
+        resized = ((scaled - scaled % shorter) / shorter).round()  # many runtimes compute `//` in float32
+        first = ((resized - self.image_size) / 2).round()  # half to even, as in Python and torchvision
         scale = side / resized
-        centres = (torch.arange(self.image_size) + first + 0.5) * scale
-        distances = (pixels + 0.5 - centres[:, None]).abs() / scale.clamp(min=1)
-        shares = (1 - distances).clamp(min=0)
-        return shares / shares.sum(1, keepdim=True)
+        centers = (torch.arange(self.image_size) + first + 0.5) * scale
+        distances = (pixels + 0.5 - centers[:, None]).abs() / scale.clamp(min=1)
+        weights = (1 - distances).clamp(min=0)
+        return weights / weights.sum(1, keepdim=True)

@@ -1,23 +1,23 @@
-"""The model card, model.json and the licence note of an exported folder."""
+"""The model card (README.md) and the license note (LICENSE.txt) of an exported folder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_LICENCE = """The code of flowers, which made these files, is under the Apache License 2.0.
+_LICENSE_NOTE = """The code of flowers, which made these files, is under the Apache License 2.0.
 
-The weights in these files are not covered by that. They began as {weights},
-and were trained on photos: the licences of both may bind whoever uses or hands on these files. The weights of
-torchvision were trained on ImageNet, whose terms are for non-commercial research and education; other weights have
-terms of their own. This program cannot know them: check them before you hand these files on or put them to use.
+That license does not cover the weights in these files. The training started from {weights}
+and used a folder of images. The licenses of both may apply to anyone who uses or distributes these files. The weights
+of torchvision were trained on ImageNet, whose terms allow non-commercial research and education. Other weights have
+their own terms. This program cannot know them: check them before you use or distribute these files.
 """
 
 
-_CARD = """# {architecture}: which of {count} kinds is on the photo
+_CARD = """# {architecture}: classifies images into {count} classes
 
-Classes: {classes}. A photo of any size goes in as it is decoded, probabilities come out; resizing (shorter side to
-{resize} pixels, antialiased), cropping ({image_size} pixels), normalisation and calibration (temperature
-{temperature:.4f}) are inside the files.
+Classes: {classes}. The input is a decoded image of any size, the output is a probability for each class. Resizing
+(shorter side to {resize} pixels, antialiased), cropping ({image_size} pixels), normalization and calibration
+(temperature {temperature:.4f}) are part of the files.
 
 ## Run it
 
@@ -30,76 +30,88 @@ print(dict(zip(json.load(open("model.json"))["classes"], session.run(None, {{"ph
 ```
 
 Input `photos`: uint8, (B, 3, H, W), RGB, upright; B, H and W are free. Output `probabilities`: float32, (B, {count}),
-in the order of `classes` in `model.json` (also in the ONNX files' metadata). {files}
+in the order of `classes` in `model.json` (also in the metadata of the ONNX files). {files}
 
 ## How good it is
 
 {scores}
 
-Wilson's intervals at 95 %. The validation photos also chose the epoch and the temperature, so a test score, where there
-is one, is the fairer. Each version on the {n} validation photos, beside the model as it was trained (in float32):
+The intervals are Wilson intervals at 95%. The validation images also chose the epoch and the temperature, so a test
+score, if there is one, is the fairer. The next table compares each version on the {n} validation images with the
+trained model in float32:
 
 {parity}
 
-`same label`: the share of photos given the same class as by PyTorch; `largest difference`: of any probability.
-Photos/s: median of {rounds} rounds, {batch} photos of {height} x {width} pixels at a time, on {device}; other
-machines may rank them differently.
+`same label`: the share of images with the same predicted class as PyTorch. `largest difference`: of any probability.
+`images/s`: the median of {rounds} rounds of {batch} images of {height} x {width} pixels at a time, on {device}. Other
+machines may rank the versions differently.
 
 ## Data
 
-Trained on {train} photos of the folder `{folder}`, judged on {counts}; identical and nearly identical photos are on one
-side of the split, whose SHA-256 is in `model.json` with the versions and the commit of what trained and exported it.
+Trained on {train} images of the folder `{folder}`, evaluated on {counts}. Identical and nearly identical images are in
+the same split. `model.json` holds the SHA-256 of the split, and the versions and commits that trained and exported the
+model.
 
-## Meant for, and not
+## Intended use and limits
 
-For photos like those it was trained on. It names one of its {count} classes whatever the photo shows: it has no answer
-for anything else, so take a low probability for "don't know", and a high one on a photo of something else for nothing.
-Probabilities are calibrated for photos like those of validation, no others. It was not tested on other cameras,
-drawings, damaged photos or photos made to mislead it; decide nothing that matters (what is safe to eat, say) by it.
+Use it for images like those it was trained on. It predicts one of its {count} classes for every image, also for an
+image of something else, and then its probability may still be high. A low probability means that it does not know.
+The probabilities are calibrated for images like the validation images only. It was not tested on other cameras,
+drawings, damaged images or images made to mislead it. Do not base a decision that matters on it, such as what is safe
+to eat.
 
-The licence of the weights is yours to check: see `LICENCE.txt`.
+Check the license of the weights yourself: see `LICENSE.txt`.
 """
 
 
-_FILES = {
-    "model.onnx": "`model.onnx` is float32.",
-    "model.int8.onnx": "`model.int8.onnx` computes in 8 bits, for small devices.",
-    "model.pt2": "`model.pt2` is for `torch.export.load`; load only such files as you trust.",
-}
+def render_model_card(
+    facts: Mapping[str, Any],
+    report: Mapping[str, Any],
+    parity_rows: Sequence[Sequence[str]],
+    descriptions: Sequence[str],
+) -> str:
+    """Return the model card in Markdown.
 
-
-def render_model_card(facts: Mapping[str, Any], parity: Mapping[str, Any], lines: Sequence[Sequence[str]]) -> str:
-    """The model card, in Markdown: `facts` is what model.json holds, `lines` are `parity.cells`."""
-    counts, scores = facts["photos"], facts["scores"]
+    Args:
+        facts: The content of model.json.
+        report: The content of parity.json.
+        parity_rows: From `flowers.deploy.export.parity.parity_rows`.
+        descriptions: A sentence about each exported file.
+    """
+    counts = facts["photos"]
     return _CARD.format(
         **{name: facts[name] for name in ("architecture", "resize", "image_size", "temperature")},
         classes=", ".join(facts["classes"]),
         count=len(facts["classes"]),
-        files=" ".join(_FILES[name] for name in facts["files"]),
-        scores="\n".join(["| photos | accuracy | interval | n |", "| --- | --- | --- | --- |", *_score_rows(scores)]),
+        files=" ".join(descriptions),
+        scores="\n".join(_markdown_table([["split", "accuracy", "interval", "n"], *_score_rows(facts["scores"])])),
         n=counts["val"],
-        parity="\n".join(_markdown_table(lines)),
+        parity="\n".join(_markdown_table(parity_rows)),
         train=f"{counts['train']:,}",
         folder=Path(facts["folder"]).name,
         counts=" and ".join(f"{count:,} ({split})" for split, count in counts.items() if split != "train"),
-        **{name: parity[name] for name in ("rounds", "batch", "height", "width", "device")},
+        **{name: report[name] for name in ("rounds", "batch", "height", "width", "device")},
     )
 
 
-def render_licence_note(weights: str | None) -> str:
-    """The note on licences; `weights` is what the backbone began as, a name or a path."""
-    began = "random numbers" if weights is None else f"`{Path(weights).name}` (model.weights)"
-    return _LICENCE.format(weights=began)
+def render_license_note(weights: str | None) -> str:
+    """Return the license note.
+
+    Args:
+        weights: What the backbone was initialized with: a name, a path, or None for random numbers.
+    """
+    origin = "random numbers" if weights is None else f"`{Path(weights).name}` (model.weights)"
+    return _LICENSE_NOTE.format(weights=origin)
 
 
-def _score_rows(scores: Mapping[str, Any]) -> list[str]:
+def _score_rows(scores: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for split, score in scores.items():
         low, high = score["interval"]
-        rows.append(f"| {split} | {score['accuracy']:.4f} | {low:.4f} to {high:.4f} | {score['n']:,} |")
+        rows.append([split, f"{score['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", f"{score['n']:,}"])
     return rows
 
 
-def _markdown_table(lines: Sequence[Sequence[str]]) -> list[str]:
-    heading, *rest = ["| " + " | ".join(line) + " |" for line in lines]
-    return [heading, "| " + " | ".join(["---"] * len(lines[0])) + " |", *rest]
+def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    heading, *lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [heading, "| " + " | ".join(["---"] * len(rows[0])) + " |", *lines]

@@ -1,7 +1,7 @@
-"""Compare exported programs with the trained model, in their answers and in speed."""
+"""Compare exported programs with the trained model: predictions and speed."""
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,71 +9,93 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from flowers.deploy.export.formats import ImageProgram
+from flowers.deploy.export.formats import Exporter, ImageProgram
 from flowers.evaluation.statistics import wilson_interval
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.timing import Measurement, make_measurement, measure_interleaved, summarize
 
-REFERENCE = "PyTorch"  # the name of the version that the others are compared with
+REFERENCE = "PyTorch"  # the version that all others are compared with
 
 
-TIE = 0.01  # of probability: classes that the reference holds for as likely as that may change places by rounding
+_TIE = 0.01  # two classes whose probabilities differ by at most this may swap places through rounding
 
 
-_BATCH_SIZE, _MAX_WAITING = 16, 64  # photos
+_BATCH_SIZE, _MAX_WAITING = 16, 64  # images
 
 
-_MAX_BATCH_BYTES = 2**24  # of a batch, unless it is one photo; a program takes four times as many and more
+_MAX_BATCH_BYTES = 2**24  # of a batch of several images; a program takes at least four times as much memory
 
 
 def collect_probabilities(
-    programs: Mapping[str, ImageProgram], photos: Iterable[Tensor], count: int
+    programs: Mapping[str, ImageProgram], images: Iterable[Tensor], count: int
 ) -> dict[str, Tensor]:
-    """The probabilities (N, C) of each program, in float64, of `count` photos (1, 3, H, W), each read once."""
-    answers: dict[str, dict[int, Tensor]] = {name: {} for name in programs}
-    for places, batch in _batch_by_size(progress_bar(photos, "Comparing", count)):
+    """Run several programs on the same images. Each image is read once.
+
+    Args:
+        programs: The programs by name.
+        images: Each uint8 (1, 3, H, W), of any size.
+        count: How many images there are.
+
+    Returns:
+        For each program its probabilities, float64 (N, C), in the order of `images`.
+    """
+    rows: dict[str, dict[int, Tensor]] = {name: {} for name in programs}
+    for indices, batch in _batch_by_size(progress_bar(images, "Comparing", count)):
         for name, program in programs.items():
-            answers[name] |= dict(zip(places, program(batch).double(), strict=True))
-    return {name: torch.stack([rows[place] for place in sorted(rows)]) for name, rows in answers.items()}
+            rows[name] |= dict(zip(indices, program(batch).double(), strict=True))
+    return {name: torch.stack([by_index[index] for index in sorted(by_index)]) for name, by_index in rows.items()}
 
 
-def _batch_by_size(photos: Iterable[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
-    """Photos of one size in batches, with their places: by itself a photo takes several times as long.
+def _batch_by_size(images: Iterable[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
+    """Group images of equal size into batches: an image on its own takes several times as long.
 
-    Of the photos that wait for others of their size there are at most _WAITING in memory.
+    At most `_MAX_WAITING` images wait in memory for others of their size.
+
+    Yields:
+        The indices of the images and the batch (B, 3, H, W).
     """
     waiting: dict[torch.Size, dict[int, Tensor]] = {}
-    for place, photo in enumerate(photos):
-        same = waiting.setdefault(photo.shape, {})
-        same[place] = photo
-        full = [photo.shape] if len(same) == _BATCH_SIZE or len(same) * photo.numel() > _MAX_BATCH_BYTES else []
+    for index, image in enumerate(images):
+        same_size = waiting.setdefault(image.shape, {})
+        same_size[index] = image
+        is_full = len(same_size) == _BATCH_SIZE or len(same_size) * image.numel() > _MAX_BATCH_BYTES
+        ready = [image.shape] if is_full else []
         if sum(map(len, waiting.values())) == _MAX_WAITING:
-            full = list(waiting)
-        for size in full:
+            ready = list(waiting)
+        for size in ready:
             yield _stack(waiting.pop(size))
     yield from map(_stack, waiting.values())
 
 
-def _stack(photos: Mapping[int, Tensor]) -> tuple[list[int], Tensor]:
-    return list(photos), torch.cat(list(photos.values()))
+def _stack(images: Mapping[int, Tensor]) -> tuple[list[int], Tensor]:
+    return list(images), torch.cat(list(images.values()))
 
 
-def compare_outputs(answers: Mapping[str, Tensor], labels: Tensor) -> dict[str, dict[str, Any]]:
-    """Of each version's probabilities (N, C): agreement with the reference, largest difference, accuracy, interval.
+def compare_outputs(outputs: Mapping[str, Tensor], labels: Tensor) -> dict[str, dict[str, Any]]:
+    """Compare each version with the reference and with the labels.
 
-    Agreement is the share of photos with the same likeliest class, and that with the same or one as likely to within
-    `TIE` by the reference; what is no number agrees with nothing.
+    Args:
+        outputs: The probabilities (N, C) of each version, the reference among them.
+        labels: The class indices (N,).
+
+    Returns:
+        For each version:
+        `agreement`, the share of images with the same most likely class;
+        `agreement_or_tie`, which also counts a class that the reference gives nearly the same probability;
+        `largest_difference`, of any probability;
+        `accuracy` and its Wilson `interval`.
+        A row of probabilities with NaN or infinity agrees with nothing.
     """
-    reference = answers[REFERENCE]
+    reference = outputs[REFERENCE]
     rows = {}
-    for name, probabilities in answers.items():
+    for name, probabilities in outputs.items():
         predicted = probabilities.argmax(1)
-        lost = reference.amax(1) - reference.gather(1, predicted[:, None])[:, 0]
-        lost[~probabilities.isfinite().all(1)] = 1.0
+        gaps = reference.amax(1) - reference.gather(1, predicted[:, None])[:, 0]
+        gaps[~probabilities.isfinite().all(1)] = 1.0
         correct = int((predicted == labels).sum())
         rows[name] = {
-            "agreement": int((lost == 0).sum()) / len(labels),
-            "agreement_or_tie": int((lost <= TIE).sum()) / len(labels),
+            "agreement": int((gaps == 0).sum()) / len(labels),
+            "agreement_or_tie": int((gaps <= _TIE).sum()) / len(labels),
             "largest_difference": float((probabilities - reference).abs().nan_to_num(1.0).max()),
             "accuracy": correct / len(labels),
             "interval": wilson_interval(correct, len(labels)),
@@ -81,67 +103,90 @@ def compare_outputs(answers: Mapping[str, Tensor], labels: Tensor) -> dict[str, 
     return rows
 
 
-def check_agreement(rows: Mapping[str, Any], limits: Mapping[str, tuple[str, float]], count: int) -> None:
-    """Raises ValueError where a version's agreement, ties included, is under its limit, a setting's name and value."""
-    for name, (setting, limit) in limits.items():
-        if name in rows and (agreement := rows[name]["agreement_or_tie"]) < limit:
-            others = count - round(agreement * count)
+def check_agreement(
+    rows: Mapping[str, Any], exporters: Sequence[Exporter], minimums: Mapping[str, float], count: int
+) -> None:
+    """Check that each exported version agrees with the reference, ties included.
+
+    Args:
+        rows: From `compare_outputs`.
+        exporters: The exporters whose versions are checked.
+        minimums: The least agreement, by the exporter's `agreement_key`.
+        count: How many images were compared.
+
+    Raises:
+        ValueError: A version's agreement is below its minimum.
+    """
+    for exporter in exporters:
+        key, agreement = exporter.agreement_key, rows[exporter.name]["agreement_or_tie"]
+        if agreement < minimums[key]:
+            different = count - round(agreement * count)
             hint = (
-                "; calibration_images=512 may help, int8=false leaves it out" if setting == "int8_min_agreement" else ""
+                f"; try calibration_images=512, or {exporter.option}=false to leave it out" if exporter.option else ""
             )
             raise ValueError(
-                f"{name} gives {others} of {count} val photos another label than {REFERENCE}, ties aside: agreement "
-                f"{agreement:.4f}, wanted at least {setting}={limit}; nothing is exported{hint}"
+                f"{exporter.name} predicts another label than {REFERENCE} for {different} of {count} val images, ties "
+                f"aside: agreement {agreement:.4f}, expected at least {key}={minimums[key]}; nothing is exported{hint}"
             )
 
 
 def measure_speeds(
-    programs: Mapping[str, ImageProgram], photos: Tensor, rounds: int, seconds: float
+    programs: Mapping[str, ImageProgram], images: Tensor, rounds: int, seconds: float
 ) -> dict[str, dict[str, float]]:
-    """Photos a second of each program given photos (B, 3, H, W): median, least and greatest of interleaved rounds."""
+    """Measure the images per second of each program on one batch.
 
-    def way(program: ImageProgram) -> Measurement:
+    Args:
+        programs: The programs by name.
+        images: The batch, uint8 (B, 3, H, W).
+        rounds: How often each program is measured, in turn with the others.
+        seconds: The least duration of one measurement.
+
+    Returns:
+        For each program the median, the minimum and the maximum over the rounds.
+    """
+
+    def measurement(program: ImageProgram) -> Measurement:
         def work() -> int:
-            program(photos)
-            return len(photos)
+            program(images)
+            return len(images)
 
         return make_measurement(work, torch.device("cpu"))
 
-    ways = {name: way(program) for name, program in programs.items()}
-    figures = measure_interleaved(ways, progress_bar(range(rounds), "Rounds"), seconds)
-    return {name: summarize(values) for name, values in figures.items()}
+    measurements = {name: measurement(program) for name, program in programs.items()}
+    rates = measure_interleaved(measurements, progress_bar(range(rounds), "Rounds"), seconds)
+    return {name: summarize(values) for name, values in rates.items()}
 
 
-def median_size(photos: Iterable[Tensor]) -> tuple[int, int]:
-    """The medians of heights and widths."""
-    heights, widths = zip(*(photo.shape[-2:] for photo in photos), strict=True)
+def median_size(images: Iterable[Tensor]) -> tuple[int, int]:
+    """Return the median height and the median width."""
+    heights, widths = zip(*(image.shape[-2:] for image in images), strict=True)
     return round(statistics.median(heights)), round(statistics.median(widths))
 
 
-def parity_rows(rows: Mapping[str, Any]) -> list[list[str]]:
-    """A heading, then a line a version, for people."""
-    lines = [["version", "file", "same label", "largest difference", "accuracy", "95 % interval", "size", "photos/s"]]
-    for name, row in rows.items():
-        low, high = row["interval"]
-        lines.append(
+def parity_rows(versions: Mapping[str, Any]) -> list[list[str]]:
+    """Format the versions of a parity report: a heading, then one row per version."""
+    rows = [["version", "file", "same label", "largest difference", "accuracy", "95% interval", "size", "images/s"]]
+    for name, version in versions.items():
+        low, high = version["interval"]
+        rows.append(
             [
                 name,
-                row["file"] or "",
-                f"{row['agreement']:.4f}",
-                f"{row['largest_difference']:.4f}",
-                f"{row['accuracy']:.4f}",
+                version["file"] or "",
+                f"{version['agreement']:.4f}",
+                f"{version['largest_difference']:.4f}",
+                f"{version['accuracy']:.4f}",
                 f"{low:.4f} to {high:.4f}",
-                f"{row['bytes'] / 1e6:.1f} MB" if row["bytes"] else "",
-                f"{row['photos_per_second']['median']:.3g}",
+                f"{version['bytes'] / 1e6:.1f} MB" if version["bytes"] else "",
+                f"{version['photos_per_second']['median']:.3g}",
             ]
         )
-    return lines
+    return rows
 
 
-def parity_table(rows: Mapping[str, Any]) -> Table:
-    """The rows for a terminal; without the names of the files, which the versions' names resemble."""
-    heading, *lines = [[cell for place, cell in enumerate(line) if place != 1] for line in parity_rows(rows)]
-    shown = Table(*heading, box=box.SIMPLE, collapse_padding=True)
-    for line in lines:
-        shown.add_row(*line)
-    return shown
+def parity_table(versions: Mapping[str, Any]) -> Table:
+    """Return the rows as a terminal table, without the file names, which resemble the versions' names."""
+    heading, *rows = [[cell for column, cell in enumerate(row) if column != 1] for row in parity_rows(versions)]
+    table = Table(*heading, box=box.SIMPLE, collapse_padding=True)
+    for row in rows:
+        table.add_row(*row)
+    return table

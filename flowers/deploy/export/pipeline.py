@@ -3,7 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,9 @@ from flowers.data.dataset import ImageDataset
 from flowers.data.remote import is_remote
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier
-from flowers.deploy.export.formats import (
-    REQUIRED_PACKAGES,
-    ImageProgram,
-    export_program,
-    load_onnx,
-    load_pt2,
-    require_packages,
-    write_int8,
-    write_onnx,
-    write_pt2,
-)
+from flowers.deploy.export.formats import EXPORTERS, Exporter, ExportSource, ImageProgram, export_program
 from flowers.deploy.export.graph import ExportableClassifier
-from flowers.deploy.export.model_card import render_licence_note, render_model_card
+from flowers.deploy.export.model_card import render_license_note, render_model_card
 from flowers.deploy.export.parity import (
     REFERENCE,
     check_agreement,
@@ -45,190 +35,231 @@ from flowers.deploy.export.parity import (
 )
 from flowers.evaluation.evaluator import find_split_file
 from flowers.models.classifier import read_checkpoint
+from flowers.runtime.config import require_extra
 from flowers.runtime.files import atomic_directory, atomic_write_text, cache_dir, read_json, write_json
 from flowers.runtime.hardware import device_name, has_native_bf16
-from flowers.runtime.run_folder import BEST_CHECKPOINT, RESULT_FILE, provenance, require_run_dir
+from flowers.runtime.run_folder import BEST_CHECKPOINT, RESULT_FILE, find_checkpoint, provenance, run_dir_of
 
 
 def run_export(cfg: DictConfig) -> dict[str, Any]:
-    """Makes the folder `cfg.output` of a run's best checkpoint; returns the parity report that lies in it.
+    """Export a run's best checkpoint to the new folder `cfg.output`.
 
-    Raises ValueError, and leaves nothing there, where a version does not say what the run's model says.
+    Args:
+        cfg: Composed from conf/export.yaml.
+
+    Returns:
+        The parity report, as parity.json holds it.
+
+    Raises:
+        ValueError: A setting is wrong, an extra is missing, the run or its images cannot be used, or a version
+            disagrees with the model. Then nothing is written.
     """
+    exporters = [exporter for exporter in EXPORTERS if exporter.option is None or cfg[exporter.option]]
+    output = Path(cfg.output).resolve()
+    _check_settings(cfg, exporters, output)
+    run = TrainedRun(find_checkpoint(cfg.run), cfg.photos, cfg.on_corrupt)
 
-    require_packages()
-    if cfg.calibration_images < 1 or cfg.batch < 1 or cfg.rounds < 1 or cfg.seconds < 0:
-        raise ValueError("wanted calibration_images, batch and rounds of at least 1, and seconds of at least 0")
-    folder = Path(cfg.output).resolve()
-    if folder.exists():
-        raise ValueError(f"output={cfg.output} is there already: give a new folder, or remove that one")
-    trained = TrainedRun(require_run_dir(cfg.run), cfg.photos, cfg.on_corrupt)
-    limits = {name: (key, cfg[key]) for name, key in AGREEMENT_KEYS.items() if cfg.int8 or key != "int8_min_agreement"}
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
     cache_dir().mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_dir() / "export.lock"), atomic_directory(folder) as beside:  # two would measure each other
-        files = write_programs(trained, beside, cfg.calibration_images if cfg.int8 else 0, cfg.reduce_range)
-        programs = load_programs(beside, files)
-        answers = run_all_programs(trained, programs)
-        rows = compare_outputs(answers, trained.labels)
-        check_agreement(rows, limits, len(trained.labels))
-        measured = measure_programs(trained, programs, cfg.batch, cfg.rounds, cfg.seconds)
-        report = build_parity_report(beside, files, rows, measured) | {"limits": dict(limits.values())}
-        write_json(report, beside / "parity.json")
-        write_model_files(trained, beside, files, report)
-    Console().print(parity_table(report["versions"]))
-    Console().print(f"exported to {folder}", soft_wrap=True, highlight=False)
+    # One export at a time: two would distort each other's speeds.
+    with FileLock(cache_dir() / "export.lock"), atomic_directory(output) as folder:
+        write_programs(run, exporters, folder, cfg.calibration_images, cfg.reduce_range)
+        programs = {exporter.name: exporter.load(folder / exporter.file_name) for exporter in exporters}
+        rows = compare_outputs(run_all_programs(run, programs), run.labels)
+        minimums = {exporter.agreement_key: cfg[exporter.agreement_key] for exporter in exporters}
+        check_agreement(rows, exporters, minimums, len(run.labels))
+        speeds = measure_programs(run, programs, cfg.batch, cfg.rounds, cfg.seconds)
+        report = build_parity_report(folder, exporters, rows, speeds) | {"limits": minimums}
+        write_json(report, folder / "parity.json")
+        write_model_files(run, exporters, folder, report)
+    console = Console()
+    console.print(parity_table(report["versions"]))
+    console.print(f"exported to {output}", soft_wrap=True, markup=False, highlight=False)
     return report
 
 
-EXPORT_FILES = {"torch.export": "model.pt2", "ONNX": "model.onnx", "ONNX int8": "model.int8.onnx"}  # of each version
-
-
-AGREEMENT_KEYS = {
-    "torch.export": "min_agreement",
-    "ONNX": "min_agreement",
-    "ONNX int8": "int8_min_agreement",
-}  # the settings that bound its agreement
+def _check_settings(cfg: DictConfig, exporters: Sequence[Exporter], output: Path) -> None:
+    """Check what can be checked before the run is read."""
+    for exporter in exporters:
+        require_extra(f"export to {exporter.name}", exporter.extra, *exporter.packages)
+    for key in ("calibration_images", "batch", "rounds"):
+        if cfg[key] < 1:
+            raise ValueError(f"{key}={cfg[key]}: expected at least 1")
+    if cfg.seconds < 0:
+        raise ValueError(f"seconds={cfg.seconds}: expected at least 0")
+    for key in {exporter.agreement_key: None for exporter in exporters}:
+        if not 0 <= cfg[key] <= 1:
+            raise ValueError(f"{key}={cfg[key]}: expected a share from 0 to 1")
+    if output.exists():
+        raise ValueError(f"output={cfg.output}: exists already; give a new folder or remove this one")
 
 
 class TrainedRun:
-    """A run that has ended, its model on the CPU, and its photos.
+    """A finished run: its result, its model on the CPU, and its images.
 
     Args:
-        folder: of the run.
-        root: where its photos lie now; None for where they did.
-        on_corrupt: "error" or "skip"; None for what training did.
+        checkpoint: The run's best checkpoint, inside its run folder.
+        root: Where the run's images are now. None if they are where they were in training.
+        on_corrupt: "error" or "skip". None to do as in training.
 
-    Raises ValueError where the run has not ended, or its photos are gone or not those of its split.
+    Raises:
+        ValueError: The checkpoint is not the best one of a finished run, or the images of its split are gone.
     """
 
-    def __init__(self, folder: Path, root: str | None = None, on_corrupt: str | None = None) -> None:
-        best = folder / BEST_CHECKPOINT
-        self.hparams = read_checkpoint(best)["hyper_parameters"]
-        if not (folder / RESULT_FILE).is_file():
-            raise ValueError(f"{folder} has no {RESULT_FILE}: train the run to its end first (resume={folder})")
-        self.result = read_json(folder / RESULT_FILE)
+    def __init__(self, checkpoint: Path, root: str | None = None, on_corrupt: str | None = None) -> None:
+        self.hparams = read_checkpoint(checkpoint)["hyper_parameters"]
+        self.result = _read_result(checkpoint)
         settings = self.hparams["config"]["data"]
         self.root = str(root or settings["root"])
         if not (is_remote(self.root) or Path(self.root).is_dir()):
             raise ValueError(
-                f"the photos of {folder} are no longer in {self.root}: wanted there, to compare the exported files on "
-                "(photos=FOLDER says where they lie now)"
+                f"the images of the run are no longer in {self.root}: the exported files are compared on them; give "
+                "photos=FOLDER, where they are now"
             )
-        seen = inference_data_args(settings) | ({"on_corrupt": on_corrupt} if on_corrupt else {})
-        seen |= {"packed": False} if root else {}
-        split_file = find_split_file(best, self.hparams["split_digest"])
-        self.data = ImageDataModule(self.root, split_file=split_file, **seen)
+        args = inference_data_args(settings) | ({"on_corrupt": on_corrupt} if on_corrupt else {})
+        args |= {"packed": False} if root else {}
+        split_file = find_split_file(checkpoint, self.hparams["split_digest"])
+        self.data = ImageDataModule(self.root, split_file=split_file, **args)
         self.val = self.data.dataset("val")
         self.labels = torch.tensor(self.val.labels)
-        self.classifier = Classifier.load(folder, accelerator="cpu", precision="32-true")
+        self.classifier = Classifier.load(checkpoint, accelerator="cpu", precision="32-true")
         self.classifiers = {REFERENCE: self.classifier}
-        if has_native_bf16("cpu"):  # what this project itself classifies with there
+        if has_native_bf16("cpu"):  # the default precision of this project on such a CPU
             model, temperature = self.classifier.model, self.classifier.temperature
             self.classifiers[f"{REFERENCE} bf16"] = Classifier(model, temperature, "bf16-mixed")
 
-    def raw(self) -> Iterator[Tensor]:
-        """The validation photos as they are decoded: uint8 (1, 3, H, W), each of its own size."""
-        photos = ImageDataset(self.val.root, self.val.paths, self.val.labels, self.val.digests, nn.Identity())
-        return (photo for photo, _ in self.data.batches(photos, batch_size=1))
+    def decoded_val_images(self) -> Iterator[Tensor]:
+        """Yield the validation images as they are decoded: uint8 (1, 3, H, W), each of its own size."""
+        images = ImageDataset(self.val.root, self.val.paths, self.val.labels, self.val.digests, nn.Identity())
+        return (image for image, _ in self.data.batches(images, batch_size=1))
 
-    def calibration(self, count: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """So many photos of train, or all, drawn the same each time: uint8 (1, 3, R, R), R being what is resized to."""
+    def calibration_images(self, count: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield `count` training images, or all if there are fewer, the same ones each time.
+
+        Yields:
+            uint8 (1, 3, R, R), where R is the size that images are resized to.
+        """
         train, side = self.data.dataset("train"), int(self.hparams["resize"])
-        photos = ImageDataset(train.root, train.paths, train.labels, train.digests, eval_transform(side, side))
-        drawn = np.random.default_rng(0).permutation(len(photos))[:count].tolist()
-        return (photo.numpy() for photo, _ in self.data.batches(photos, drawn, batch_size=1))
+        images = ImageDataset(train.root, train.paths, train.labels, train.digests, eval_transform(side, side))
+        indices = np.random.default_rng(0).permutation(len(images))[:count].tolist()
+        return (image.numpy() for image, _ in self.data.batches(images, indices, batch_size=1))
 
 
-def write_programs(trained: TrainedRun, folder: Path, calibration: int, reduce_range: bool) -> dict[str, str]:
-    """Writes each version, the one in 8 bits where `calibration` is not 0; returns their files' names."""
-    classifier = trained.classifier
-    notes = {
+def _read_result(checkpoint: Path) -> dict[str, Any]:
+    """Return result.json of the run folder that holds `checkpoint`."""
+    folder = run_dir_of(checkpoint)
+    if checkpoint.resolve() != folder / BEST_CHECKPOINT:
+        raise ValueError(
+            f"run={checkpoint}: expected a run folder or its {BEST_CHECKPOINT}: an export needs the scores and the "
+            "split of the run, which a checkpoint alone lacks"
+        )
+    if not (folder / RESULT_FILE).is_file():
+        raise ValueError(f"{folder} has no {RESULT_FILE}: finish the training first, with resume={folder}")
+    return read_json(folder / RESULT_FILE)
+
+
+def write_programs(
+    run: TrainedRun, exporters: Sequence[Exporter], folder: Path, calibration_images: int, reduce_range: bool
+) -> None:
+    """Write the file of each exporter to `folder`.
+
+    Args:
+        run: The run.
+        exporters: The formats, in the order in which they are written.
+        folder: The output folder.
+        calibration_images: How many training images determine the ranges of a quantized format.
+        reduce_range: Whether to quantize weights to 7 bits.
+    """
+    classifier = run.classifier
+    metadata = {
         "classes": json.dumps(classifier.classes, ensure_ascii=False),
         "temperature": repr(classifier.temperature),
-        "architecture": trained.hparams["architecture"],
+        "architecture": run.hparams["architecture"],
     }
     program = export_program(ExportableClassifier(classifier.model, classifier.temperature))
-    write_pt2(program, folder / EXPORT_FILES["torch.export"], notes)
-    write_onnx(program, folder / EXPORT_FILES["ONNX"], notes)
-    if calibration:
-        photos = trained.calibration(calibration)
-        write_int8(folder / EXPORT_FILES["ONNX"], folder / EXPORT_FILES["ONNX int8"], photos, reduce_range, notes)
-    return {name: file for name, file in EXPORT_FILES.items() if (folder / file).is_file()}
+    source = ExportSource(program, metadata, folder, lambda: run.calibration_images(calibration_images), reduce_range)
+    for exporter in exporters:
+        exporter.write(source, folder / exporter.file_name)
 
 
-def load_programs(folder: Path, files: Mapping[str, str]) -> dict[str, ImageProgram]:
-    """Each version as a function of photos as they are decoded."""
-    return {
-        name: load_pt2(folder / file) if file.endswith(".pt2") else load_onnx(folder / file)
-        for name, file in files.items()
-    }
+def run_all_programs(run: TrainedRun, programs: Mapping[str, ImageProgram]) -> dict[str, Tensor]:
+    """Run the classifiers of this project and the exported programs on the validation images.
 
-
-def run_all_programs(trained: TrainedRun, programs: Mapping[str, ImageProgram]) -> dict[str, Tensor]:
-    """The probabilities (N, C) of the validation photos by the run's own classifiers and by each of `programs`."""
-    own = {name: classifier.probabilities for name, classifier in trained.classifiers.items()}
-    photos = trained.data.batches(trained.val, batch_size=1)
-    said = collect_probabilities(own, (photo for photo, _ in photos), len(photos))
-    return said | collect_probabilities(programs, trained.raw(), len(trained.val))
+    Returns:
+        The probabilities (N, C) by version, the reference first.
+    """
+    classifiers = {name: classifier.probabilities for name, classifier in run.classifiers.items()}
+    images = run.data.batches(run.val, batch_size=1)
+    outputs = collect_probabilities(classifiers, (image for image, _ in images), len(images))
+    return outputs | collect_probabilities(programs, run.decoded_val_images(), len(run.val))
 
 
 def measure_programs(
-    trained: TrainedRun, programs: Mapping[str, ImageProgram], batch: int, rounds: int, seconds: float
+    run: TrainedRun, programs: Mapping[str, ImageProgram], batch: int, rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """How fast each version is, given so many photos of the usual size at once, and what that was measured with."""
-    height, width = median_size(trained.raw())
-    photos = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
-    own = {name: _with_transform(classifier) for name, classifier in trained.classifiers.items()}
+    """Measure the speed of each version on a batch of the median image size, resizing and cropping included.
+
+    Returns:
+        The images per second by version, and the conditions of the measurement.
+    """
+    height, width = median_size(run.decoded_val_images())
+    images = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
+    classifiers = {name: _with_transform(classifier) for name, classifier in run.classifiers.items()}
     return {
-        "photos_per_second": measure_speeds(own | dict(programs), photos, rounds, seconds),
+        "photos_per_second": measure_speeds(classifiers | dict(programs), images, rounds, seconds),
         **{"rounds": rounds, "batch": batch, "height": height, "width": width},
         "device": device_name(torch.device("cpu")),
     }
 
 
-def build_parity_report(
-    folder: Path, files: Mapping[str, str], rows: Mapping[str, Any], measured: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What parity.json holds."""
-    versions = {}
-    for name, row in rows.items():
-        file = files.get(name)
-        size = (folder / file).stat().st_size if file else None
-        versions[name] = {"file": file, "bytes": size, **row, "photos_per_second": measured["photos_per_second"][name]}
-    return {"versions": versions} | {name: value for name, value in measured.items() if name != "photos_per_second"}
-
-
 def _with_transform(classifier: Classifier) -> ImageProgram:
-    """Of photos as they are decoded, resizing and cropping included."""
-
-    def program(photos: Tensor) -> Tensor:
-        return classifier.probabilities(torch.as_tensor(classifier.eval_transform(photos)))
+    def program(images: Tensor) -> Tensor:
+        return classifier.probabilities(torch.as_tensor(classifier.eval_transform(images)))
 
     return program
 
 
-def write_model_files(trained: TrainedRun, folder: Path, files: Mapping[str, str], report: Mapping[str, Any]) -> None:
-    """Writes model.json, the model card and the note on licences."""
-    result = trained.result
+def build_parity_report(
+    folder: Path, exporters: Sequence[Exporter], rows: Mapping[str, Any], speeds: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the content of parity.json.
+
+    Args:
+        folder: The output folder.
+        exporters: The formats whose files are in it.
+        rows: From `compare_outputs`.
+        speeds: From `measure_programs`.
+    """
+    files = {exporter.name: exporter.file_name for exporter in exporters}
+    versions = {}
+    for name, row in rows.items():
+        file = files.get(name)
+        size = (folder / file).stat().st_size if file else None
+        versions[name] = {"file": file, "bytes": size, **row, "photos_per_second": speeds["photos_per_second"][name]}
+    return {"versions": versions} | {name: value for name, value in speeds.items() if name != "photos_per_second"}
+
+
+def write_model_files(run: TrainedRun, exporters: Sequence[Exporter], folder: Path, report: Mapping[str, Any]) -> None:
+    """Write model.json, the model card and the license note."""
+    result = run.result
+    files = [exporter.file_name for exporter in exporters]
+    counts = {split: run.data.counts(split).total() for split in ("train", "val", "test")}
     facts = {
-        **{name: trained.hparams[name] for name in ("architecture", "classes", "image_size", "resize", "mean", "std")},
-        "temperature": trained.classifier.temperature,
+        **{name: run.hparams[name] for name in ("architecture", "classes", "image_size", "resize", "mean", "std")},
+        "temperature": run.classifier.temperature,
         "input": "photos: uint8 (B, 3, H, W), RGB, upright, of any size",
         "output": "probabilities: float32 (B, C), calibrated, in the order of classes",
-        "files": {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in files.values()},
+        "files": {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in files},
         "scores": {split: result[split] for split in ("val", "test") if split in result},
-        "photos": {
-            split: trained.data.counts(split).total()
-            for split in ("train", "val", "test")
-            if trained.data.counts(split)
-        },
-        "folder": Path(trained.root).name,
+        "photos": {split: count for split, count in counts.items() if count},
+        "folder": Path(run.root).name,
         "trained": {name: result[name] for name in ("digest", "seed", "best_epoch", "precision", "versions", "git")},
         "exported": provenance(),
     }
-    facts["exported"]["versions"] |= {name: importlib.metadata.version(name) for name in REQUIRED_PACKAGES}
+    packages = dict.fromkeys(package for exporter in exporters for package in exporter.packages)
+    facts["exported"]["versions"] |= {package: importlib.metadata.version(package) for package in packages}
     write_json(facts, folder / "model.json")
-    atomic_write_text(folder / "LICENCE.txt", render_licence_note(trained.hparams["config"]["model"]["weights"]))
-    atomic_write_text(folder / "README.md", render_model_card(facts, report, parity_rows(report["versions"])))
+    atomic_write_text(folder / "LICENSE.txt", render_license_note(run.hparams["config"]["model"]["weights"]))
+    descriptions = [exporter.description for exporter in exporters]
+    card = render_model_card(facts, report, parity_rows(report["versions"]), descriptions)
+    atomic_write_text(folder / "README.md", card)

@@ -12,19 +12,19 @@ def model() -> ImageClassifier:
     return ImageClassifier("resnet18", ["lily", "orchid"], image_size=32, resize=39).eval()
 
 
-# Smaller and larger, both ways up, no resizing, odd margins, a line of pixels, a single one.
+# Smaller and larger, landscape and portrait, no resizing, odd margins, one row of pixels, one pixel.
 @pytest.mark.parametrize("size", [(30, 41), (400, 301), (39, 39), (50, 39), (39, 52), (123, 77), (1, 9), (1, 1)])
-def test_the_graph_resizes_and_crops_as_training_did(model: ImageClassifier, size: tuple[int, int]):
+def test_graph_resizes_and_crops_like_torchvision(model: ImageClassifier, size: tuple[int, int]):
     generator = torch.Generator().manual_seed(0)
-    photos = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=generator)
-    wanted = v2.Compose([v2.Resize(39, antialias=True), v2.CenterCrop(32)])(photos).float()
-    off = (ExportableClassifier(model, 1.0).centred(photos) - wanted).abs()
-    assert off.max() <= 1
-    assert off.mean() < 0.03
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=generator)
+    expected = v2.Compose([v2.Resize(39, antialias=True), v2.CenterCrop(32)])(images).float()
+    differences = (ExportableClassifier(model, 1.0).resize_and_crop(images) - expected).abs()
+    assert differences.max() <= 1
+    assert differences.mean() < 0.03
 
 
-def test_the_graph_normalises_and_calibrates_as_the_model_does(model: ImageClassifier):
-    photos = torch.randint(0, 256, (3, 3, 39, 39), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def test_graph_normalizes_and_calibrates_like_the_model(model: ImageClassifier):
+    images = torch.randint(0, 256, (3, 3, 39, 39), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        wanted = (model(v2.functional.center_crop(photos, [32, 32])) / 1.7).softmax(1)
-        torch.testing.assert_close(ExportableClassifier(model, 1.7)(photos), wanted, atol=1e-5, rtol=0)
+        expected = (model(v2.functional.center_crop(images, [32, 32])) / 1.7).softmax(1)
+        torch.testing.assert_close(ExportableClassifier(model, 1.7)(images), expected, atol=1e-5, rtol=0)
