@@ -1,0 +1,205 @@
+"""The commands, examples and links of README.md, CONTRIBUTING.md and docs/ are valid."""
+
+import ast
+import importlib
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hydra import compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from omegaconf import OmegaConf
+
+from flowers.runtime.config import check_overrides, flatten, hydra_context
+from tests.helpers import SMALL
+
+ROOT = Path(__file__).parents[2]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+PROGRAMS = ["app", "benchmark", "compare", "evaluate", "explain", "export", "pack", "predict", "sweep", "train"]
+FLAGS = {"-m", "--multirun", "--help"}
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def code_blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def inline_codes(page: Path) -> list[str]:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", prose)
+
+
+def program_calls(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each program that the bash blocks of a page call, with its arguments."""
+    for block in code_blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for command in re.split(r"&&|\|", line):
+                words = shlex.split(command, comments=True)
+                module = next((word for flag, word in pairwise(words) if flag == "-m"), "")
+                if module.startswith("flowers."):
+                    yield module.removeprefix("flowers."), words[words.index(module) + 1 :]
+                elif words and Path(words[0]).name == "flowers" and words[1:]:
+                    yield words[1], words[2:]
+
+
+def check_call(program: str, arguments: Sequence[str]) -> None:
+    """Compose the configuration of a call.
+
+    Raises:
+        Exception: The program would refuse the call.
+    """
+    if program not in PROGRAMS:
+        assert importlib.util.find_spec(f"flowers.{program}"), "no such program"
+        return
+    words = [word for word in arguments if word not in ("--cfg", "job")]
+    flags = {word for word in words if word.startswith("-")}
+    assert flags <= FLAGS, f"unknown flags {flags - FLAGS}"
+    overrides = [word for word in words if word not in flags]
+    if importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is None and "hydra/launcher=ray" in overrides:
+        overrides = [word for word in overrides if not word.startswith("hydra")]
+    own = [word for word in overrides if program != "sweep" or word.startswith(("sweep", "hydra"))]
+    compose_first(program, own, has_sweeps=bool(flags & {"-m", "--multirun"}))
+    if program == "sweep":
+        compose_first("train", [word for word in overrides if word not in own], has_sweeps=True)
+
+
+def compose_first(config: str, overrides: Sequence[str], has_sweeps: bool) -> None:
+    """Compose a configuration with the first value of each override."""
+    parsed = OverridesParser.create().parse_overrides(check_overrides(overrides, config))
+    assert has_sweeps or not any(each.is_sweep_override() for each in parsed), "several values need -m"
+    with hydra_context():
+        cfg = compose(config, [first for each in parsed if (first := first_value(each)) is not None])
+    missing = [key for key, value in flatten(OmegaConf.to_container(cfg)).items() if value == "???"]
+    assert not missing or any(word.startswith("resume=") for word in overrides), f"needs {missing}"
+
+
+def first_value(override: Override) -> str | None:
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    if isinstance(override.value(), IntervalSweep):
+        return None
+    return f"{override.key_or_group}={next(iter(override.sweep_iterator()))}"
+
+
+@pytest.fixture(scope="module")
+def known_keys() -> set[str]:
+    """All keys of all programs and of all options of their groups."""
+    variants = [(name, []) for name in PROGRAMS]
+    variants += [("train", [f"data={name}"]) for name in ("garden", "shards")]
+    variants += [("train", [f"scheduler={name}"]) for name in ("one_cycle", "step")]
+    with hydra_context():
+        return {
+            key for name, overrides in variants for key in flatten(OmegaConf.to_container(compose(name, overrides)))
+        }
+
+
+@each_page
+def test_the_commands_of_a_page_are_accepted_by_their_programs(page: Path):
+    failures = []
+    for program, arguments in program_calls(page):
+        try:
+            check_call(program, arguments)
+        except Exception as error:
+            failures.append(f"flowers {program} {shlex.join(arguments)}: {error}")
+    assert failures == []
+
+
+@each_page
+def test_the_settings_named_in_the_text_of_a_page_exist(page: Path, known_keys: set[str]):
+    named = [
+        key for code in inline_codes(page) for key in re.findall(r"(?<![\w.+])([a-z_0-9]+(?:\.[a-z_0-9]+)+)=", code)
+    ]
+    unknown = [key for key in named if key not in known_keys and not key.startswith(("hydra.", "trainer."))]
+    assert unknown == []
+
+
+@pytest.mark.parametrize(
+    "command", ["train data.batchsize=3", "train --resume", "train seed=0,1", "evaluate split=[a]"]
+)
+def test_a_wrong_command_would_be_found(command: str):
+    program, *arguments = command.split()
+    with pytest.raises((ValueError, AssertionError)):
+        check_call(program, arguments)
+
+
+@each_page
+def test_the_python_examples_of_a_page_compile_and_their_imports_resolve(page: Path):
+    for code in code_blocks(page, "python"):
+        compile(code, str(page), "exec")
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    importlib.import_module(alias.name)
+
+
+def test_the_complete_example_trains_and_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = [setting for setting in SMALL if not setting.startswith(("data=", "head.", "finetune."))]
+    settings += ["data=garden", "data.source.number=30", "data.source.size=32", "head.epochs=1", "finetune.epochs=0"]
+    example = code_blocks(ROOT / "docs" / "python-api.md", "python")[0]
+    small, replaced = re.subn(r"^overrides = .*$", f"overrides = {settings!r}", example, flags=re.MULTILINE)
+    assert replaced == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOWERS_DATA", str(tmp_path / "data"))
+    names: dict[str, object] = {}
+    exec(compile(small, "python-api.md", "exec"), names)
+    accuracy, prediction = names["accuracy"], names["prediction"]
+    assert isinstance(accuracy, float)
+    assert 0 <= accuracy <= 1
+    assert getattr(prediction, "label", None) in getattr(names["classifier"], "classes", ())
+
+
+@each_page
+def test_the_links_of_a_page_lead_somewhere(page: Path):
+    text = page.read_text(encoding="utf-8")
+    missing = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        target, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        file = page.parent / target if target else page
+        if not file.exists() or (anchor and anchor not in heading_slugs(file)):
+            missing.append(link)
+    assert missing == []
+
+
+def heading_slugs(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 110
+    assert [line for line in lines if len(line) > 100] == []
+
+
+def test_the_site_has_at_most_fourteen_pages_and_its_navigation_lists_each():
+    nav = OmegaConf.to_container(OmegaConf.load(ROOT / "mkdocs.yml"))["nav"]  # type: ignore[call-overload,index]
+    assert sorted(name for entry in nav for name in entry.values()) == [page.name for page in DOCS]
+    assert len(DOCS) <= 14
+
+
+def test_the_site_builds_without_warnings_and_asks_no_other_host(tmp_path: Path):
+    for package in ("mkdocs", "material", "mkdocstrings_handlers"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install 'flowers[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    for page in tmp_path.rglob("*.html"):
+        tags = re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", page.read_text(encoding="utf-8"))
+        assert not [tag for tag in tags if re.search(r"(?:src|href)=[\"']?(?:https?:)?//", tag)]
