@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, JSON files, and the cache folder."""
+"""Atomic writes, JSON files, and the cache folder."""
 
 import json
 import os
@@ -6,82 +6,108 @@ import platform
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+T = TypeVar("T")
+
+CHUNK_SECONDS = 30.0  # a killed program loses at most this much work
+
 
 def cache_dir() -> Path:
-    """The folder for what is computed once and kept: `$FLOWERS_CACHE`, or `flowers` in the user's cache folder."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("FLOWERS_CACHE") or user / "flowers")
+    """Return the cache folder: `$FLOWERS_CACHE`, or `flowers` in the user's cache folder."""
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("FLOWERS_CACHE") or user_cache / "flowers")
+
+
+def evict_least_recently_used(files: Iterable[Path], max_bytes: int) -> None:
+    """Delete the files with the oldest modification time until the rest fits into `max_bytes`.
+
+    Empty files, such as lock files, free no space and stay. Other processes may delete the same files meanwhile.
+
+    Args:
+        files: The files that share the space. Their users touch them (`os.utime`) on each use.
+        max_bytes: How much the remaining files may take together; below 0, as after subtracting the size of a file
+            to come, no file remains.
+    """
+    found = []
+    for path in files:
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            found.append((status.st_mtime_ns, status.st_size, path))
+    surplus = sum(size for _, size, _ in found) - max_bytes
+    for _, size, path in sorted(found):
+        if surplus <= 0:
+            break
+        if size:
+            path.unlink(missing_ok=True)
+            surplus -= size
+
+
+def chunk_by_time(items: Iterable[T]) -> Iterator[list[T]]:
+    """Yield `items` in lists, each with the items of about `CHUNK_SECONDS` seconds."""
+    chunk: list[T] = []
+    start = time.monotonic()
+    for item in items:
+        chunk.append(item)
+        if time.monotonic() - start >= CHUNK_SECONDS:
+            yield chunk
+            chunk, start = [], time.monotonic()
+    if chunk:
+        yield chunk
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to, and renames it to `path` once the block ends without an error.
+    """Yield a temporary path next to `path`; rename it to `path` if the block ends without an error.
 
-    A process killed inside the block leaves `path` as it was. The name beside it holds the machine's name and the
-    process's number, so that two processes that write the same file do not mix: the last rename wins, whole.
+    A process that is killed inside the block leaves `path` unchanged. The temporary name contains the host name and
+    the process id, so that two processes can write the same file: the last rename wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
     try:
-        yield beside
-        beside.replace(path)
+        yield temporary
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_directory(folder: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `folder` to fill, and renames it to `folder` once the block ends without an error.
+    """Yield an empty folder next to `folder`; rename it to `folder` if the block ends without an error.
 
-    To be called under a lock: what a killed process left there is cleared first.
+    Hold a lock around it: the temporary folder that a killed process left behind is deleted first.
     """
-    beside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    temporary = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        yield beside
-        beside.replace(folder)
+        yield temporary
+        temporary.replace(folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8 with the line ends that it has, whole or not at all.
+    """Write `text` as UTF-8, atomically and with its line ends unchanged.
 
-    A file name in `text` that is no UTF-8 (Linux allows any bytes) is written as the bytes that it is.
+    File names that are not valid UTF-8 (Linux allows any bytes) are written as their original bytes.
     """
-    with atomic_write(path) as beside:
-        beside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
-T = TypeVar("T")
+def write_json(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write `content` as indented JSON, atomically.
 
-
-CHUNK_SECONDS = 30.0  # of work in a piece
-
-
-def chunk_by_time(items: Iterable[T]) -> Iterator[list[T]]:
-    """Yields `items` in lists, each of what came within `SECONDS`."""
-    piece: list[T] = []
-    start = time.monotonic()
-    for item in items:
-        piece.append(item)
-        if time.monotonic() - start >= CHUNK_SECONDS:
-            yield piece
-            piece, start = [], time.monotonic()
-    if piece:
-        yield piece
-
-
-def write_json(result: Mapping[str, Any], path: str | Path) -> None:
-    """Writes JSON for people: indented, whole or not at all."""
-    atomic_write_text(Path(path), json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    Raises:
+        ValueError: A number is infinite or not a number.
+    """
+    atomic_write_text(Path(path), json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Reads what `save` wrote."""
+    """Read a file that `write_json` wrote."""
     return dict(json.loads(Path(path).read_text(encoding="utf-8")))
