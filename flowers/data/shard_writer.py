@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import re
 import tarfile
-import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -28,6 +27,7 @@ from flowers.data.splits import SPLITS, SplitRecord, split_to_csv
 from flowers.runtime.config import to_container
 from flowers.runtime.files import atomic_write, atomic_write_text
 from flowers.runtime.hardware import available_cores
+from flowers.runtime.launch import exit_with_parent
 from flowers.runtime.logging import progress_bar
 
 log = logging.getLogger(__name__)
@@ -152,20 +152,8 @@ def _prepare_output(output: Path, files: dict[str, bytes]) -> None:
 def _write_all(shards: Sequence[ShardSpec], workers: int) -> Iterable[str]:
     """The SHA-256 of each shard, once it is there."""
     context = multiprocessing.get_context("spawn")  # torch's threads do not outlive a fork
-    with ProcessPoolExecutor(workers, context, initializer=_exit_with_pool_parent) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=exit_with_parent, initargs=(os.getpid(),)) as pool:
         yield from pool.map(_write_shard, shards)
-
-
-def _exit_with_pool_parent() -> None:
-    """Ends this process where its parent was killed; else it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_shard(shard: ShardSpec) -> str:

@@ -1,4 +1,4 @@
-"""The processes of one run, as environment variables describe them."""
+"""The processes of one run: which of them this one is, and how it notices that another one ended."""
 
 import os
 import sys
@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Sequence
 
+_PARENT_PID = "FLOWERS_PARENT_PID"
+
 
 def is_rank_zero() -> bool:
-    """Whether this is the one process, or of several that train together the first: the one that writes.
+    """Return whether this process writes the files: the only process of a run, or the first of several.
 
-    By torchrun's word, else by that of Lightning's own launcher, else by SLURM's.
+    The ranks come from torchrun's environment variables, else from those of Lightning's launcher, else from SLURM's.
     """
     if "RANK" in os.environ:
         names = ["RANK"]
@@ -22,40 +24,60 @@ def is_rank_zero() -> bool:
 
 
 def share_run_dir(overrides: Sequence[str]) -> list[str]:
-    """`overrides` of one of several processes that torchrun or srun started: only the first leaves Hydra's files.
+    """Return the overrides of this process, so that only rank 0 of those that torchrun or srun started writes `.hydra`.
 
-    Raises ValueError where each would choose a run folder of its own.
+    Raises:
+        ValueError: There are several processes and no override names the run folder: each would make its own.
     """
-    started = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or "1"
-    if int(started) > 1 and not any(line.startswith("hydra.run.dir=") for line in overrides):
-        raise ValueError(f"{started} processes need one folder for their run: give hydra.run.dir=FOLDER")
+    count = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or "1"
+    if int(count) > 1 and not any(line.startswith("hydra.run.dir=") for line in overrides):
+        raise ValueError(f"{count} processes need one run folder: add hydra.run.dir=FOLDER")
     if is_rank_zero():
         return list(overrides)
-    number = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_PROCID")
-    return [*overrides, "hydra.output_subdir=null", f"hydra.job.name=process_{number}"]
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_PROCID")
+    return [*overrides, "hydra.output_subdir=null", f"hydra.job.name=process_{rank}"]
 
 
 def is_launched_by_lightning() -> bool:
-    """Whether the first process of the run on this machine started this one, by Lightning's launcher."""
+    """Return whether Lightning's launcher started this process, from the first process on this machine."""
     return "LOCAL_RANK" in os.environ and "RANK" not in os.environ
 
 
-def exit_with_parent() -> None:
-    """Has this process end within seconds of the one that started it, which may be killed."""
-    threading.Thread(target=_exit_when_orphaned, args=(os.getppid(),), daemon=True).start()
+def exit_with_parent(parent: int | None = None) -> None:
+    """Exit within about a second after the parent process ends, even if it is killed.
+
+    Args:
+        parent: The process id of the parent. Give it where you can: then a parent that ended before this call is
+            noticed too. By default the parent at the time of this call.
+    """
+    threading.Thread(target=_exit_when_orphaned, args=(parent or os.getppid(),), daemon=True).start()
+
+
+def parent_environment() -> dict[str, str]:
+    """Return environment variables that let a child of this process call `exit_with_parent_if_requested`."""
+    return {_PARENT_PID: str(os.getpid())}
+
+
+def exit_with_parent_if_requested() -> None:
+    """Call `exit_with_parent` if the parent started this process with `parent_environment()`.
+
+    The request is removed from the environment: the children of this process have another parent.
+    """
+    if parent := os.environ.pop(_PARENT_PID, None):
+        exit_with_parent(int(parent))
 
 
 def _exit_when_orphaned(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     try:
-        sys.stderr.write("error: the process that started this one ended, and this one with it\n")
-    finally:  # also where nobody listens any more
+        sys.stderr.write("error: exiting because the parent process ended\n")
+    finally:  # standard error may be closed
         os._exit(1)
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error of a collective operation says that another process has gone."""
-    said = str(error).lower()
-    is_collective = "gloo" in said or "nccl" in said or type(error).__name__.startswith("Dist")
-    return is_collective and any(word in said for word in ("connection", "peer", "socket", "broken pipe", "remote"))
+    """Return whether an error of a collective operation means that another process of the run has ended."""
+    message = str(error).lower()
+    is_collective = "gloo" in message or "nccl" in message or type(error).__name__.startswith("Dist")
+    return is_collective and any(word in message for word in ("connection", "peer", "socket", "broken pipe", "remote"))

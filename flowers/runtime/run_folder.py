@@ -13,7 +13,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from flowers.runtime.config import quote_override, to_container
-from flowers.runtime.launch import exit_with_parent, is_launched_by_lightning, is_peer_failure, share_run_dir
+from flowers.runtime.launch import (
+    exit_with_parent,
+    exit_with_parent_if_requested,
+    is_launched_by_lightning,
+    is_peer_failure,
+    share_run_dir,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +38,7 @@ def expand_resume_args(given: Sequence[str]) -> list[str]:
 
     Raises ValueError where FOLDER holds no run, and where several processes would each have a folder of their own.
     """
+    exit_with_parent_if_requested()
     if is_launched_by_lightning():  # with what that one has made of its arguments here
         exit_with_parent()
         return list(given)
