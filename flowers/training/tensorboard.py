@@ -84,7 +84,7 @@ def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Ma
         "seed": config["seed"],
         "stage_finetune_epochs": config["finetune"]["epochs"],
         "stage_head_epochs": config["head"]["epochs"],
-        "stage_head_views": config["head"]["views"],
+        "stage_head_views": config["head"]["cached_views"],
         "train_batch_size": config["data"]["batch_size"],
         "train_fold": config["data"].get("fold", 0),  # shards have their split inside
         "train_image_size": config["data"]["image_size"],
