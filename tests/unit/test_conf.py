@@ -55,7 +55,7 @@ def test_an_experiment_is_a_short_delta_that_opens_with_its_command(name: str):
 def test_automatic_settings_become_definite_and_given_ones_stay(monkeypatch: pytest.MonkeyPatch):
     automatic = {"accelerator": "cpu", "precision": "auto", "deterministic": "auto", "devices": 1}
     for native, precision in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda native=native: {"avx512_bf16": native})
         definite = resolve_trainer_config(automatic)
         assert definite == {"accelerator": "cpu", "precision": precision, "deterministic": True, "devices": 1}
         assert resolve_trainer_config(definite) == definite
