@@ -164,3 +164,16 @@ def _load_weights(network: nn.Module, state: Mapping[str, Tensor], last: str, so
 
 def _abbreviate(keys: list[str], count: int = 3) -> str:
     return ", ".join(keys[:count]) + (", …" if len(keys) > count else "")
+
+
+def check_backbone(architecture: str, weights: str | Path | None) -> None:
+    """Check the architecture's name and that `weights` is a name or a file, without reading or downloading anything."""
+    known = models.list_models(module=models)
+    if architecture not in known:
+        raise ValueError(f"model.architecture={architecture} is not in torchvision{did_you_mean(architecture, known)}")
+    names = list(models.get_model_weights(architecture).__members__)
+    if weights is not None and str(weights) not in (*names, "DEFAULT") and not Path(weights).is_file():
+        raise ValueError(
+            f"model.weights={weights} is neither a file nor one of {architecture}'s names in torchvision "
+            f"({', '.join([*names, 'DEFAULT'])}){did_you_mean(str(weights), names)}"
+        )

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -75,9 +75,6 @@ class FSDP2Strategy(DDPStrategy):
             return value
         whole = value.full_tensor()
         return whole.cpu() if self.is_global_zero else whole.new_empty(0)
-
-
-StrategyRegistry.register("fsdp2", FSDP2Strategy, "a model in parts, by PyTorch's FSDP2")
 
 
 def shard_module(network: nn.Module, mesh: DeviceMesh) -> None:
