@@ -8,7 +8,7 @@ quickstart: $(VENV)/installed
 
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check && $(VENV)/bin/ruff check && $(VENV)/bin/mypy
-	$(VENV)/bin/lint-imports && $(VENV)/bin/mkdocs build --strict -q
+	$(VENV)/bin/lint-imports && $(VENV)/bin/mkdocs build --strict
 
 test: check
 	$(VENV)/bin/pytest

@@ -15,71 +15,61 @@ from flowers.models.classifier import ImageClassifier
 from flowers.runtime.distributed import local_slice, rank_and_world_size
 from flowers.runtime.seeding import PADDING_INDEX
 
-_STEPS_PER_BATCH = 64  # steps
-
-
-_UNDISTURBED = {  # of a Trainer that neither counts batches nor touches gradients
-    "world_size": 1,
-    "gradient_clip_val": None,
-    "accumulate_grad_batches": 1,
-    "limit_train_batches": 1.0,
-    "overfit_batches": 0.0,
-    "val_check_interval": 1.0,
-    "max_steps": -1,
-}
-
 
 class FeatureDataModule(LightningDataModule):
-    """Batches of `(features, labels)`: float32 (B, F) and int64 (B,), of the photos that `data` gives.
+    """Load batches of features (B, F) in float32 and labels (B,) in int64 of the images of `data`.
 
     Args:
-        data: the photos.
-        model: whose backbone is frozen.
-        views: 1 for each training photo as in validation; V > 1 for V augmented views of it, an epoch taking one.
-        cache, cache_gb: see `Features`.
+        data: The images.
+        model: The classifier; its backbone is frozen.
+        views: 1 takes each training image as in validation; V > 1 takes one of V augmented views in each epoch.
+        cache: See `FeatureExtractor`.
+        cache_gb: See `FeatureExtractor`.
+        steps_per_batch: Optimizer steps for which a training batch holds images.
     """
 
     def __init__(
-        self, data: ImageDataModule, model: ImageClassifier, views: int = 1, cache: bool = True, cache_gb: float = 10.0
+        self,
+        data: ImageDataModule,
+        model: ImageClassifier,
+        views: int = 1,
+        cache: bool = True,
+        cache_gb: float = 10.0,
+        steps_per_batch: int = 1,
     ) -> None:
         super().__init__()
-        if views < 1:
-            raise ValueError(f"head.cached_views={views}: wanted 0 (fresh augmentation each epoch) or more")
-        self.data, self.model, self.views = data, model, views
-        self.keeping = {"cache": cache, "cache_gb": cache_gb}
-
-    def setup(self, stage: str) -> None:
-        """Has the head take its steps by the block, unless something is to happen between two of them."""
-        if all(getattr(self.trainer, name) == value for name, value in _UNDISTURBED.items()):
-            self.model.set_steps_per_batch(self.data.batch_size)
+        self.data, self.model, self.views, self.steps_per_batch = data, model, views, steps_per_batch
+        self.cache_settings = {"cache": cache, "cache_gb": cache_gb}
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The features of train, shuffled. Computes them on the device where the trainer has put the model."""
+        """Load the features of the training images, shuffled.
+
+        The device of the model, on which the Trainer has put it by then, computes those that are not cached.
+        """
         dataset = self.data.dataset("train", augmented=self.views > 1)
         views = range(self.views) if self.views > 1 else (None,)
-        features = torch.stack([self._features.extract(dataset, "train", view) for view in views])
-        batch_size = self.data.per_rank_batch_size(rank_and_world_size()[1]) * (
-            1 if self.model.step_photos is None else _STEPS_PER_BATCH
-        )
+        features = torch.stack([self._extractor.extract(dataset, "train", view) for view in views])
+        batch_size = self.data.per_rank_batch_size(rank_and_world_size()[1]) * self.steps_per_batch
         order = self.data.train_sampler(len(dataset))
         return _make_loader(FeatureDataset(features, dataset.labels), batch_size, order)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The features of val, in the order of split.csv, as one batch, as they are small: this process's part."""
+        """Load the features of this rank's validation images as one batch, in the order of split.csv."""
         dataset = self.data.dataset("val")
-        features = FeatureDataset(self._features.extract(dataset, "val")[None], dataset.labels)
+        features = FeatureDataset(self._extractor.extract(dataset, "val")[None], dataset.labels)
         return _make_loader(features, len(dataset), local_slice(range(len(dataset)), PADDING_INDEX))
 
     @property
-    def _features(self) -> FeatureExtractor:
-        assert self.trainer is not None, "the trainer says where and how precisely to compute"
-        return FeatureExtractor(self.data, self.model, str(self.trainer.precision), **self.keeping)  # type: ignore[arg-type]
+    def _extractor(self) -> FeatureExtractor:
+        assert self.trainer is not None, "the precision is that of the Trainer"
+        return FeatureExtractor(self.data, self.model, str(self.trainer.precision), **self.cache_settings)  # type: ignore[arg-type]
 
 
 class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Kept features (V, N, F) and labels (N,), a batch at a time: item `(i, seed)` is view `seed % V` of photo i.
+    """Cached features (V, N, F) and labels (N,), read a batch at a time.
 
-    Item FILLING is any photo, labelled FILLING.
+    Item `(i, seed)` is view `seed % V` of image i. Item `PADDING_INDEX` is the features of any image with the label
+    `PADDING_INDEX`.
     """
 
     def __init__(self, features: Tensor, labels: Sequence[int]) -> None:

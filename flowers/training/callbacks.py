@@ -1,10 +1,10 @@
-"""Lightning callbacks: epoch summaries, stage times, image logging, non-finite losses."""
+"""Lightning callbacks: epoch summaries, stage times, learning rates, images, non-finite losses."""
 
 import logging
 import sys
 import time
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -14,34 +14,35 @@ from torch import Tensor
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.predictions import Predictions
 from flowers.features.datamodule import FeatureDataModule
+from flowers.models.classifier import ImageClassifier
 from flowers.training.tensorboard import log_images, log_predictions, tensorboard_loggers
 
 log = logging.getLogger(__name__)
 
 
 def make_progress_bar() -> Callback:
-    """A Rich bar where standard output is a terminal, else a line an epoch."""
+    """Return a Rich progress bar if standard output is a terminal, else a logger of one line per epoch."""
     return RichProgressBar(leave=True) if sys.stdout.isatty() else EpochSummaryLogger()
 
 
 class EpochSummaryLogger(ProgressBar):
-    """Logs one line an epoch: both losses and accuracies."""
+    """Log one line per epoch: the losses and accuracies of training and validation."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_on = True
+        self._is_enabled = True
 
     def enable(self) -> None:
-        """Lines are logged, by Lightning's wish."""
-        self._is_on = True
+        """Log lines."""
+        self._is_enabled = True
 
     def disable(self) -> None:
-        """None are: this is not the first of several processes."""
-        self._is_on = False
+        """Log no lines. Lightning calls this on all ranks but the first."""
+        self._is_enabled = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the line once validation has run too."""
-        if not self._is_on:
+        """Log the line. Validation has run by then."""
+        if not self._is_enabled:
             return
         metrics = trainer.callback_metrics
         names = [f"{split}/{metric}" for split in ("train", "val") for metric in ("loss", "accuracy")]
@@ -50,71 +51,107 @@ class EpochSummaryLogger(ProgressBar):
 
 
 class StageTimer(Callback):
-    """Counts each stage's seconds, over all the sessions of a run, and logs photos a second.
+    """Measure each stage over all sessions of a run, and log the training images per second of each epoch.
 
-    `seconds` holds all of a stage (features, validation, checkpoints), `training` its steps alone, `photos` how many
-    went through them.
+    Attributes:
+        seconds: Seconds of each stage, including features, validation and checkpoints.
+        training: Seconds of the training steps of each stage.
+        images: Images that these steps trained on.
     """
+
+    state_key = "StageTimer"
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.training: dict[str, float] = defaultdict(float)
-        self.photos: dict[str, int] = defaultdict(int)
+        self.images: dict[str, int] = defaultdict(int)
         self._stage = ""
         self._last = self._epoch_start = 0.0
-        self._epoch_photos = 0
+        self._epoch_images = 0
         self._rate = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Starts the stage's clock."""
+        """Start the clock of the stage."""
         self._stage, self._last = str(pl_module.stage), time.perf_counter()
-        self._epoch_start, self._epoch_photos = self._last, 0  # also of an epoch that is gone on with inside
+        self._epoch_start, self._epoch_images = self._last, 0  # an epoch that is resumed inside has no start hook
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stops it."""
-        self._tick()
+        """Stop the clock of the stage."""
+        self._add_elapsed()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the epoch's clock."""
-        self._epoch_start, self._epoch_photos = time.perf_counter(), 0
+        """Start the clock of the epoch."""
+        self._epoch_start, self._epoch_images = time.perf_counter(), 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts the batch's photos, and measures once the last one is through."""
-        self._epoch_photos += len(batch[1])
+        """Count the images of the batch, and stop the clock of the epoch after the last batch."""
+        self._epoch_images += len(batch[1])
         if trainer.is_last_batch:
             seconds = time.perf_counter() - self._epoch_start
-            self.photos[self._stage] += self._epoch_photos * trainer.world_size
+            self.images[self._stage] += self._epoch_images * trainer.world_size
             self.training[self._stage] += seconds
-            self._rate = self._epoch_photos / seconds
+            self._rate = self._epoch_images / seconds
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the epoch's photos a second, validation not counted."""
+        """Log the images per second of the epoch, without validation."""
         pl_module.log("photos_per_second", self._rate, sync_dist=True, reduce_fx="sum")
 
-    def _tick(self) -> None:
+    def _add_elapsed(self) -> None:
         now = time.perf_counter()
         self.seconds[self._stage] += now - self._last
         self._last = now
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
-        self._tick()
-        return {"seconds": dict(self.seconds), "training": dict(self.training), "photos": dict(self.photos)}
+        """Return the measurements so far."""
+        self._add_elapsed()
+        return {"seconds": dict(self.seconds), "training": dict(self.training), "photos": dict(self.images)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Adds what earlier sessions took."""
+        """Restore the measurements of earlier sessions."""
         self.seconds.update(state_dict["seconds"])
         self.training.update(state_dict["training"])
-        self.photos.update(state_dict["photos"])
+        self.images.update(state_dict["photos"])
+
+
+class GlobalStep(Callback):
+    """Set both step counters of Lightning to that of the model when a stage starts.
+
+    Lightning counts the steps of automatic and of manual optimization apart, and `trainer.global_step` is that of the
+    current kind. A stage of one kind may follow one of the other, and ModelCheckpoint does not save twice at the same
+    step: it must grow through all stages. `tests/unit/training/test_lightning_contract.py` checks these attributes.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the counters, after a checkpoint has been restored."""
+        loop, steps = trainer.fit_loop.epoch_loop, cast(ImageClassifier, pl_module).steps
+        loop.automatic_optimization.optim_progress.optimizer.step.total.completed = steps
+        loop.manual_optimization.optim_step_progress.total.completed = steps
+
+
+class LearningRateLogger(Callback):
+    """Log the learning rate of each parameter group as `lr/<name>`, every `trainer.log_every_n_steps` steps.
+
+    Lightning has LearningRateMonitor, whose x-axis counts batches and not steps.
+    """
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Log the rates of the batch's first step."""
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        steps = cast(ImageClassifier, pl_module).steps
+        if every and (steps + 1) % every == 0:
+            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            for logger in trainer.loggers:
+                logger.log_metrics({f"lr/{group['name']}": group["lr"] for group in groups}, step=steps)
 
 
 class StopOnNonFiniteLoss(Callback):
-    """Stops the run where a loss is no finite number, before a checkpoint could keep what made it.
+    """Stop the run if a loss is infinite or NaN, before a checkpoint holds the weights that caused it.
 
-    Looks at the training loss every so many steps (a look waits for the device) and at the validation loss, which is
-    known before any checkpoint is written.
+    Args:
+        every: Steps between two checks of the training loss, each of which waits for the device. The validation loss
+            is checked in each epoch.
     """
 
     def __init__(self, every: int = 50) -> None:
@@ -123,12 +160,12 @@ class StopOnNonFiniteLoss(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Raises ValueError where the batch's loss is not finite."""
+        """Raise ValueError if the loss of the batch is not finite."""
         if trainer.is_last_batch or batch_idx % self.every == 0:
             _check_finite("training", outputs["loss"], trainer.current_epoch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raises ValueError where the validation loss is not finite."""
+        """Raise ValueError if the validation loss is not finite. Checkpoints are written later."""
         if "val/loss" in trainer.callback_metrics:
             _check_finite("validation", trainer.callback_metrics["val/loss"], trainer.current_epoch)
 
@@ -142,27 +179,31 @@ def _check_finite(name: str, loss: torch.Tensor, epoch: int) -> None:
 
 
 class ImageLogger(Callback):
-    """Logs photos at the start, and the confusion matrix, the surest mistakes and the least sure photos of validation.
+    """Log training images at the start, and during validation the confusion matrix and images.
 
-    These at the end of each stage, and before that no more often than each `every_seconds`: an epoch on kept features
-    takes less time than its pictures. Without this callback, the PROJECTOR is left empty too.
+    The validation images are the most confident mistakes and the least confident predictions. Without this callback,
+    the PROJECTOR tab of TensorBoard is empty too.
+
+    Args:
+        every_seconds: Shortest time between two validations that are logged: drawing takes longer than an epoch on
+            cached features. The last epoch of each stage is always logged.
     """
 
     def __init__(self, every_seconds: float = 30.0) -> None:
         self.every_seconds = every_seconds
         self._last = time.monotonic()
-        self._said: list[tuple[Tensor, Tensor]] | None = None
+        self._outputs: list[tuple[Tensor, Tensor]] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs photos as the network sees them, once a run."""
+        """Log images as the network sees them, once per run."""
         if trainer.current_epoch == 0:
             log_images(trainer, _image_datamodule(trainer))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decides whether this epoch is shown. Of several processes each has its share of the photos only."""
+        """Decide whether this epoch is logged. No epoch of several processes is: each has a part of the images."""
         is_last = trainer.current_epoch + 1 == trainer.max_epochs
         is_due = is_last or time.monotonic() - self._last >= self.every_seconds
-        self._said = [] if is_due and trainer.world_size == 1 and tensorboard_loggers(trainer) else None
+        self._outputs = [] if is_due and trainer.world_size == 1 and tensorboard_loggers(trainer) else None
 
     def on_validation_batch_end(
         self,
@@ -173,22 +214,22 @@ class ImageLogger(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collects the logits (B, C)."""
-        if self._said is not None:
-            self._said.append((outputs["logits"].double().cpu(), batch[1].cpu()))
+        """Collect the logits (B, C) and labels (B,)."""
+        if self._outputs is not None:
+            self._outputs.append((outputs["logits"].double().cpu(), batch[1].cpu()))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the pictures."""
-        if not self._said:
+        """Log the confusion matrix and the images, at the step of the curves."""
+        if not self._outputs:
             return
         data = _image_datamodule(trainer)
-        logits, labels = (torch.cat(parts) for parts in zip(*self._said, strict=True))
-        rows = [row for row in data.records if row.split == "val"][: len(labels)]
-        predictions = Predictions([row.path for row in rows], labels, logits, data.classes)
-        log_predictions(trainer, predictions, data.root)
-        self._said, self._last = None, time.monotonic()
+        logits, labels = (torch.cat(parts) for parts in zip(*self._outputs, strict=True))
+        records = [record for record in data.records if record.split == "val"][: len(labels)]
+        predictions = Predictions([record.path for record in records], labels, logits, data.classes)
+        log_predictions(trainer, predictions, data.root, step=cast(ImageClassifier, pl_module).steps - 1)
+        self._outputs, self._last = None, time.monotonic()
 
 
 def _image_datamodule(trainer: Trainer) -> ImageDataModule:
-    source: Any = trainer.datamodule  # type: ignore[attr-defined]
-    return source.data if isinstance(source, FeatureDataModule) else source
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return datamodule.data if isinstance(datamodule, FeatureDataModule) else datamodule

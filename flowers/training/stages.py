@@ -1,72 +1,134 @@
-"""The stages of a run, and where a resumed run goes on."""
+"""The stages of a run: which are left, where a resumed run continues, and how many steps they take."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.models.classifier import Stage, epochs_done, read_checkpoint
+from flowers.features.datamodule import FeatureDataModule
+from flowers.models.classifier import ImageClassifier, Stage, read_checkpoint
 from flowers.runtime.run_folder import LAST_CHECKPOINT
 from flowers.training.checkpointing import epoch_steps_key
 
+_STEPS_PER_BATCH = 64  # of the head stage on cached features
+
+_MULTI_STEP_OPTIONS = {  # the options of a Trainer that neither counts batches nor changes gradients between two steps
+    "world_size": 1,
+    "gradient_clip_val": None,
+    "accumulate_grad_batches": 1,
+    "limit_train_batches": 1.0,
+    "overfit_batches": 0.0,
+    "val_check_interval": 1.0,
+    "max_steps": -1,
+}
+
 
 class StagePlan(NamedTuple):
-    """A stage to train: its length in epochs, those left of it, the run's epoch at its end, what to go on from.
+    """A stage to train.
 
-    `inside` are the steps (`checkpoints.steps`) of the epoch that the checkpoint lies inside of.
+    Attributes:
+        stage: Its name.
+        epochs: Its length.
+        remaining: The epochs that are left to train.
+        end_epoch: The epochs of the run once the stage has ended.
+        checkpoint: The checkpoint to resume from.
+        epoch_steps: The `epoch_steps_key` of the epoch inside which the checkpoint was written; None between epochs.
     """
 
     stage: Stage
     epochs: int
-    left: int
-    until: int
+    remaining: int
+    end_epoch: int
     checkpoint: Path | None = None
-    inside: str | None = None
+    epoch_steps: str | None = None
 
 
-def plan_stages(head_epochs: int, finetune_epochs: int, run: Path) -> list[StagePlan]:
-    """The stages that are left: all of them, or in a run folder with a last checkpoint those from there on.
+def plan_stages(head_epochs: int, finetune_epochs: int, run_dir: Path) -> list[StagePlan]:
+    """Return the stages that are left: all of them, or those from the last checkpoint in `run_dir` onwards.
 
-    A stage that ended just where the checkpoint stands is among them, with no epoch left: fitting it restores the
-    state that the next one starts from.
+    A stage that ended exactly at the checkpoint is included with no remaining epoch: fitting it restores the state
+    from which the next stage starts.
+
+    Raises:
+        ValueError: There is no epoch to train, or the run has more epochs than requested; or the checkpoint cannot be
+            read.
     """
     if min(head_epochs, finetune_epochs) < 0 or not head_epochs + finetune_epochs:
         raise ValueError(
-            f"head.epochs={head_epochs} finetune.epochs={finetune_epochs}: wanted at least one epoch in all"
+            f"head.epochs={head_epochs} finetune.epochs={finetune_epochs}: expected at least 0 each, and 1 in all"
         )
-    last = run / LAST_CHECKPOINT
-    kept = read_checkpoint(last) if last.exists() else None
-    done, begun = (epochs_done(kept), kept.get("begun")) if kept else (0, None)
+    last = run_dir / LAST_CHECKPOINT
+    checkpoint = read_checkpoint(last) if last.exists() else None
+    done, mid_epoch = (checkpoint["progress"]["epochs_done"], checkpoint.get("mid_epoch")) if checkpoint else (0, None)
     if done > head_epochs + finetune_epochs:
         raise ValueError(
-            f"{run} has {done} epochs behind it: wanted head.epochs and finetune.epochs of no fewer together, "
-            f"found {head_epochs} and {finetune_epochs}"
+            f"head.epochs={head_epochs} finetune.epochs={finetune_epochs}: expected at least {done} in all, "
+            f"the epochs that {run_dir} has already trained"
         )
     stages: list[tuple[Stage, int, int]] = [
         ("head", head_epochs, head_epochs),
         ("finetune", finetune_epochs, head_epochs + finetune_epochs),
     ]
-    left = [
-        StagePlan(stage, epochs, min(epochs, until - done), until)
-        for stage, epochs, until in stages
-        if epochs and (until > done or (until == done and not begun))  # begun: the next stage's epoch
+    plans = [
+        StagePlan(stage, epochs, min(epochs, end - done), end)
+        for stage, epochs, end in stages
+        if epochs and (end > done or (end == done and not mid_epoch))  # mid_epoch: inside the next stage
     ]
-    if kept:
-        left[0] = left[0]._replace(checkpoint=last, inside=begun["steps"] if begun else None)
-    return left
+    if checkpoint:
+        plans[0] = plans[0]._replace(checkpoint=last, epoch_steps=mid_epoch["epoch_steps"] if mid_epoch else None)
+    return plans
 
 
-def check_stages(legs: Sequence[StagePlan], data: ImageDataModule, trainer: Trainer, views: int) -> None:
-    """Makes sure that steps can be shared, and that an epoch that is gone on with inside has the steps it began with.
+def check_stages(plans: Sequence[StagePlan], data: ImageDataModule, trainer: Trainer, cached_views: int) -> None:
+    """Check that the ranks can share a step, and that a resumed epoch has the steps with which it started.
 
-    Raises ValueError where not. `views` of each photo are kept in the head stage.
+    Raises:
+        ValueError: They cannot, or it has not.
     """
     data.per_rank_batch_size(trainer.world_size)
-    kept = legs[0].stage == "head" and views
-    found = f"head.cached_views={views}" if kept else epoch_steps_key(data, trainer.world_size)
-    if legs[0].inside not in (None, found):
+    is_cached = plans[0].stage == "head" and cached_views
+    found = f"head.cached_views={cached_views}" if is_cached else epoch_steps_key(data, trainer.world_size)
+    if plans[0].epoch_steps not in (None, found):
         raise ValueError(
-            f"this run stopped inside an epoch with {legs[0].inside}, found {found}: resume it with what it had"
+            f"this run stopped inside an epoch with {plans[0].epoch_steps}, found {found}: "
+            "resume it with the settings that it had"
         )
+
+
+def train_stage(
+    plan: StagePlan,
+    model: ImageClassifier,
+    data: ImageDataModule,
+    trainer: Trainer,
+    cached_views: int,
+    features: Mapping[str, Any],
+) -> None:
+    """Train one stage.
+
+    Args:
+        plan: The stage.
+        model: The classifier, as the previous stage left it.
+        data: The images.
+        trainer: The Trainer of the run, for all of its stages.
+        cached_views: Cached features of each training image in the head stage; 0 computes them anew in each epoch.
+        features: The settings of the feature cache.
+    """
+    batches: LightningDataModule = data
+    model.set_stage(plan.stage, plan.epochs)
+    if plan.stage == "head" and cached_views and plan.remaining:
+        steps = steps_per_batch(trainer)
+        if steps > 1:
+            total_steps = math.ceil(data.counts("train").total() / data.batch_size) * plan.epochs
+            model.set_stage(plan.stage, plan.epochs, step_size=data.batch_size, total_steps=total_steps)
+        batches = FeatureDataModule(data, model, cached_views, **features, steps_per_batch=steps)
+    trainer.fit_loop.max_epochs = plan.end_epoch
+    trainer.fit(model, batches, ckpt_path=plan.checkpoint, weights_only=True)
+
+
+def steps_per_batch(trainer: Trainer) -> int:
+    """Return how many optimizer steps a batch of cached features holds: 1 if an option acts between two steps."""
+    is_plain = all(getattr(trainer, name) == value for name, value in _MULTI_STEP_OPTIONS.items())
+    return _STEPS_PER_BATCH if is_plain else 1

@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside the curves: images, embeddings and hyperparameters."""
+"""Log to TensorBoard what is not a curve: images, embeddings and hyperparameters."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,63 +20,68 @@ from flowers.evaluation.predictions import Predictions
 from flowers.models.classifier import read_checkpoint
 from flowers.runtime.run_folder import LAST_CHECKPOINT
 
-_GRID_IMAGES = 16  # photos in a grid
+_GRID_IMAGES = 16
 
-
-_PROJECTOR_IMAGES = 256  # photos in the projector
+_PROJECTOR_IMAGES = 256
 
 
 def make_logger(run_dir: str | Path) -> TensorBoardLogger:
-    """Logs to `<run_dir>/tensorboard`; of an earlier session, what came after its last checkpoint is hidden."""
+    """Return a logger to `<run_dir>/tensorboard`. It hides what an earlier session logged after its last checkpoint."""
     last = Path(run_dir) / LAST_CHECKPOINT
-    step = read_checkpoint(last)["global_step"] if last.exists() else 0
-    return TensorBoardLogger(run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=step)
+    steps = read_checkpoint(last)["progress"]["steps"] if last.exists() else 0
+    return TensorBoardLogger(run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=steps)
 
 
 def log_images(trainer: Trainer, data: ImageDataModule) -> None:
-    """A grid of training photos, augmented, and one of validation photos: eight a row."""
-    for board in tensorboard_loggers(trainer):
+    """Log a grid of augmented training images and one of validation images, eight per row."""
+    for logger in tensorboard_loggers(trainer):
         for split, augmented in (("train", True), ("val", False)):
             dataset = data.dataset(split, augmented)
-            spread = torch.linspace(0, len(dataset) - 1, min(_GRID_IMAGES, len(dataset))).long().tolist()
-            grid = make_grid([dataset[index, index][0] for index in spread], pad_value=255)
-            board.experiment.add_image(f"photos/{split}", grid)
+            indices = _evenly_spaced(len(dataset), _GRID_IMAGES)
+            grid = make_grid([dataset[index, index][0] for index in indices], pad_value=255)
+            logger.experiment.add_image(f"photos/{split}", grid)
 
 
-def log_predictions(trainer: Trainer, predictions: Predictions, root: ImageRoot) -> None:
-    """The confusion matrix, the surest mistakes and the least sure photos, which lie below `root`."""
-    said = score_images(predictions)
+def log_predictions(trainer: Trainer, predictions: Predictions, root: ImageRoot, step: int) -> None:
+    """Log the confusion matrix, the most confident mistakes and the least confident predictions.
+
+    Args:
+        trainer: Its TensorBoard loggers are used.
+        predictions: The predictions for the validation images.
+        root: Where these images are.
+        step: The position on the x-axis.
+    """
+    scored = score_images(predictions)
     matrix = multiclass_confusion_matrix(predictions.predicted, predictions.labels, len(predictions.classes)).tolist()
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped  # that of the curves
-    chosen = {"val/surest_mistakes": find_mistakes(said), "val/least_sure": sort_by_uncertainty(said)}
-    for board in tensorboard_loggers(trainer):
+    grids = {"val/surest_mistakes": find_mistakes(scored), "val/least_sure": sort_by_uncertainty(scored)}
+    for logger in tensorboard_loggers(trainer):
         figure = plot_confusion(matrix, predictions.classes)
-        board.experiment.add_figure("val/confusion", figure, step, close=False)
-        for name, rows in chosen.items():
-            if rows:
-                board.experiment.add_image(name, image_grid(root, rows[:_GRID_IMAGES]), step)
+        logger.experiment.add_figure("val/confusion", figure, step, close=False)
+        for name, images in grids.items():
+            if images:
+                logger.experiment.add_image(name, image_grid(root, images[:_GRID_IMAGES]), step)
 
 
 def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions, root: ImageRoot) -> None:
-    """For the PROJECTOR: features (N, F) of photos below `root`, in 64 principal components, with thumbnails."""
-    spread = torch.linspace(0, len(predictions) - 1, min(_PROJECTOR_IMAGES, len(predictions))).long().tolist()
-    centred = features[spread].double() - features[spread].double().mean(0)
-    components = torch.linalg.svd(centred, full_matrices=False)
+    """Log features (N, F) of images below `root` for the PROJECTOR: 64 principal components, with thumbnails."""
+    indices = _evenly_spaced(len(predictions), _PROJECTOR_IMAGES)
+    centered = features[indices].double() - features[indices].double().mean(0)
+    components = torch.linalg.svd(centered, full_matrices=False)
     points = (components.U * components.S)[:, :64].float()
     labels = [
-        [predictions.classes[int(predictions.labels[place])], predictions.classes[int(predictions.predicted[place])]]
-        for place in spread
+        [predictions.classes[int(predictions.labels[index])], predictions.classes[int(predictions.predicted[index])]]
+        for index in indices
     ]
-    for board in tensorboard_loggers(trainer):
-        thumbnails = [thumbnail(root / predictions.paths[place], 48) for place in spread]
+    for logger in tensorboard_loggers(trainer):
+        thumbnails = [thumbnail(root / predictions.paths[index], 48) for index in indices]
         pixels = torch.stack([v2.functional.pil_to_tensor(image) for image in thumbnails]).float() / 255
-        board.experiment.add_embedding(points, labels, pixels, trainer.global_step, "val", ["true", "predicted"])
+        logger.experiment.add_embedding(points, labels, pixels, trainer.global_step, "val", ["true", "predicted"])
 
 
 def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-    """One row of the HPARAMS tab; the same columns for every run, so that runs of a sweep compare."""
+    """Log one row of the HPARAMS tab, with the same columns for every run, so that the runs of a sweep compare."""
     optimizer, scheduler = config["optimizer"], config["scheduler"]
-    row = {  # named so that what is swept most comes first: TensorBoard shows the first five by name
+    row = {  # TensorBoard shows the first five in the order of their names: those that are searched most often
         "lr": optimizer["lr"],
         "lr_backbone": config["finetune"]["backbone_lr"] or optimizer["lr"],
         "model": config["model"]["architecture"],
@@ -86,17 +91,22 @@ def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Ma
         "stage_head_epochs": config["head"]["epochs"],
         "stage_head_views": config["head"]["cached_views"],
         "train_batch_size": config["data"]["batch_size"],
-        "train_fold": config["data"].get("fold", 0),  # shards have their split inside
+        "train_fold": config["data"].get("fold", 0),  # data=shards has no folds
         "train_image_size": config["data"]["image_size"],
         "train_precision": str(trainer.precision),
         "train_schedule": scheduler["_target_"].rpartition(".")[2],
         "weight_decay": optimizer.get("weight_decay", 0.0),
         "weights": str(config["model"]["weights"]),
     }
-    for board in tensorboard_loggers(trainer):
-        board.log_hyperparams(row, dict(metrics), step=trainer.global_step)
+    for logger in tensorboard_loggers(trainer):
+        logger.log_hyperparams(row, dict(metrics), step=trainer.global_step)
 
 
 def tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
-    """The loggers of this kind that a trainer has; none in any process but the first."""
-    return [board for board in trainer.loggers if isinstance(board, TensorBoardLogger) and trainer.is_global_zero]
+    """Return the TensorBoard loggers of a trainer; none on ranks other than the first."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero]
+
+
+def _evenly_spaced(length: int, count: int) -> list[int]:
+    """Return at most `count` indices from 0 to `length` - 1."""
+    return [int(index) for index in torch.linspace(0, length - 1, min(count, length)).long()]

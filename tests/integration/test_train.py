@@ -1,11 +1,14 @@
 import csv
 import json
+import re
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from lightning import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowers.models.backbones import state_dict_sha256
@@ -16,26 +19,42 @@ from flowers.train import main
 from flowers.training.experiment import run_training
 from tests.helpers import SMALL, configuration, curves, program, weights
 
-STATIC = ("val", "best_epoch", "classes", "seed", "digest", "device", "precision", "versions", "git")
+REPRODUCIBLE = (
+    "format_version",
+    "val",
+    "best_epoch",
+    "classes",
+    "seed",
+    "digest",
+    "device",
+    "precision",
+    "versions",
+    "git",
+)
 
 
-def backbone_digests(run: Path, name: str) -> tuple[bool, int]:
-    """Whether the backbone is what the run started from, and after how many epochs."""
+def backbone_is_unchanged(run: Path, name: str) -> tuple[bool, int]:
+    """Return whether the backbone is the one that the run started from, and the epochs of the checkpoint."""
     model = load_classifier(run / name)
     epochs = read_checkpoint(run / name)["epoch"] + 1
     return state_dict_sha256(model.backbone) == model.hparams["weights_digest"], epochs
 
 
-def test_a_run_folder_holds_all_of_a_run(trained: Path):
+def test_run_folder_holds_every_file_of_a_run(trained: Path):
     files = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
-    named = {"config.yaml", "started.yaml", "split.csv", "result.json", BEST_CHECKPOINT, LAST_CHECKPOINT}
-    named |= {"predictions/val.csv", "predictions/test.csv"}
-    assert named <= files
-    evaluated = {"report.html", "mistakes.csv", "report-test.html", "mistakes-test.csv"}  # by tests that ran before
-    assert all(file.startswith("tensorboard/") for file in files - named - evaluated)
+    expected = {"config.yaml", "started.yaml", "split.csv", "result.json", BEST_CHECKPOINT, LAST_CHECKPOINT}
+    expected |= {"predictions/val.csv", "predictions/test.csv"}
+    assert expected <= files
+    evaluated = {
+        "report.html",
+        "mistakes.csv",
+        "report-test.html",
+        "mistakes-test.csv",
+    }  # the fixture is shared with tests of evaluate
+    assert all(file.startswith("tensorboard/") for file in files - expected - evaluated)
 
 
-def test_the_result_says_how_good_how_sure_and_what_it_took(trained: Path):
+def test_result_json_holds_accuracy_interval_and_cost(trained: Path):
     result = read_json(trained / "result.json")
     val = result["val"]
     assert val["n"] == 10
@@ -48,26 +67,26 @@ def test_the_result_says_how_good_how_sure_and_what_it_took(trained: Path):
         assert len(list(csv.DictReader(file))) == 60
 
 
-def test_the_backbone_changes_in_the_second_stage_only(painted: Path, trained: Path, tmp_path: Path):
+def test_backbone_changes_only_in_the_finetune_stage(painted: Path, trained: Path, tmp_path: Path):
     frozen = [f"data.root={painted}", "finetune.epochs=0", "head.epochs=1"]
     for views in (0, 1):
         run = tmp_path / f"views{views}"
         run_training(configuration(*SMALL, *frozen, f"run_dir={run}", f"head.cached_views={views}"))
-        assert backbone_digests(run, BEST_CHECKPOINT) == (True, 1)
-    assert backbone_digests(trained, LAST_CHECKPOINT) == (False, 4)
+        assert backbone_is_unchanged(run, BEST_CHECKPOINT) == (True, 1)
+    assert backbone_is_unchanged(trained, LAST_CHECKPOINT) == (False, 4)
 
 
-def test_the_head_stages_last_checkpoint_goes_with_the_weights_that_it_began_with(painted: Path, tmp_path: Path):
+def test_head_stage_last_checkpoint_needs_the_initial_backbone(painted: Path, tmp_path: Path):
     recipe = [*SMALL, f"data.root={painted}", "finetune.epochs=0"]
     run_training(configuration(*recipe, f"run_dir={tmp_path}"))
     assert not [name for name in weights(tmp_path) if name.startswith("backbone.")]
-    with pytest.raises(ValueError, match=r"head stage goes with the backbone .* take best\.ckpt"):
+    with pytest.raises(ValueError, match=r"head-stage checkpoint needs the backbone .* use best\.ckpt"):
         load_classifier(tmp_path / LAST_CHECKPOINT)
     run_training(configuration(*recipe, f"run_dir={tmp_path}", f"resume={tmp_path}", "head.epochs=3"))
     assert read_checkpoint(tmp_path / LAST_CHECKPOINT)["epoch"] + 1 == 3
 
 
-def test_a_checkpoint_is_enough_to_classify_a_photo(trained: Path):
+def test_checkpoint_alone_classifies_an_image(trained: Path):
     model = load_classifier(trained / BEST_CHECKPOINT).eval()
     assert model.classes == ["daisy", "dandelion", "rose", "sunflower", "tulip"]
     assert (model.hparams["image_size"], model.hparams["resize"]) == (32, 32)
@@ -75,10 +94,10 @@ def test_a_checkpoint_is_enough_to_classify_a_photo(trained: Path):
     assert model.hparams["split_digest"] == read_json(trained / "result.json")["digest"]["split"]
 
 
-PICTURES = {"photos/train", "photos/val", "val/confusion", "val/surest_mistakes", "val/least_sure"}
+IMAGE_TAGS = {"photos/train", "photos/val", "val/confusion", "val/surest_mistakes", "val/least_sure"}
 
 
-def test_tensorboard_has_both_stages_curves_the_photos_and_the_hyperparameters(trained: Path):
+def test_tensorboard_holds_curves_images_and_hyperparameters(trained: Path):
     events = EventAccumulator(str(trained / "tensorboard")).Reload()
     tags = events.Tags()
     assert {
@@ -90,12 +109,12 @@ def test_tensorboard_has_both_stages_curves_the_photos_and_the_hyperparameters(t
         "lr/backbone",
         "photos_per_second",
     } <= set(tags["scalars"])
-    assert set(tags["images"]) == PICTURES
+    assert set(tags["images"]) == IMAGE_TAGS
     assert len(events.Scalars("val/accuracy")) == 4
     assert "_hparams_/session_start_info" in events.summary_metadata
 
 
-def test_a_run_killed_in_each_stage_and_in_a_checkpoint_ends_as_the_uninterrupted_one(painted: Path, tmp_path: Path):
+def test_run_killed_in_each_stage_and_in_a_checkpoint_ends_like_an_uninterrupted_one(painted: Path, tmp_path: Path):
     recipe = [*SMALL, f"data.root={painted}", "model.architecture=mobilenet_v3_small", "scheduler=cosine"]
     recipe += ["head.cached_views=2", "+callbacks.kill._target_=tests.helpers.KillAt"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -108,14 +127,14 @@ def test_a_run_killed_in_each_stage_and_in_a_checkpoint_ends_as_the_uninterrupte
     assert last.returncode == 0, last.stderr
 
     for name in (BEST_CHECKPOINT, LAST_CHECKPOINT):
-        ours, theirs = weights(killed, name), weights(whole, name)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        found, expected = weights(killed, name), weights(whole, name)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
     killed_result, whole_result = (read_json(run / "result.json") for run in (killed, whole))
-    assert {key: killed_result[key] for key in STATIC} == {key: whole_result[key] for key in STATIC}
+    assert {key: killed_result[key] for key in REPRODUCIBLE} == {key: whole_result[key] for key in REPRODUCIBLE}
     assert curves(killed) == curves(whole)
 
 
-def test_the_same_command_gives_the_same_result(painted: Path, tmp_path: Path):
+def test_same_command_gives_the_same_result(painted: Path, tmp_path: Path):
     runs = []
     for name in "ab":
         main(
@@ -124,38 +143,37 @@ def test_the_same_command_gives_the_same_result(painted: Path, tmp_path: Path):
             )
         )
         runs.append(read_json(tmp_path / name / "result.json"))
-    assert {key: runs[0][key] for key in STATIC} == {key: runs[1][key] for key in STATIC}
+    assert {key: runs[0][key] for key in REPRODUCIBLE} == {key: runs[1][key] for key in REPRODUCIBLE}
 
 
-def test_clipping_accumulation_and_mixed_precision_come_from_overrides(painted: Path, tmp_path: Path):
+def test_trainer_overrides_set_clipping_accumulation_and_precision(painted: Path, tmp_path: Path):
     overrides = ["++trainer.gradient_clip_val=1", "++trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed"]
     run_training(
         configuration(*SMALL, *overrides, f"data.root={painted}", f"run_dir={tmp_path}", "scheduler=one_cycle")
     )
-    assert (
-        read_checkpoint(tmp_path / LAST_CHECKPOINT)["global_step"] == 8
-    )  # 50 photos, 4 batches of 16, 2 steps, 4 epochs
+    last = read_checkpoint(tmp_path / LAST_CHECKPOINT)
+    assert last["global_step"] == last["progress"]["steps"] == 8  # 4 epochs of 50 images: 4 batches of 16, 2 steps
     assert read_json(tmp_path / "result.json")["precision"] == "bf16-mixed"
 
 
-def test_a_run_folder_is_not_written_over(trained: Path, painted: Path):
+def test_run_folder_is_not_overwritten(trained: Path, painted: Path):
     before = (trained / "result.json").read_bytes()
-    with pytest.raises(ValueError, match="holds a run already"):
+    with pytest.raises(ValueError, match="already holds a run"):
         run_training(configuration(*SMALL, f"data.root={painted}", f"run_dir={trained}"))
     assert (trained / "result.json").read_bytes() == before
 
 
-def test_a_refused_start_leaves_the_run_as_it_can_be_resumed(painted: Path, tmp_path: Path):
+def test_refused_start_leaves_the_run_resumable(painted: Path, tmp_path: Path):
     start = [*SMALL, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", f"hydra.run.dir={tmp_path}/run"]
     assert program(*start, "head.cached_views=0").returncode == 0
-    assert "holds a run already" in program(*start, "seed=7").stderr
-    assert "differ from those of" in program(f"resume={tmp_path}/run", "data.split_seed=9").stderr
-    replayed = expand_resume_args([f"resume={tmp_path}/run"])
-    assert "head.cached_views=0" in replayed
-    assert not {"seed=7", "data.split_seed=9"} & set(replayed)
+    assert "already holds a run" in program(*start, "seed=7").stderr
+    assert "the images or their split differ from" in program(f"resume={tmp_path}/run", "data.split_seed=9").stderr
+    resumed = expand_resume_args([f"resume={tmp_path}/run"])
+    assert "head.cached_views=0" in resumed
+    assert not {"seed=7", "data.split_seed=9"} & set(resumed)
 
 
-def test_a_moved_run_goes_on_with_the_best_that_it_had(painted: Path, tmp_path: Path):
+def test_moved_run_keeps_its_best_score(painted: Path, tmp_path: Path):
     first, moved = tmp_path / "first", tmp_path / "moved"
     recipe = (*SMALL, f"data.root={painted}", "callbacks.best.monitor=val/loss", "callbacks.best.mode=min")
     run_training(configuration(*recipe, f"run_dir={first}", "finetune.epochs=0"))
@@ -167,33 +185,33 @@ def test_a_moved_run_goes_on_with_the_best_that_it_had(painted: Path, tmp_path: 
     assert (moved / BEST_CHECKPOINT).read_bytes() == before
 
 
-def test_a_run_cannot_be_resumed_for_fewer_epochs_than_it_has(trained: Path, painted: Path):
+def test_resume_refuses_fewer_epochs_than_trained(trained: Path, painted: Path):
     overrides = [f"data.root={painted}", f"run_dir={trained}", f"resume={trained}", "finetune.epochs=1"]
-    with pytest.raises(ValueError, match="has 4 epochs behind it"):
+    with pytest.raises(ValueError, match=r"finetune\.epochs=1: expected at least 4 in all"):
         run_training(configuration(*SMALL, *overrides))
 
 
-def test_a_loss_that_is_lost_in_an_epochs_only_step_is_noticed_before_it_is_kept(painted: Path, tmp_path: Path):
+def test_non_finite_validation_loss_stops_the_run_before_a_checkpoint(painted: Path, tmp_path: Path):
     overrides = ["optimizer.lr=1e37", "data.batch_size=64", "head.epochs=1", "finetune.epochs=0"]
     with pytest.raises(ValueError, match="validation loss became"):
         run_training(configuration(*SMALL, *overrides, f"data.root={painted}", f"run_dir={tmp_path / 'run'}"))
     assert not (tmp_path / "run" / LAST_CHECKPOINT).exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_a_clear_line(painted: Path, tmp_path: Path):
+def test_non_finite_training_loss_stops_the_run_before_a_checkpoint(painted: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"training loss became (nan|inf).*smaller optimizer.lr"):
         run_training(configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path / 'run'}", "optimizer.lr=1e37"))
     assert not (tmp_path / "run" / BEST_CHECKPOINT).exists()
 
 
-def test_stages_that_are_left_out_and_none_at_all(painted: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="wanted at least one epoch"):
+def test_no_epoch_at_all_is_refused(painted: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="expected at least 0 each, and 1 in all"):
         run_training(
             configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path}", "head.epochs=0", "finetune.epochs=0")
         )
 
 
-def test_a_multirun_goes_past_a_failing_job_and_ends_with_the_table(painted: Path, tmp_path: Path):
+def test_multirun_continues_after_a_failed_job_and_writes_the_table(painted: Path, tmp_path: Path):
     done = program("-m", *SMALL, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", "seed=0,1",
                    "optimizer.lr=0.001,1e37", f"hydra.sweep.dir={tmp_path}")  # fmt: skip
     assert done.returncode == 1
@@ -210,14 +228,64 @@ def test_a_multirun_goes_past_a_failing_job_and_ends_with_the_table(painted: Pat
     assert good["val"]["accuracy"] == float(rows[0]["accuracy"])
 
 
-def test_a_users_mistake_is_one_line_and_no_traceback(tmp_path: Path):
-    runs: list[tuple[list[str], str]] = [
-        (["data=folder", "data.root=/nowhere"], "no folder of images at /nowhere"),
+def test_user_error_is_one_line_without_traceback(tmp_path: Path):
+    for overrides, message in (
+        (["data=folder", "data.root=/nowhere", f"hydra.run.dir={tmp_path}/run"], "/nowhere"),
         ([f"resume={tmp_path}"], "no run there"),
-    ]
-    for given, answer in runs:
-        done = program(*given, *([] if "resume" in given[0] else [f"hydra.run.dir={tmp_path}/run"]))
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: ")
-        assert answer in done.stderr
-        assert done.stderr.count("\n") == 1
+    ):
+        assert_one_line(program(*overrides), message)
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], message: str) -> None:
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.image_size=300", "data.image_size=300"),
+        ("data.decoded_cache_fraction=2", "data.decoded_cache_fraction=2"),
+        ("model.weights=/nowhere.pth", "model.weights=/nowhere.pth"),
+        ("model.architecture=resnet19", "model.architecture=resnet19"),
+        ("trainer.accelerator=cuda", "accelerator=cuda"),
+        ("trainer.strategy=fsdp", "trainer.strategy=fsdp"),
+        ("head.epochs=-1", "head.epochs=-1"),
+        ("head.cached_views=-1", "head.cached_views=-1"),
+    ],
+)
+def test_invalid_setting_is_refused_before_anything_is_downloaded_or_written(
+    override: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if override == "trainer.accelerator=cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setenv("FLOWERS_DATA", str(tmp_path / "data"))
+    settings = ["data=flower_photos", "model=resnet18", "model.weights=null", "trainer=cpu", "data.source.url=x:"]
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        run_training(configuration(*settings, f"run_dir={tmp_path}/run", override))
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_user_error_leaves_only_the_files_of_hydra(tmp_path: Path):
+    overrides = ["data=flower_photos", "trainer=cpu", "model.weights=/nowhere.pth", f"hydra.run.dir={tmp_path}/run"]
+    assert_one_line(program(*overrides, FLOWERS_DATA=str(tmp_path / "data")), "model.weights=/nowhere.pth")
+    assert {path.name for path in tmp_path.rglob("*")} <= {
+        *("run", "train.log", ".hydra", "config.yaml", "hydra.yaml", "overrides.yaml")
+    }
+
+
+def test_extra_callbacks_see_every_epoch_of_both_stages(painted: Path, tmp_path: Path):
+    class Recording(Callback):
+        def __init__(self) -> None:
+            self.epochs: list[tuple[str, int]] = []
+
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            self.epochs.append((str(pl_module.stage), trainer.current_epoch))
+
+    recording = Recording()
+    epochs = "head.epochs=1", "finetune.epochs=1"
+    run_training(configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path}", *epochs), [recording])
+    assert recording.epochs == [("head", 0), ("finetune", 1)]

@@ -4,37 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
 from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.features.datamodule import _UNDISTURBED, FeatureDataModule, FeatureDataset
 from flowers.features.extractor import FeatureExtractor
 from flowers.features.frozen_backbone import FrozenBackbone
-from flowers.models.classifier import ImageClassifier, Schedule
-from flowers.training.lr_schedules import constant, cosine
-
-
-def fitted(folder: Path, views: int, epochs: int = 3, schedule: Schedule = constant) -> ImageClassifier:
-    """A head trained with SGD from one start; without augmentation where `views` is 1."""
-    whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "hflip_prob": 0.0}
-    plain = whole | {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
-    data = ImageDataModule(folder, image_size=32, resize=32, batch_size=4, num_workers=0, **plain)  # type: ignore[arg-type]
-    torch.manual_seed(0)
-    model = ImageClassifier(
-        "resnet18", data.classes, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), scheduler=schedule
-    )
-    model.set_stage("head", epochs)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(model, FeatureDataModule(data, model, views) if views else data)
-    return model
+from flowers.models.classifier import ImageClassifier
 
 
 @pytest.fixture
@@ -45,40 +20,6 @@ def square(folder: Path) -> Path:
     for path in folder.glob("*/*.png"):
         Image.open(path).resize((64, 64)).save(path)
     return folder
-
-
-def test_a_head_trained_on_kept_features_is_the_head_trained_through_the_backbone(square: Path):
-    kept, through = fitted(square, views=1), fitted(square, views=0)
-    torch.testing.assert_close(kept.head.weight, through.head.weight, rtol=1e-4, atol=1e-5)
-
-
-def test_steps_by_the_block_are_the_steps_one_by_one(square: Path, monkeypatch: pytest.MonkeyPatch):
-    by_the_block = fitted(square, views=1, schedule=cosine)
-    monkeypatch.setitem(_UNDISTURBED, "world_size", 2)
-    one_by_one = fitted(square, views=1, schedule=cosine)
-    assert (by_the_block.step_photos, one_by_one.step_photos) == (4, None)
-    assert torch.equal(by_the_block.head.weight, one_by_one.head.weight)
-    assert by_the_block.trainer.global_step == one_by_one.trainer.global_step == 3 * 4
-    measured, expected = by_the_block.trainer.callback_metrics, one_by_one.trainer.callback_metrics
-    assert measured.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(measured[name], value)
-
-
-def test_the_backbone_is_bit_for_bit_what_it_was_after_either_head_stage(square: Path):
-    for views in (0, 1, 2):
-        torch.manual_seed(0)
-        before = ImageClassifier("resnet18", ["lily", "orchid"]).backbone.state_dict()
-        after = fitted(square, views).backbone.state_dict()
-        assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_an_epoch_takes_one_of_each_photos_views():
-    kept = torch.arange(2 * 3 * 4.0).reshape(2, 3, 4)  # (V, N, F)
-    views = FeatureDataset(kept, [7, 8, 9])
-    taken, labels = views.__getitems__([(2, 10), (0, 11)])
-    assert torch.equal(taken, torch.stack([kept[0, 2], kept[1, 0]]))
-    assert labels.tolist() == [9, 7]
 
 
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -135,9 +76,3 @@ def test_of_several_processes_each_computes_a_stretch(square: Path, monkeypatch:
         parts.append(features_of(square, cache=False))
     assert torch.equal(torch.cat(parts), wanted)
     assert sum(passes) == 3 * math.ceil(len(wanted) / 3)
-
-
-def test_views_below_zero_are_refused(folder: Path):
-    data = ImageDataModule(folder)
-    with pytest.raises(ValueError, match=r"head.cached_views=-1: wanted 0"):
-        FeatureDataModule(data, ImageClassifier("resnet18", data.classes), views=-1)

@@ -1,0 +1,72 @@
+"""The end of a run: evaluate the best checkpoint and write result.json."""
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+from lightning import Trainer
+
+from flowers.data.datamodule import ImageDataModule
+from flowers.evaluation.calibration import fit_temperature
+from flowers.evaluation.evaluator import extract_features, predict_features
+from flowers.evaluation.metrics import score, score_line
+from flowers.models.checkpoint_format import CHECKPOINT_FORMAT
+from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
+from flowers.runtime.files import write_json
+from flowers.runtime.hardware import device_name, peak_memory_bytes
+from flowers.runtime.launch import is_rank_zero
+from flowers.runtime.run_folder import BEST_CHECKPOINT, PREDICTIONS_DIR, RESULT_FILE, provenance
+from flowers.training.callbacks import ImageLogger, StageTimer
+from flowers.training.fsdp import FSDP2Strategy
+from flowers.training.tensorboard import log_embeddings, log_hyperparameters
+
+log = logging.getLogger(__name__)
+
+
+def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: StageTimer) -> dict[str, Any]:
+    """Evaluate the best checkpoint on val, and on test if there is one, and write predictions and result.json.
+
+    Returns:
+        The content of result.json.
+    """
+    trainer.strategy.barrier()  # the first rank may still be writing the checkpoint
+    checkpoint = read_checkpoint(run_dir / BEST_CHECKPOINT)
+    config = checkpoint["hyper_parameters"]["config"]
+    if isinstance(trainer.strategy, FSDP2Strategy):  # the trainer's model is in shards
+        model = load_classifier(run_dir / BEST_CHECKPOINT)
+    else:
+        model = cast(ImageClassifier, trainer.lightning_module)
+        model.load_state_dict(checkpoint["state_dict"])
+    datasets = {split: data.dataset(split) for split in ("val", "test") if data.counts(split)}
+    features = {split: extract_features(model, data, dataset, split, config) for split, dataset in datasets.items()}
+    predictions = {split: predict_features(model, features[split], dataset) for split, dataset in datasets.items()}
+    scores = {split: score(predicted) for split, predicted in predictions.items()}
+    device = trainer.strategy.root_device
+    result = {
+        "format_version": CHECKPOINT_FORMAT,
+        **scores,
+        "temperature": fit_temperature(predictions["val"].logits, predictions["val"].labels),
+        "best_epoch": checkpoint["epoch"] + 1,
+        "classes": data.classes,
+        "seed": config["seed"],
+        "digest": {"split": data.split_digest, "weights": checkpoint["hyper_parameters"]["weights_digest"]},
+        "device": device_name(device),
+        "precision": trainer.precision,
+        **provenance(),
+        "cost": {
+            "seconds": dict(timer.seconds),
+            "photos_per_second": {stage: timer.images[stage] / timer.training[stage] for stage in timer.images},
+            "peak_memory_bytes": peak_memory_bytes(device),
+        },
+    }
+    if is_rank_zero():
+        for split, predicted in predictions.items():
+            predicted.save(run_dir / PREDICTIONS_DIR / f"{split}.csv")
+        write_json(result, run_dir / RESULT_FILE)
+    if any(isinstance(callback, ImageLogger) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        log_embeddings(trainer, features["val"], predictions["val"], data.root)
+    log_hyperparameters(trainer, config, {f"best/{name}": scores["val"][name] for name in ("accuracy", "loss")})
+    for split, scored in scores.items():
+        log.info(score_line(split, scored))
+    log.info("%.1f s of training, run folder %s", sum(timer.seconds.values()), run_dir)
+    return result

@@ -1,0 +1,120 @@
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowers.data.datamodule import ImageDataModule
+from flowers.deploy.classifier import Classifier
+from flowers.evaluation.evaluator import predict_features
+from flowers.evaluation.metrics import score
+from flowers.evaluation.predictions import load_predictions
+from flowers.features.extractor import FeatureExtractor
+from flowers.models.checkpoint_format import CHECKPOINT_FORMAT, checkpoint_state_key
+from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.runtime.files import read_json
+from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREDICTIONS_DIR, SPLIT_FILE
+from flowers.training.experiment import run_training
+from tests.helpers import SMALL, configuration
+
+FORMAT_1 = Path(__file__).parents[2] / "fixtures" / "run_format_1"  # its images are those of `painted`
+
+
+def test_format_1_checkpoint_predicts_what_it_predicted_then(painted: Path):
+    data = ImageDataModule(painted, split_file=FORMAT_1 / SPLIT_FILE, image_size=32, resize=32, num_workers=0)
+    model, dataset = load_classifier(FORMAT_1 / BEST_CHECKPOINT), data.dataset("val")
+    model.set_stage("head", epochs=1)
+    features = FeatureExtractor(data, model, "32-true", cache=False).extract(dataset, "val")
+    found, expected = (
+        predict_features(model, features, dataset),
+        load_predictions(FORMAT_1 / PREDICTIONS_DIR / "val.csv"),
+    )
+    assert found.paths == expected.paths
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
+    assert score(found)["accuracy"] == read_json(FORMAT_1 / "result.json")["val"]["accuracy"]
+
+
+def test_format_1_run_folder_classifies_an_image_with_its_temperature(painted: Path):
+    classifier = Classifier.load(FORMAT_1, accelerator="cpu", precision="32-true")
+    with (FORMAT_1 / PREDICTIONS_DIR / "val.csv").open(encoding="utf-8") as file:
+        row = next(csv.DictReader(file))
+    logits = torch.tensor([float(row[name]) for name in classifier.classes])
+    probabilities = classifier(painted / row["path"]).probabilities
+    assert classifier.temperature == read_json(FORMAT_1 / "result.json")["temperature"]
+    expected = (logits / classifier.temperature).softmax(0).tolist()
+    assert [probabilities[name] for name in classifier.classes] == pytest.approx(expected, abs=1e-4)
+
+
+def test_format_1_checkpoint_reads_as_the_current_format():
+    checkpoint = read_checkpoint(FORMAT_1 / LAST_CHECKPOINT)
+    config = checkpoint["hyper_parameters"]["config"]
+    assert checkpoint["format_version"] == CHECKPOINT_FORMAT
+    assert checkpoint["progress"] == {"epochs_done": 26, "steps": 26 * 6}
+    assert (config["head"]["cached_views"], config["data"]["on_corrupt"]) == (1, "error")
+    assert set(checkpoint["callbacks"]) == {
+        "StageTimer",
+        "MidEpochCheckpoint",
+        checkpoint_state_key("best", "val/accuracy", "max"),
+        checkpoint_state_key("last", None, "min"),
+    }
+
+
+def test_format_1_run_resumes_with_its_best_score(painted: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(FORMAT_1, run)
+    recipe = [*SMALL, "model.architecture=shufflenet_v2_x0_5", "data.batch_size=8", "data.crop_scale=[1.0,1.0]"]
+    recipe += ["optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=false", "optimizer.lr=0"]
+    recipe += ["data.test_fraction=0.1", "head.epochs=1", "finetune.epochs=26", "features.cache=false"]
+    run_training(configuration(*recipe, f"data.root={painted}", f"run_dir={run}", f"resume={run}"))
+    last = read_checkpoint(run / LAST_CHECKPOINT)
+    assert last["progress"] == {"epochs_done": 27, "steps": 27 * 6}
+    assert last["global_step"] == 27 * 6
+    result, before = read_json(run / "result.json"), read_json(FORMAT_1 / "result.json")
+    assert result["format_version"] == CHECKPOINT_FORMAT
+    assert result["best_epoch"] == before["best_epoch"]
+    assert result["val"]["accuracy"] == before["val"]["accuracy"]
+    assert result["cost"]["seconds"]["finetune"] > before["cost"]["seconds"]["finetune"]
+
+
+def write_changed(path: Path, **changes: Any) -> Path:
+    checkpoint = torch.load(FORMAT_1 / BEST_CHECKPOINT, weights_only=True)
+    for name, value in changes.items():
+        checkpoint[name] = checkpoint.get(name, {}) | value if isinstance(value, dict) else value
+    torch.save(checkpoint, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hyper_parameters": {"_instantiator": "os.getcwd"}}, "names a function to call"),
+        ({"module_arguments": {"_instantiator": "os.getcwd"}}, "names a function to call"),
+        ({"callbacks": {"any": [{"_instantiator": "os.getcwd"}]}}, "names a function to call"),
+        ({"hyper_parameters": {"weights": "DEFAULT"}}, "unknown hyperparameters weights"),
+        ({"hyper_parameters": {"architecture": "resnet18"}}, "weights do not fit"),
+        ({"format_version": 99}, "format_version is 99, expected at most"),
+        ({"hyper_parameters": 3}, "not a checkpoint of flowers"),
+        ({"loops": 3}, "not a checkpoint of flowers"),
+    ],
+)
+def test_load_classifier_refuses_a_checkpoint_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message) as error:
+        load_classifier(write_changed(tmp_path / "changed.ckpt", **changes))
+    assert str(error.value).startswith(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_read_checkpoint_names_a_missing_and_a_foreign_file(tmp_path: Path):
+    (tmp_path / "text.ckpt").write_text("text", encoding="utf-8")
+    for name, reason in (("none.ckpt", "No such file"), ("text.ckpt", "not a checkpoint of flowers")):
+        with pytest.raises(ValueError, match=f"{name} cannot be read: {reason}"):
+            read_checkpoint(tmp_path / name)
+
+
+def test_resume_checks_the_checkpoint_before_lightning_reads_it(painted: Path, tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    write_changed(tmp_path / LAST_CHECKPOINT, hparams={"_instantiator": "os.getcwd"})
+    with pytest.raises(ValueError, match="names a function to call"):
+        run_training(configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path}", f"resume={tmp_path}"))
