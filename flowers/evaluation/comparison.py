@@ -1,62 +1,88 @@
-"""Compare trained runs: image by image, or over seeds and folds."""
+"""Compare trained runs: image by image, or over the seeds and folds of a multirun."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from flowers.evaluation.metrics import score
 from flowers.evaluation.predictions import load_run_predictions
-from flowers.evaluation.report import ranking_table, run_group_table
 from flowers.evaluation.statistics import RunGroup, group_verdict, mcnemar, mcnemar_verdict
+from flowers.evaluation.tables import ranking_table, run_group_table
+from flowers.runtime.config import to_container
 from flowers.runtime.files import read_json, write_json
-from flowers.runtime.run_folder import RESULT_FILE, require_run_dir
+from flowers.runtime.run_folder import RESULT_FILE, find_checkpoint, iterate_multirun, run_dir_of
 
-_REPLICATE_KEYS = ("seed", "data.fold", "data.split_seed")  # of which a recipe's runs differ
-
-
-def load_run_groups(folder: Path, split: str) -> list[RunGroup]:
-    """The recipes of the finished runs below `folder`, best mean first. Raises ValueError where there are none."""
-    found: dict[str, dict[str, float]] = defaultdict(dict)
-    for overrides in sorted(folder.glob("*/.hydra/overrides.yaml")):
-        result = overrides.parent.parent / RESULT_FILE
-        if not result.is_file():
-            continue
-        given = [str(line) for line in OmegaConf.load(overrides)]
-        drawn = [line for line in given if line.partition("=")[0] in _REPLICATE_KEYS]
-        scored = read_json(result)
-        if split not in scored:
-            raise ValueError(f"{result} has no score of {split}: wanted a split= that the runs scored, such as val")
-        found[" ".join(line for line in given if line not in drawn)][" ".join(drawn)] = scored[split]["accuracy"]
-    if not found:
-        raise ValueError(f"multirun={folder}: no finished run there: give the folder of a multirun")
-    common = set.intersection(*(set(name.split()) for name in found)) if len(found) > 1 else set()
-    shortened = {name: " ".join(part for part in name.split() if part not in common) or name for name in found}
-    recipes = [RunGroup(shortened[name], accuracies) for name, accuracies in found.items()]
-    return sorted(recipes, key=lambda recipe: -recipe.mean)
+_REPLICATE_KEYS = ("seed", "data.fold", "data.split_seed")  # the runs of one group differ in these keys
 
 
 def run_comparison(cfg: DictConfig) -> None:
-    """Compares the runs that `cfg` names pair by pair, the best first; prints tables, and writes JSON where asked."""
+    """Compare the runs of `cfg.runs` with the best of them, or the groups of runs below `cfg.multirun`.
 
+    Raises:
+        ValueError: There are too few runs, or they were scored on different images.
+    """
     console = Console(highlight=False)
     if cfg.multirun:
-        found = load_run_groups(Path(cfg.multirun), cfg.split)
-        console.print(run_group_table(found))
-        console.print(group_verdict(found), soft_wrap=True)
+        groups = load_run_groups(Path(cfg.multirun), cfg.split)
+        console.print(run_group_table(groups))
+        console.print(group_verdict(groups), soft_wrap=True)
         return
-    if not cfg.runs or len(cfg.runs) < 2:
-        raise ValueError("which runs? Give runs='[A,B]' with two folders or more, or multirun=FOLDER")
-    folders = [require_run_dir(str(folder)) for folder in cfg.runs]
-    said = {str(folder): load_run_predictions(folder, cfg.split) for folder in folders}
-    best, *others = sorted(said, key=lambda name: -score(said[name])["accuracy"])
-    compared = {other: mcnemar(said[other], said[best]) for other in others}
-    console.print(ranking_table({name: score(said[name]) for name in (best, *others)}, compared))
-    for other, pair in compared.items():
-        console.print(f"{best} against {other}: {mcnemar_verdict(pair)}", soft_wrap=True)
-        for word in ("gained", "lost"):
-            shown = ", ".join(pair[word][: cfg.max_listed]) + (", …" if len(pair[word]) > cfg.max_listed else "")
-            console.print(f"  {word} {len(pair[word])}" + (f": {shown}" if shown else ""), soft_wrap=True)
+    runs = to_container(cfg)["runs"]
+    if not isinstance(runs, list) or len(runs) < 2:
+        raise ValueError(f"runs={runs or ''}: expected at least two runs, runs='[A,B]', or multirun=FOLDER")
+    predictions = {str(run): load_run_predictions(_run_dir(str(run)), cfg.split) for run in runs}
+    best, *others = sorted(predictions, key=lambda run: -score(predictions[run])["accuracy"])
+    comparisons = {other: mcnemar(predictions[other], predictions[best]) for other in others}
+    console.print(ranking_table({run: score(predictions[run]) for run in (best, *others)}, comparisons))
+    for other, comparison in comparisons.items():
+        console.print(f"{best} against {other}: {mcnemar_verdict(comparison)}", soft_wrap=True)
+        for change in ("gained", "lost"):
+            console.print(f"  {change} {_list_paths(comparison[change], cfg.max_listed)}", soft_wrap=True)
     if cfg.output:
-        write_json({"best": best, "against": compared}, cfg.output)
+        write_json({"best": best, "against": comparisons}, cfg.output)
+
+
+def load_run_groups(folder: Path, split: str) -> list[RunGroup]:
+    """Group the finished runs of a multirun by all overrides but seed and fold.
+
+    Returns:
+        The groups, best mean accuracy first. Their names leave out the overrides that all groups share.
+
+    Raises:
+        ValueError: `folder` has no finished run, or a run has no score of `split`.
+    """
+    accuracies: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
+    for run_dir, overrides in iterate_multirun(folder):
+        result_file = run_dir / RESULT_FILE
+        if not result_file.is_file():
+            continue
+        result: dict[str, Any] = read_json(result_file)
+        if split not in result:
+            raise ValueError(
+                f"{result_file} has no score of split={split}: expected a split that the runs were scored on"
+            )
+        replicate = [override for override in overrides if override.partition("=")[0] in _REPLICATE_KEYS]
+        common = tuple(override for override in overrides if override not in replicate)
+        accuracies[common][" ".join(replicate)] = result[split]["accuracy"]
+    if not accuracies:
+        raise ValueError(f"multirun={folder}: no finished run there: give the folder of a multirun")
+    shared = set.intersection(*map(set, accuracies)) if len(accuracies) > 1 else set()
+    names = {
+        common: " ".join(item for item in common if item not in shared) or " ".join(common) for common in accuracies
+    }
+    groups = [RunGroup(names[common], values) for common, values in accuracies.items()]
+    return sorted(groups, key=lambda group: -group.mean)
+
+
+def _run_dir(run: str) -> Path:
+    checkpoint = find_checkpoint(run)
+    return run_dir_of(checkpoint) if Path(run).is_file() else Path(run)
+
+
+def _list_paths(paths: Sequence[str], max_listed: int) -> str:
+    listed = ", ".join(paths[:max_listed]) + (", …" if len(paths) > max_listed > 0 else "")
+    return f"{len(paths)}: {listed}" if listed else str(len(paths))

@@ -1,6 +1,12 @@
-"""Metrics of a set of predictions, each with its 95 % interval."""
+"""Metrics of a set of predictions, each with its 95 % interval where it has one.
+
+To add a metric, add one entry to `METRICS`: the terminal table, report.html, the JSON of `flowers.evaluate` and the
+HPARAMS tab of TensorBoard iterate over it.
+"""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,9 +31,129 @@ from flowers.evaluation.calibration import (
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import wilson_interval
 
+_BOOTSTRAP_RESAMPLES = 1000
+_MACRO = ("precision", "recall", "f1")
+
+Interval = list[float]  # [low, high]
+
+
+class MetricInputs:
+    """What metrics are computed from, computed once for all of them."""
+
+    def __init__(self, predictions: Predictions) -> None:
+        self.predictions = predictions
+        self.labels, self.predicted = predictions.labels, predictions.predicted
+        self.class_count = len(predictions.classes)
+
+    @cached_property
+    def correct(self) -> int:
+        """The number of correct predictions."""
+        return int(self.predictions.correct.sum())
+
+    @cached_property
+    def top2_correct(self) -> int:
+        """The number of images whose true class is among the two most likely ones."""
+        share = multiclass_accuracy(
+            self.predictions.logits, self.labels, self.class_count, average="micro", top_k=2, validate_args=False
+        )
+        return round(share.item() * len(self.predictions))
+
+    @cached_property
+    def confusion(self) -> Tensor:
+        """The confusion matrix (C, C), one row per true class."""
+        return multiclass_confusion_matrix(self.predicted, self.labels, self.class_count)
+
+    @cached_property
+    def averages(self) -> Tensor:
+        """Macro precision, recall and F1, then the F1 of each class: (3 + C,)."""
+        return _averages(self.predicted, self.labels, self.class_count)
+
+    @cached_property
+    def average_intervals(self) -> Tensor:
+        """The bootstrap's 2.5 and 97.5 percentiles of `averages`: (2, 3 + C)."""
+        generator = torch.Generator().manual_seed(0)
+        draws = torch.randint(len(self.labels), (_BOOTSTRAP_RESAMPLES, len(self.labels)), generator=generator)
+        resampled = [_averages(self.predicted[draw], self.labels[draw], self.class_count) for draw in draws]
+        return torch.stack(resampled).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+
+    @cached_property
+    def calibrated(self) -> Tensor:
+        """Probabilities (N, C), calibrated by temperatures that were fitted to other images."""
+        return cross_fitted_probabilities(self.predictions)
+
+    def calibration_error(self, probabilities: Tensor) -> float:
+        """Return the expected calibration error of probabilities (N, C), from 0 to 1."""
+        return multiclass_calibration_error(
+            probabilities, self.labels, self.class_count, n_bins=CALIBRATION_BINS, norm="l1"
+        ).item()
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good predictions are.
+
+    Args:
+        name: The key in JSON and in TensorBoard.
+        label: The name in tables.
+        value: Computes it.
+        interval: Computes its 95 % interval; None for a metric without one.
+        digits: Decimals in tables.
+    """
+
+    name: str
+    label: str
+    value: Callable[[MetricInputs], float]
+    interval: Callable[[MetricInputs], Interval] | None = None
+    digits: int = 4
+
+
+def _macro_metric(index: int) -> Metric:
+    return Metric(
+        f"macro_{_MACRO[index]}",
+        f"{_MACRO[index].replace('f1', 'F1')}, mean of classes",
+        lambda inputs: inputs.averages[index].item(),
+        lambda inputs: inputs.average_intervals[:, index].tolist(),
+    )
+
+
+METRICS: list[Metric] = [
+    Metric(
+        "accuracy",
+        "accuracy",
+        lambda inputs: inputs.correct / len(inputs.predictions),
+        lambda inputs: wilson_interval(inputs.correct, len(inputs.predictions)),
+        digits=6,
+    ),
+    Metric(
+        "top2",
+        "top-2 accuracy",
+        lambda inputs: inputs.top2_correct / len(inputs.predictions),
+        lambda inputs: wilson_interval(inputs.top2_correct, len(inputs.predictions)),
+        digits=6,
+    ),
+    *map(_macro_metric, range(len(_MACRO))),
+    Metric("loss", "loss", lambda inputs: cross_entropy(inputs.predictions.logits, inputs.labels).item()),
+    Metric(
+        "calibration_error",
+        "calibration error",
+        lambda inputs: inputs.calibration_error(inputs.predictions.probabilities()),
+    ),
+    Metric(
+        "calibrated_error",
+        "calibration error, calibrated",
+        lambda inputs: inputs.calibration_error(inputs.calibrated),
+    ),
+]
+
+
+def metric_values(predictions: Predictions) -> dict[str, float]:
+    """Return the value of each metric by name, without its interval: the bootstrap takes a second or more."""
+    inputs = MetricInputs(predictions)
+    return {metric.name: metric.value(inputs) for metric in METRICS}
+
 
 def score(predictions: Predictions) -> dict[str, Any]:
-    """Accuracy, mean cross-entropy loss, number of photos, and the accuracy's 95 % interval."""
+    """Return the accuracy, the mean cross-entropy loss, the number of images `n`, and the accuracy's 95 % interval."""
     correct = int(predictions.correct.sum())
     return {
         "accuracy": correct / len(predictions),
@@ -37,94 +163,71 @@ def score(predictions: Predictions) -> dict[str, Any]:
     }
 
 
-def score_line(split: str, scored: Mapping[str, Any]) -> str:
-    """A score for people: `val accuracy 0.9470 (95 % interval 0.9254 to 0.9626), loss 0.1710, n = 570`."""
-    low, high = scored["interval"]
+def score_line(split: str, scores: Mapping[str, Any]) -> str:
+    """Format scores: `val accuracy 0.9470 (95 % interval 0.9254 to 0.9626), loss 0.1710, n = 570`."""
+    low, high = scores["interval"]
     return (
-        f"{split} accuracy {scored['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
-        f"loss {scored['loss']:.4f}, n = {scored['n']}"
+        f"{split} accuracy {scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
+        f"loss {scores['loss']:.4f}, n = {scores['n']}"
     )
 
 
-_BOOTSTRAP_RESAMPLES = 1000
-
-
 def compute_metrics(predictions: Predictions) -> dict[str, Any]:
-    """All that `results.score` says, and more, as plain Python; intervals are `[low, high]`.
+    """Return everything that is known about predictions, as plain Python that JSON can hold.
 
-    Proportions have Wilson's interval; F1 and what is averaged over classes have the bootstrap's percentiles, which
-    have no width where there is no mistake. The confusion matrix has a row a true class. Probabilities are calibrated,
-    each by a temperature fitted to others.
+    Intervals are `[low, high]` at 95 %. Proportions have Wilson intervals. F1 and averages over classes have bootstrap
+    percentiles, whose width is 0 if there is no mistake.
+
+    Returns:
+        The keys of `score`; `metrics`, the value and the interval of each entry of `METRICS`; `classes`, with n,
+        precision, recall and F1 of each class; `confusion`, one row per true class; `calibration`, with the temperature
+        and the bins of the reliability diagram; and `coverage`, the accuracy if only confident answers count.
     """
-    labels, predicted = predictions.labels, predictions.predicted
-    names, number = list(predictions.classes), len(predictions.classes)
-    confusion = multiclass_confusion_matrix(predicted, labels, number)
-    hits, of_class, of_answer = confusion.diag().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist()
-    averaged = _macro_averages(predicted, labels, number)
-    low, high = _bootstrap(predicted, labels, number).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
-
-    def measured(place: int) -> dict[str, Any]:
-        return {"value": averaged[place].item(), "interval": [low[place].item(), high[place].item()]}
-
+    inputs = MetricInputs(predictions)
+    correct, per_class, per_answer = (
+        counts.tolist() for counts in (inputs.confusion.diag(), inputs.confusion.sum(1), inputs.confusion.sum(0))
+    )
     return {
         **score(predictions),
-        "top2": _top2(predictions),
-        "macro": {name: measured(place) for place, name in enumerate(("precision", "recall", "f1"))},
-        "classes": {
-            name: {
-                "n": of_class[place],
-                "precision": _proportion(hits[place], of_answer[place]),
-                "recall": _proportion(hits[place], of_class[place]),
-                "f1": measured(3 + place),
+        "metrics": {
+            metric.name: {
+                "value": metric.value(inputs),
+                "interval": metric.interval(inputs) if metric.interval else None,
             }
-            for place, name in enumerate(names)
+            for metric in METRICS
         },
-        "confusion": confusion.tolist(),
-        "calibration": _calibration(predictions),
+        "classes": {
+            label: {
+                "n": per_class[index],
+                "precision": _proportion(correct[index], per_answer[index]),
+                "recall": _proportion(correct[index], per_class[index]),
+                "f1": {
+                    "value": inputs.averages[len(_MACRO) + index].item(),
+                    "interval": inputs.average_intervals[:, len(_MACRO) + index].tolist(),
+                },
+            }
+            for index, label in enumerate(predictions.classes)
+        },
+        "confusion": inputs.confusion.tolist(),
+        "calibration": {
+            "temperature": fit_temperature(predictions.logits, predictions.labels),
+            "bins": {
+                "before": reliability_bins(predictions.probabilities(), predictions.correct),
+                "after": reliability_bins(inputs.calibrated, predictions.correct),
+            },
+        },
         "coverage": coverage_curve(predictions),
     }
 
 
-def _proportion(hits: int, n: int) -> dict[str, Any]:
-    """None where there was nothing to be right about."""
-    return {"value": hits / n if n else None, "interval": wilson_interval(hits, n) if n else None}
+def _proportion(correct: int, n: int) -> dict[str, Any]:
+    """Return a proportion and its Wilson interval, both None if `n` is 0."""
+    return {"value": correct / n if n else None, "interval": wilson_interval(correct, n) if n else None}
 
 
-def _top2(predictions: Predictions) -> dict[str, Any]:
-    number = len(predictions.classes)
-    share = multiclass_accuracy(
-        predictions.logits, predictions.labels, number, average="micro", top_k=2, validate_args=False
-    )
-    return _proportion(round(share.item() * len(predictions)), len(predictions))
-
-
-def _macro_averages(predicted: Tensor, labels: Tensor, number: int) -> Tensor:
-    """Macro precision, recall and F1, then the F1 of each class: (3 + C,)."""
-
+def _averages(predicted: Tensor, labels: Tensor, class_count: int) -> Tensor:
     def measure(metric: Callable[..., Tensor], average: str) -> Tensor:
-        return metric(predicted, labels, number, average=average, validate_args=False).double().reshape(-1)
+        return metric(predicted, labels, class_count, average=average, validate_args=False).double().reshape(-1)
 
-    macros = [measure(metric, "macro") for metric in (multiclass_precision, multiclass_recall, multiclass_f1_score)]
-    return torch.cat([*macros, measure(multiclass_f1_score, "none")])
-
-
-def _bootstrap(predicted: Tensor, labels: Tensor, number: int) -> Tensor:
-    """`_averaged` of resamples: (R, 3 + C)."""
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randint(len(labels), (_BOOTSTRAP_RESAMPLES, len(labels)), generator=generator)
-    return torch.stack([_macro_averages(predicted[draw], labels[draw], number) for draw in draws])
-
-
-def _calibration(predictions: Predictions) -> dict[str, Any]:
-    versions = {"before": predictions.probabilities(), "after": cross_fitted_probabilities(predictions)}
-    error = {
-        name: multiclass_calibration_error(
-            probabilities, predictions.labels, len(predictions.classes), n_bins=CALIBRATION_BINS, norm="l1"
-        ).item()
-        for name, probabilities in versions.items()
-    }
-    return {
-        "temperature": fit_temperature(predictions.logits, predictions.labels),
-        "error": error,
-        "bins": {name: reliability_bins(each, predictions.correct) for name, each in versions.items()},
-    }
+    macro = [measure(metric, "macro") for metric in (multiclass_precision, multiclass_recall, multiclass_f1_score)]
+    return torch.cat([*macro, measure(multiclass_f1_score, "none")])

@@ -1,12 +1,10 @@
-"""Tables for the terminal, and report.html: one page that needs no other file and no network."""
+"""report.html: one page about a run that needs no other file and no network."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich import box
-from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowers.data.images import ImageRoot
@@ -20,61 +18,10 @@ from flowers.evaluation.gallery import (
     sort_by_uncertainty,
     thumbnail,
 )
+from flowers.evaluation.metrics import METRICS
 from flowers.evaluation.predictions import Predictions
-from flowers.evaluation.statistics import RunGroup, mean_std
 from flowers.runtime.files import atomic_write_text, read_json
 from flowers.runtime.run_folder import RESULT_FILE, SPLIT_FILE
-
-
-def score_tables(name: str, scores: Mapping[str, Any]) -> list[Table]:
-    """`metrics.detailed` of the photos `name` for people: as a whole, by class, and which is taken for which."""
-    error = scores["calibration"]["error"]
-    whole = Table(name, "", "95 % interval", box=box.SIMPLE)
-    whole.add_row("accuracy", f"{scores['accuracy']:.6f}", _format_interval(scores["interval"]))
-    whole.add_row("top-2 accuracy", f"{scores['top2']['value']:.6f}", _format_interval(scores["top2"]["interval"]))
-    whole.add_row("loss", f"{scores['loss']:.4f}", "")
-    whole.add_row("calibration error", f"{error['before']:.4f}", "")
-    whole.add_row("  calibrated", f"{error['after']:.4f}", "")
-    whole.add_row("photos", str(scores["n"]), "")
-    by_class = Table("class", "n", "precision", "recall", "F1", box=box.SIMPLE)
-    averaged = {"mean of classes": {"n": scores["n"], **scores["macro"]}}
-    for label, row in (scores["classes"] | averaged).items():
-        by_class.add_row(label, str(row["n"]), *(_format_measured(row[name]) for name in ("precision", "recall", "f1")))
-    confusion = Table("true \\ predicted", *scores["classes"], box=box.SIMPLE)
-    for label, counts in zip(scores["classes"], scores["confusion"], strict=True):
-        confusion.add_row(label, *map(str, counts))
-    return [whole, by_class, confusion]
-
-
-def ranking_table(scores: Mapping[str, Any], against_best: Mapping[str, Any]) -> Table:
-    """Runs for people, the best first, each with what the best is ahead of it by (`paired.compare`)."""
-    rows = Table("run", "accuracy", "best is ahead by", "95 % interval", "p", box=box.SIMPLE)
-    for name, scored in scores.items():
-        pair = against_best.get(name)
-        ahead = [f"{pair['difference']:.4f}", _format_interval(pair["interval"]), f"{pair['p']:.3g}"] if pair else []
-        rows.add_row(name, f"{scored['accuracy']:.4f}", *ahead)
-    return rows
-
-
-def _format_measured(number: Mapping[str, Any]) -> str:
-    return (
-        "none" if number["value"] is None else f"{number['value']:.3f} {_format_interval(number['interval'], 3, '-')}"
-    )
-
-
-def _format_interval(pair: Sequence[float], digits: int = 4, between: str = " to ") -> str:
-    return f"{pair[0]:.{digits}f}{between}{pair[1]:.{digits}f}"
-
-
-def run_group_table(recipes: list[RunGroup]) -> Table:
-    """A row a recipe, for people."""
-    rows = Table("recipe", "mean", "standard deviation", "runs", box=box.SIMPLE)
-    for recipe in recipes:
-        mean, deviation = mean_std(list(recipe.accuracies.values()))
-        shown = f"{deviation:.4f}" if len(recipe.accuracies) > 1 else "one run"
-        rows.add_row(recipe.name or "(no overrides)", f"{mean:.4f}", shown, str(len(recipe.accuracies)))
-    return rows
-
 
 _GALLERY_IMAGES = 24  # photos in a gallery
 
@@ -110,6 +57,7 @@ def write_report(
         name=name,
         config=config,
         scores=scores,
+        metrics=METRICS,
         classes=list(predictions.classes),
         result=read_json(run_dir / RESULT_FILE) if (run_dir / RESULT_FILE).exists() else None,
         counts=_split_counts(run_dir),

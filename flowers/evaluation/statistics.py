@@ -1,4 +1,4 @@
-"""Intervals and significance tests."""
+"""Confidence intervals and significance tests."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,26 +9,36 @@ from scipy.stats import binomtest, ttest_ind, ttest_rel
 from flowers.evaluation.predictions import Predictions
 
 
+def wilson_interval(correct: int, n: int) -> list[float]:
+    """Return Wilson's 95 % interval [low, high] of the proportion `correct` / `n`; `n` is at least 1."""
+    low, high = binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    return [float(low), float(high)]
+
+
 def mcnemar(first: Predictions, second: Predictions) -> dict[str, Any]:
-    """The difference in accuracy, second less first, with its 95 % interval, and McNemar's exact test.
+    """Compare two models on the same images with McNemar's exact test.
 
-    The interval is that of a mean of paired differences. `p` is the probability of a split at least so uneven of the
-    photos that changed sides, were both equally good.
+    Returns:
+        `difference`: accuracy of the second minus that of the first. `interval`: its 95 % interval, that of a mean of
+        paired differences. `gained` and `lost`: the paths of the images that only the second, or only the first, gets
+        right. `p`: the probability of a division of these images at least as uneven if both models are equally good.
+        `n`: the number of images.
 
-    Raises ValueError where they are not of the same photos.
+    Raises:
+        ValueError: The predictions are of different images or classes.
     """
     if (list(first.paths), first.labels.tolist()) != (list(second.paths), second.labels.tolist()):
-        raise ValueError("they did not judge the same photos: wanted runs on one split (the same split.csv)")
+        raise ValueError("the runs were scored on different images: compare runs with the same split.csv")
     if list(first.classes) != list(second.classes):
-        raise ValueError("their classes differ")
+        raise ValueError("the runs have different classes: compare runs with the same classes")
     before, after = first.correct.numpy(), second.correct.numpy()
     gained, lost, n = int((after & ~before).sum()), int((before & ~after).sum()), len(first)
     difference = (gained - lost) / n
-    half = 1.959964 * np.sqrt(((gained + lost) / n - difference**2) / n)
+    half_width = 1.959964 * np.sqrt(((gained + lost) / n - difference**2) / n)
     p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     return {
         "difference": difference,
-        "interval": [float(difference - half), float(difference + half)],
+        "interval": [float(difference - half_width), float(difference + half_width)],
         "gained": [path for path, was, now in zip(first.paths, before, after, strict=True) if now and not was],
         "lost": [path for path, was, now in zip(first.paths, before, after, strict=True) if was and not now],
         "p": float(p),
@@ -36,53 +46,51 @@ def mcnemar(first: Predictions, second: Predictions) -> dict[str, Any]:
     }
 
 
-def mcnemar_verdict(compared: Mapping[str, Any]) -> str:
-    """In words, at the level of 5 %."""
-    if compared["p"] >= 0.05:
-        return f"no difference shown (McNemar's p = {compared['p']:.3g})"
-    word = "better" if compared["difference"] > 0 else "worse"
-    return f"{word} by more than chance (McNemar's p = {compared['p']:.3g})"
+def mcnemar_verdict(comparison: Mapping[str, Any]) -> str:
+    """Put the result of `mcnemar` into words, at the 5 % level."""
+    if comparison["p"] >= 0.05:
+        return f"no significant difference (McNemar's p = {comparison['p']:.3g})"
+    word = "better" if comparison["difference"] > 0 else "worse"
+    return f"significantly {word} (McNemar's p = {comparison['p']:.3g})"
 
 
-def mean_std(accuracies: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (of the sample) of one recipe's runs over seeds or folds."""
-    return float(np.mean(accuracies)), float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else float("nan")
-
-
-def wilson_interval(correct: int, n: int) -> list[float]:
-    """Wilson's 95 % interval of an accuracy."""
-    low, high = binomtest(correct, n).proportion_ci(0.95, method="wilson")
-    return [float(low), float(high)]
+def mean_std(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the sample standard deviation; the latter is NaN for a single value."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
 class RunGroup(NamedTuple):
-    """Its overrides, and the accuracy of each of its runs by the overrides of seed and fold."""
+    """Runs that differ in seed or fold only: their common overrides, and the accuracy for each seed and fold."""
 
     name: str
     accuracies: dict[str, float]
 
     @property
     def mean(self) -> float:
-        """Over its runs."""
+        """The mean accuracy."""
         return mean_std(list(self.accuracies.values()))[0]
 
 
-def group_verdict(recipes: list[RunGroup]) -> str:
-    """Whether the best differs from the next by more than chance, by a t-test over their runs at the level of 5 %."""
-    if len(recipes) < 2:
-        return "one recipe: nothing to compare it with"
-    best, second = recipes[:2]
+def group_verdict(groups: Sequence[RunGroup]) -> str:
+    """Say whether the best group differs from the second best, by a t-test over their runs at the 5 % level.
+
+    Args:
+        groups: Best mean first. The t-test is paired if both groups have the same seeds and folds, else Welch's.
+    """
+    if len(groups) < 2:
+        return "one group of runs: nothing to compare"
+    best, second = groups[:2]
     if min(len(best.accuracies), len(second.accuracies)) < 2:
-        return "the best and the next have too few runs to tell them apart: give two seeds or more"
+        return "too few runs to compare the best with the second best: train at least two seeds of each"
     shared = sorted(best.accuracies.keys() & second.accuracies.keys())
-    if len(shared) == len(best.accuracies) == len(second.accuracies):  # the same seeds or folds: paired
-        first, other = ([recipe.accuracies[draw] for draw in shared] for recipe in (best, second))
-        same = len({round(a - b, 12) for a, b in zip(first, other, strict=True)}) == 1
-        p = float(first == other) if same else float(ttest_rel(first, other).pvalue)
-        name = "paired t-test"
+    if len(shared) == len(best.accuracies) == len(second.accuracies):
+        first, other = ([group.accuracies[key] for key in shared] for group in (best, second))
+        constant = len({round(a - b, 12) for a, b in zip(first, other, strict=True)}) == 1  # the t-test needs a spread
+        p = float(first == other) if constant else float(ttest_rel(first, other).pvalue)
+        test = "paired t-test"
     else:
         p = float(ttest_ind(list(best.accuracies.values()), list(second.accuracies.values()), equal_var=False).pvalue)
-        name = "Welch's t-test"
+        test = "Welch's t-test"
     if p < 0.05:
-        return f"the best is better than the next ({name}, p = {p:.3g})"
-    return f"no difference shown between the best and the next ({name}, p = {p:.3g})"
+        return f"the best is significantly better than the second best ({test}, p = {p:.3g})"
+    return f"no significant difference between the best and the second best ({test}, p = {p:.3g})"

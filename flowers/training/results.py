@@ -9,7 +9,7 @@ from lightning import Trainer
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.calibration import fit_temperature
 from flowers.evaluation.evaluator import extract_features, predict_features
-from flowers.evaluation.metrics import score, score_line
+from flowers.evaluation.metrics import metric_values, score, score_line
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
 from flowers.runtime.files import write_json
@@ -65,7 +65,8 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
         write_json(result, run_dir / RESULT_FILE)
     if any(isinstance(callback, ImageLogger) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         log_embeddings(trainer, features["val"], predictions["val"], data.root)
-    log_hyperparameters(trainer, config, {f"best/{name}": scores["val"][name] for name in ("accuracy", "loss")})
+    best = {f"best/{name}": value for name, value in metric_values(predictions["val"]).items()}
+    log_hyperparameters(trainer, config, best)
     for split, scored in scores.items():
         log.info(score_line(split, scored))
     log.info("%.1f s of training, run folder %s", sum(timer.seconds.values()), run_dir)

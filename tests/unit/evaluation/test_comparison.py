@@ -1,0 +1,30 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowers.evaluation.comparison import load_run_groups
+from flowers.evaluation.statistics import group_verdict
+
+
+def test_load_run_groups_groups_by_all_overrides_but_seed_and_fold(tmp_path: Path):
+    for number, (rate, seed, accuracy) in enumerate(
+        [("1e-3", 0, 0.91), ("1e-3", 1, 0.93), ("1e-4", 0, 0.81), ("1e-4", 1, 0.84)]
+    ):
+        run = tmp_path / str(number)
+        (run / ".hydra").mkdir(parents=True)
+        (run / ".hydra" / "overrides.yaml").write_text(f"- model=resnet18\n- optimizer.lr={rate}\n- seed={seed}\n")
+        (run / "result.json").write_text(json.dumps({"val": {"accuracy": accuracy}}))
+    best, other = load_run_groups(tmp_path, "val")
+    assert best.name == "optimizer.lr=1e-3"
+    assert best.mean == pytest.approx(0.92)
+    assert other.accuracies == {"seed=0": 0.81, "seed=1": 0.84}
+    assert group_verdict([best, other]).startswith("the best is significantly better than the second best (paired")
+
+
+def test_comparison_imports_neither_lightning_nor_tensorboard():
+    code = "import sys, flowers.evaluation.comparison; print({'lightning', 'tensorboard'} & set(sys.modules))"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout == "set()\n"
