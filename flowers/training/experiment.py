@@ -17,7 +17,7 @@ from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier
 from flowers.runtime.config import to_container
 from flowers.runtime.files import atomic_write_text
-from flowers.runtime.hardware import device_name, resolve_device, resolve_trainer_config
+from flowers.runtime.hardware import check_devices, device_name, resolve_trainer_config
 from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.run_folder import CONFIG_FILE, SPLIT_FILE, START_FILE, resumable
 from flowers.training.callbacks import GlobalStep, StageTimer
@@ -98,7 +98,7 @@ def check_config(cfg: DictConfig) -> None:
         raise ValueError(
             f"head.cached_views={cfg.head.cached_views}: expected 0 (new augmentations in each epoch) or more"
         )
-    resolve_device(resolve_trainer_config(cfg.trainer)["accelerator"])
+    check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     check_backbone(cfg.model.architecture, cfg.model.weights)
 
 
