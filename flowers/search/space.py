@@ -14,9 +14,13 @@ SearchSpace = dict[str, BaseDistribution]
 
 
 def parse_search_space(settings: Sequence[str]) -> tuple[list[str], SearchSpace]:
-    """The overrides that have one value, as they stand, and what the others are drawn from by key ("optimizer.lr").
+    """Split overrides into fixed ones and the search space.
 
-    Raises ValueError for bounds that leave nothing to draw.
+    Returns:
+        The overrides that have one value, unchanged, and the distributions of the others by key ("optimizer.lr").
+
+    Raises:
+        ValueError: The bounds of an override leave no value to sample.
     """
     parsed = OverridesParser.create().parse_overrides(list(settings))
     fixed = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
@@ -26,40 +30,40 @@ def parse_search_space(settings: Sequence[str]) -> tuple[list[str], SearchSpace]
             try:
                 space[override.get_key_element()] = _distribution(override)
             except (ValueError, IndexError) as error:
-                raise ValueError(f"{override.input_line}: nothing can be drawn from this: {error}") from error
+                raise ValueError(f"{override.input_line}: expected bounds with values between them: {error}") from error
     return fixed, space
 
 
 def sample(trial: Trial, space: Mapping[str, BaseDistribution]) -> list[str]:
-    """A value for each key, as overrides; those that the trial has drawn before stay."""
+    """Sample a value for each key, as overrides; a resumed trial keeps the values that it has sampled before."""
     return [to_override(key, _suggest(trial, key, distribution)) for key, distribution in space.items()]
 
 
 def to_override(key: str, value: Any) -> str:
-    """A drawn value as Hydra reads it: choices are texts of its grammar already."""
+    """Return a sampled value as an override; the values of a choice are in Hydra's grammar already."""
     return f"{key}={value if isinstance(value, str) else repr(value)}"
 
 
 def format_value(key: str, value: Any) -> str:
-    """A drawn value for people."""
+    """Return a sampled value for the terminal, with four significant digits."""
     return f"{key}={value:.4g}" if isinstance(value, float) else to_override(key, value)
 
 
 def first_point(space: Mapping[str, BaseDistribution]) -> list[str]:
-    """One point of the space, to be checked before anything is trained."""
+    """Return one point of the space, as overrides that can be checked before any training."""
     return [
         to_override(key, one.choices[0] if isinstance(one, CategoricalDistribution) else one.low)  # type: ignore[attr-defined]
         for key, one in space.items()
     ]
 
 
-def _suggest(trial: Trial, key: str, of: BaseDistribution) -> Any:
-    if isinstance(of, CategoricalDistribution):
-        return trial.suggest_categorical(key, of.choices)
-    if isinstance(of, IntDistribution):
-        return trial.suggest_int(key, of.low, of.high, step=of.step, log=of.log)
-    assert isinstance(of, FloatDistribution)
-    return trial.suggest_float(key, of.low, of.high, step=of.step, log=of.log)
+def _suggest(trial: Trial, key: str, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(key, distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(key, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+    assert isinstance(distribution, FloatDistribution)
+    return trial.suggest_float(key, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
 
 
 def _distribution(override: Override) -> BaseDistribution:
@@ -70,8 +74,9 @@ def _distribution(override: Override) -> BaseDistribution:
     log = "log" in value.tags
     if isinstance(value, IntervalSweep):
         low, high = cast(tuple[Any, Any], (value.start, value.end))
-        is_whole = all(isinstance(bound, int) for bound in (low, high))
-        return IntDistribution(low, high, log) if is_whole else FloatDistribution(float(low), float(high), log)
+        if all(isinstance(bound, int) for bound in (low, high)):
+            return IntDistribution(low, high, log)
+        return FloatDistribution(float(low), float(high), log)
     if isinstance(value, RangeSweep):
         numbers: list[Any] = sorted(override.sweep_iterator())
         step = None if log else abs(value.step)

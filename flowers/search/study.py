@@ -26,14 +26,9 @@ from flowers.search.space import SearchSpace, first_point, parse_search_space, s
 
 log = logging.getLogger(__name__)
 
-
 SEARCH_FILE, STUDY_FILE = "search.yaml", "study.db"
 
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # it says on the terminal what the search says itself
-
-
-# What may differ between machines that share a study.
+# Settings that may differ between machines that share a study.
 _MACHINE_KEYS = (
     "data.root",
     "data.num_workers",
@@ -45,167 +40,197 @@ _MACHINE_KEYS = (
 
 
 class SearchManifest(NamedTuple):
-    """What is written down of a search where it is first started, in its folder."""
+    """What a search writes into its folder when it first starts."""
 
-    owner: str  # this folder, to the study
+    owner: str
+    """A random id of the folder, stored with each trial in the study."""
     cwd: str
     settings: list[str]
-    shared: bool  # whether the study is at a URL that was given
+    shared: bool
+    """Whether `sweep.storage` was given."""
 
 
 def open_manifest(folder: Path, settings: Sequence[str], shared: bool) -> SearchManifest:
-    """Writes down a new search, or reads one that was started before; then relative paths mean what they meant.
+    """Write the manifest of a new search, or read that of an earlier start and change to its working directory.
 
-    Raises ValueError, and writes nothing, for settings of which no trial can be made, or that differ from those that it
-    was started with.
+    Args:
+        folder: The folder of the search.
+        settings: The overrides of the trials; empty to take those of the earlier start.
+        shared: Whether `sweep.storage` is given.
+
+    Raises:
+        ValueError: No trial can be made from the settings, or they differ from those of the earlier start. Nothing is
+            written then.
     """
-    kept = folder / SEARCH_FILE
-    if not kept.is_file():
+    path = folder / SEARCH_FILE
+    if not path.is_file():
         _check_settings(settings)
-        begun = SearchManifest(uuid.uuid4().hex, str(Path.cwd()), list(settings), shared)
-        atomic_write_text(kept, OmegaConf.to_yaml(begun._asdict()))
-        return begun
-    begun = SearchManifest(**cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(kept))))
-    if settings and list(settings) != begun.settings:
+        manifest = SearchManifest(uuid.uuid4().hex, str(Path.cwd()), list(settings), shared)
+        atomic_write_text(path, OmegaConf.to_yaml(manifest._asdict()))
+        return manifest
+    manifest = SearchManifest(**cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
+    if settings and list(settings) != manifest.settings:
         raise ValueError(
-            f"{folder} holds a search over {' '.join(begun.settings)}: give those settings, or none to go on with it, "
+            f"{folder} holds a search over {' '.join(manifest.settings)}: give those settings, or none to resume it, "
             "or another sweep.folder"
         )
-    if shared != begun.shared:
-        raise ValueError(f"{folder} was started {'with' if begun.shared else 'without'} sweep.storage: give the same")
-    with suppress(OSError):
-        os.chdir(begun.cwd)
-    return begun
+    if shared != manifest.shared:
+        with_or_without = "with" if manifest.shared else "without"
+        raise ValueError(f"{folder} was started {with_or_without} sweep.storage: resume it {with_or_without} one")
+    with suppress(OSError):  # relative paths keep their meaning where that folder still exists
+        os.chdir(manifest.cwd)
+    return manifest
 
 
 def _check_settings(settings: Sequence[str]) -> None:
-    fixed, searched = parse_search_space(settings)
-    if not searched:
-        raise ValueError("nothing to search for: give some key several values, such as scheduler=constant,cosine")
-    check_overrides([*fixed, *first_point(searched)], "train")  # the type of what will be drawn
+    fixed, space = parse_search_space(settings)
+    if not space:
+        raise ValueError("nothing to search for: give at least one key several values: scheduler=constant,cosine")
+    check_overrides([*fixed, *first_point(space)], "train")  # the types of the values to be sampled
 
 
 @contextmanager
 def lock_directory(folder: Path) -> Iterator[int]:
-    """Keeps other processes out of a folder; gives what a child process is to inherit so that it does so too."""
+    """Lock a folder against other processes, waiting for the lock if necessary.
+
+    Yields:
+        The lock's file descriptor. A child process that inherits it keeps the folder locked as long as it lives.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("another process is at work in %s: waiting for its end", folder)
+            log.info("another process uses %s: waiting for it to end", folder)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 
 
 class Search:
-    """The study of a search, of which this folder runs some or all trials.
+    """A study, of which this folder runs some or all trials.
 
     Args:
-        folder: of this machine's trials; held (`held`).
-        begun: see `begin`.
-        url: of the study's database; None for a file in the folder.
-        name: the study's in it; made where there is none yet.
-        sampler: makes one from a seed. Each trial has its own, so that a search that was cut draws what it would have.
-        pruner: see Optuna.
-        seed: of what is drawn.
+        folder: Where this machine runs its trials; locked by `lock_directory`.
+        manifest: See `open_manifest`.
+        url: The URL of the study's database; None for a file in the folder.
+        name: The name of the study in the database; it is created if necessary.
+        sampler: Makes a sampler from `seed=`. Each trial gets its own, so that a resumed search samples the same values
+            as an uninterrupted one.
+        pruner: Decides which trials stop early.
+        seed: The random seed of the samplers.
 
-    Raises ValueError for a database that cannot be used, or a study of other settings.
+    Raises:
+        ValueError: The database cannot be opened, or the study has other settings.
     """
 
     def __init__(
         self,
         folder: Path,
-        begun: SearchManifest,
+        manifest: SearchManifest,
         url: str | None,
         name: str,
         sampler: Callable[..., BaseSampler],
         pruner: BasePruner,
         seed: int,
     ) -> None:
-        self.folder, self.owner = folder, begun.owner
+        self.folder, self.owner = folder, manifest.owner
         self.url, self.name = url or f"sqlite:///{folder / STUDY_FILE}", name
-        self.fixed, self.space = parse_search_space(begun.settings)
+        self.fixed, self.space = parse_search_space(manifest.settings)
         self.sampler, self.pruner, self.seed = sampler, pruner, seed
-        self.storage, study = _open_study(self.url, name)
-        mine = _study_key(self.fixed, self.space)
-        if study.user_attrs.setdefault("search", mine) != mine:
+        self.storage, self._study = _open_study(self.url, name)
+        key = _study_key(self.fixed, self.space)
+        if self._study.user_attrs.get("search", key) != key:
             raise ValueError(
-                f"the study {name} in {_mask_password(self.url)} is of another search: "
-                "wanted its settings, or sweep.study=…"
+                f"sweep.study={name}: the study in {_mask_password(self.url)} is of another search: "
+                "give its settings, or another sweep.study"
             )
-        study.set_user_attr("search", mine)
-        self.study_id = self.storage.get_study_id_from_name(name)
-        # Cut ones: begun here, by a process that is no more.
-        self._cut = [each for each in self.trials() if each.state == TrialState.RUNNING and self.is_own(each)]
+        self._study.set_user_attr("search", key)
+        self._study_id = self.storage.get_study_id_from_name(name)
+        # The lock is held, so no process runs these any more.
+        self._interrupted = [
+            trial.number for trial in self.trials() if trial.state == TrialState.RUNNING and self.is_own(trial)
+        ]
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials so far, of all machines, by number."""
-        trials = self.storage.get_all_trials(self.study_id, deepcopy=False)
-        return [trial for trial in trials if "surplus" not in trial.user_attrs]
+        """Return the trials so far, of all machines, by number."""
+        return [trial for trial in self._study.get_trials(deepcopy=False) if "surplus" not in trial.user_attrs]
 
     def folder_of(self, number: int) -> Path:
-        """A trial's own."""
+        """Return the folder of a trial."""
         return self.folder / "trials" / str(number)
 
     def is_own(self, trial: FrozenTrial) -> bool:
-        """Whether it was begun in this folder."""
+        """Return whether the trial was started in this folder."""
         return bool(trial.user_attrs["owner"] == self.owner)
 
     def next(self, count: int) -> Trial | None:
-        """A cut trial of this folder to go on with, else a new one; None where there are `count` in all."""
-        if self._cut:
-            cut = self._cut.pop(0)
-            return Trial(self._study(cut.number), cut._trial_id)
+        """Return an interrupted trial of this folder, else a new one, or None if all machines have `count` in all."""
+        if self._interrupted:
+            return self._attach(self._interrupted.pop(0))
         if len(self.trials()) >= count:
             return None
-        # One transaction: no moment at which a trial is there and not its owner, and no two with one number.
-        begun = create_trial(state=TrialState.RUNNING, user_attrs={"owner": self.owner})
-        trial_id = self.storage.create_new_trial(self.study_id, begun)
-        number = self.storage.get_trial(trial_id).number
-        if sum(trial.number < number for trial in self.trials()) >= count:  # another machine was faster
-            self.storage.set_trial_user_attr(trial_id, "surplus", True)
-            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        # One transaction, where `study.ask` takes two: a trial never exists without its owner.
+        template = create_trial(state=TrialState.RUNNING, user_attrs={"owner": self.owner})
+        number = self.storage.get_trial(self.storage.create_new_trial(self._study_id, template)).number
+        trial = self._attach(number)
+        if sum(other.number < number for other in self.trials()) >= count:  # another machine was faster
+            trial.set_user_attr("surplus", True)
+            self._study.tell(number, state=TrialState.FAIL)
             return None
-        return Trial(self._study(number), trial_id)
+        return trial
 
-    def draw(self, trial: Trial) -> list[str]:
-        """What the trial draws, as overrides beside the fixed ones."""
+    def sample(self, trial: Trial) -> list[str]:
+        """Sample the trial's values, as overrides besides the fixed ones."""
         return sample(trial, self.space)
 
-    def pruning_context(self, trial: Trial) -> dict[str, Any]:
-        """What `Pruning` needs to know of it."""
-        return {"study": self.name, "storage": self.url, "trial": trial._trial_id}
+    def is_pruned(self, number: int) -> bool:
+        """Return whether `PruningCallback` has stopped the trial."""
+        return any("pruned" in trial.user_attrs for trial in self.trials() if trial.number == number)
 
-    def is_stopped(self, trial: Trial) -> bool:
-        """Whether `Pruning` has stopped it."""
-        return "pruned" in self.storage.get_trial(trial._trial_id).user_attrs
+    def _attach(self, number: int) -> Trial:
+        sampler = self.sampler(seed=self.seed * 1_000_003 + number)
+        study = optuna.load_study(study_name=self.name, storage=self.storage, sampler=sampler, pruner=self.pruner)
+        return attach_trial(study, self.storage, number)
 
-    def _study(self, number: int) -> optuna.Study:
-        seed = self.seed * 1_000_003 + number
-        return optuna.load_study(
-            study_name=self.name, storage=self.storage, sampler=self.sampler(seed=seed), pruner=self.pruner
-        )
+
+def open_storage(url: str) -> BaseStorage:
+    """Open the database of a study, and silence Optuna's log messages: the search logs the same facts."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return get_storage(url)
+
+
+def attach_trial(study: optuna.Study, storage: BaseStorage, number: int) -> Trial:
+    """Return the running trial with this number, which another process may have started.
+
+    Optuna has no higher-level function for this: `study.ask` always starts a trial, and the constructor of `Trial`
+    needs an id, which only the storage knows. tests/unit/search/test_study.py checks what is assumed here.
+    """
+    study.get_trials(deepcopy=False)  # the storage's cache must know the trial before its values can be set
+    study_id = storage.get_study_id_from_name(study.study_name)
+    return Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
 
 def _open_study(url: str, name: str, tries: int = 5) -> tuple[BaseStorage, optuna.Study]:
-    """The database and the study, made where they are not. Two machines may be about to make them: one is refused."""
+    """Open the database and the study, creating them if necessary.
+
+    If two machines create them at the same moment, the database refuses one of them, which tries again.
+    """
     try:
-        storage = get_storage(url)
+        storage = open_storage(url)
         return storage, optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-    except Exception as error:  # of the database's own driver, or Optuna's around it
+    except Exception as error:  # from the database's driver, or wrapped by Optuna
         if tries > 1 and (isinstance(error, DBAPIError) or isinstance(error.__cause__, DBAPIError)):
             time.sleep(1)
             return _open_study(url, name, tries - 1)
         line = str(error).splitlines()[0].replace(url, _mask_password(url))
-        raise ValueError(f"sweep.storage={_mask_password(url)}: no study can be kept there: {line}") from error
+        raise ValueError(f"sweep.storage={_mask_password(url)}: cannot open this database: {line}") from error
 
 
 def _mask_password(url: str) -> str:
-    """A database's address without its password, for logs that others read."""
     return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
 
 
-def _study_key(fixed: Sequence[str], searched: SearchSpace) -> dict[str, Any]:
+def _study_key(fixed: Sequence[str], space: SearchSpace) -> dict[str, Any]:
+    """Return what trials of all machines must have in common."""
     common = [line for line in fixed if not line.lstrip("+~").startswith(_MACHINE_KEYS)]
-    return {"fixed": sorted(common), "space": {key: distribution_to_json(one) for key, one in searched.items()}}
+    return {"fixed": sorted(common), "space": {key: distribution_to_json(one) for key, one in space.items()}}

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from flowers.runtime.config import check_overrides
 from flowers.runtime.files import read_json
 from flowers.runtime.run_folder import RESULT_FILE
-from flowers.search.runner import _train_in_process
+from flowers.search.runner import train_in_process
 from flowers.search.study import STUDY_FILE, Search, SearchManifest
 from flowers.sweep import main, pack_trial_settings
 from tests.helpers import SMALL, configuration, program
@@ -63,7 +63,7 @@ def test_the_best_is_repeated_by_the_command_that_is_printed(
         best = searched(tmp_path / "search", *HEAD, f"data.root={painted}", "sweep.trials=2", "sweep/sampler=random")
     command = caplog.messages[-1].removeprefix("again: python -m flowers.train ").split()
     again = tmp_path / "again"
-    _train_in_process([*command, f"hydra.run.dir={again}"])
+    train_in_process([*command, f"hydra.run.dir={again}"])
     assert read_json(again / RESULT_FILE)["val"]["accuracy"] == best
 
 
@@ -120,7 +120,7 @@ def test_machines_that_share_a_study_claim_each_trial_once(tmp_path: Path):
 
     def claim(machine: Search) -> None:
         while (trial := machine.next(12)) is not None:
-            machine.draw(trial)
+            machine.sample(trial)
             claimed.append(trial.number)
 
     threads = [threading.Thread(target=claim, args=[machine]) for machine in machines]
@@ -140,7 +140,7 @@ def test_other_settings_than_those_of_the_folder_or_of_the_study_are_refused(pai
     searched(tmp_path / "a", *HEAD, f"data.root={painted}", "sweep.trials=1", url)
     with pytest.raises(ValueError, match=r"holds a search over .*: give those settings, or none"):
         searched(tmp_path / "a", *HEAD, "seed=1", url)
-    with pytest.raises(ValueError, match=r"was started with sweep\.storage: give the same"):
+    with pytest.raises(ValueError, match=r"was started with sweep\.storage: resume it with one"):
         searched(tmp_path / "a")
     with pytest.raises(ValueError, match="is of another search"):
         searched(tmp_path / "b", *HEAD, "seed=1", url)
@@ -158,7 +158,7 @@ def test_other_settings_than_those_of_the_folder_or_of_the_study_are_refused(pai
         (["resume=x"], "sweep.folder=FOLDER goes on with one"),
         (
             ["seed=0,1", "sweep.storage='postgrespl://me:secret@x/y'"],
-            "postgrespl://me:***@x/y: no study can be kept there",
+            "postgrespl://me:***@x/y: cannot open this database",
         ),
     ],
 )
