@@ -12,34 +12,41 @@ CALIBRATION_BINS = 15
 
 
 def reliability_bins(probabilities: Tensor, correct: Tensor) -> list[dict[str, float]]:
-    """Photos by the probability (N, C) of their answer, in bins of equal width: mean, share correct (N,), number."""
+    """Group images by the probability (N, C) of their predicted class, for a reliability diagram.
+
+    Returns:
+        One row per bin that has images, of bins of equal width: the mean probability, the share of correct predictions
+        (`correct` is (N,)), and the number of images.
+    """
     confidence = probabilities.amax(1)
-    place = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+    bins = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
     return [
         {
-            "confidence": confidence[place == number].mean().item(),
-            "accuracy": correct[place == number].double().mean().item(),
-            "n": int((place == number).sum()),
+            "confidence": confidence[bins == index].mean().item(),
+            "accuracy": correct[bins == index].double().mean().item(),
+            "n": int((bins == index).sum()),
         }
-        for number in range(CALIBRATION_BINS)
-        if (place == number).any()
+        for index in range(CALIBRATION_BINS)
+        if (bins == index).any()
     ]
 
 
 def coverage_curve(predictions: Predictions) -> list[dict[str, float]]:
-    """Answering the surest share of the photos and "don't know" for the rest: the accuracy of the answers, and from
-    which probability on they are given.
+    """Return the accuracy if only the most confident share of the images is classified.
+
+    Returns:
+        Rows of coverage (2 % to 100 %), accuracy on that share, and the lowest probability in it.
     """
     confidence, order = cross_fitted_probabilities(predictions).amax(1).sort(descending=True)
-    right = predictions.correct[order].cumsum(0)
-    answered = [max(1, round(len(order) * share / 100)) for share in range(2, 101, 2)]
+    correct = predictions.correct[order].cumsum(0)
+    counts = [max(1, round(len(order) * share / 100)) for share in range(2, 101, 2)]
     return [
         {
             "coverage": n / len(order),
-            "accuracy": right[n - 1].item() / n,
+            "accuracy": correct[n - 1].item() / n,
             "confidence": confidence[n - 1].item(),
         }
-        for n in answered
+        for n in counts
     ]
 
 
@@ -47,7 +54,12 @@ _FOLDS = 5
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """What to divide logits (N, C) by so that the cross-entropy loss with labels (N,) is least: 0.05 to 20."""
+    """Return the temperature, from 0.05 to 20, for which logits (N, C) / temperature have the least cross-entropy loss.
+
+    Args:
+        logits: Logits (N, C).
+        labels: True classes (N,).
+    """
 
     def loss(exponent: float) -> float:
         return cross_entropy(logits / np.exp(exponent), labels).item()
@@ -56,14 +68,16 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def cross_fitted_probabilities(predictions: Predictions) -> Tensor:
-    """Calibrated probabilities (N, C), each photo's by a temperature that was fitted to other photos only."""
+    """Return calibrated probabilities (N, C). The temperature of each image is fitted to the other folds only."""
     calibrated = torch.empty_like(predictions.logits)
-    # Dealt out in the order of the paths, mostly class by class, and not by the truth, which a photo shall not see.
+    # Folds follow the sorted paths, which mostly go class by class: the true class must not decide the fold.
     order = sorted(range(len(predictions)), key=lambda item: predictions.paths[item])
-    fold = torch.empty(len(predictions), dtype=torch.int64)
-    fold[order] = torch.arange(len(predictions)) % _FOLDS
+    folds = torch.empty(len(predictions), dtype=torch.int64)
+    folds[order] = torch.arange(len(predictions)) % _FOLDS
     for number in range(min(_FOLDS, len(predictions))):
-        here, rest = fold == number, fold != number
-        fitted = fit_temperature(predictions.logits[rest], predictions.labels[rest]) if rest.any() else 1.0
-        calibrated[here] = (predictions.logits[here] / fitted).softmax(1)
+        inside, outside = folds == number, folds != number
+        temperature = (
+            fit_temperature(predictions.logits[outside], predictions.labels[outside]) if outside.any() else 1.0
+        )
+        calibrated[inside] = (predictions.logits[inside] / temperature).softmax(1)
     return calibrated

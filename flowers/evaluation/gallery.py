@@ -18,11 +18,11 @@ from flowers.evaluation.calibration import cross_fitted_probabilities
 from flowers.evaluation.predictions import Predictions
 from flowers.runtime.files import atomic_write_text
 
-THUMBNAIL_SIDE = 160  # pixels of a thumbnail
+THUMBNAIL_SIDE = 160  # side of a thumbnail in pixels
 
 
 class ScoredImage(NamedTuple):
-    """A photo, its true class, the one predicted, that one's calibrated probability, and the true one's loss."""
+    """An image with its true class, the predicted class and its calibrated probability, and the loss."""
 
     path: str
     true: str
@@ -32,13 +32,13 @@ class ScoredImage(NamedTuple):
 
 
 def score_images(predictions: Predictions) -> list[ScoredImage]:
-    """A row a photo, in their order."""
+    """Return one row per image, in the order of `predictions`; probabilities are cross-fitted, see `calibration`."""
     probabilities = cross_fitted_probabilities(predictions)
     losses = -probabilities.gather(1, predictions.labels[:, None])[:, 0].clamp(min=1e-300).log()
     classes = predictions.classes
     return [
-        ScoredImage(path, classes[true], classes[answer], row[answer], loss)
-        for path, true, answer, row, loss in zip(
+        ScoredImage(path, classes[true], classes[predicted], row[predicted], loss)
+        for path, true, predicted, row, loss in zip(
             predictions.paths,
             predictions.labels.tolist(),
             predictions.predicted.tolist(),
@@ -50,17 +50,17 @@ def score_images(predictions: Predictions) -> list[ScoredImage]:
 
 
 def find_mistakes(rows: Sequence[ScoredImage]) -> list[ScoredImage]:
-    """Those told wrong, the surest first."""
+    """Return the wrong predictions, most confident first."""
     return sorted((row for row in rows if row.true != row.predicted), key=lambda row: (-row.probability, row.path))
 
 
 def sort_by_uncertainty(rows: Sequence[ScoredImage]) -> list[ScoredImage]:
-    """All, the least sure first."""
+    """Return all rows, least confident first."""
     return sorted(rows, key=lambda row: (row.probability, row.path))
 
 
 def save_mistakes(rows: Sequence[ScoredImage], path: Path) -> None:
-    """Writes the mistakes as CSV, a line a photo, the surest first."""
+    """Write the mistakes to a CSV file, one line per image, most confident first."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(ScoredImage._fields)
@@ -69,34 +69,35 @@ def save_mistakes(rows: Sequence[ScoredImage], path: Path) -> None:
 
 
 def thumbnail(path: str | Path | ImageBytes, side: int = THUMBNAIL_SIDE) -> Image.Image:
-    """The photo cut to a square of `side` pixels; a grey one where it can no longer be read.
+    """Return an image cropped to a square of `side` pixels; a gray square if it can no longer be read.
 
-    Raises LostError where it is far away and cannot be had: the next one's connection would be waited for too.
+    Raises:
+        RemoteFileError: Its server cannot be reached. The next thumbnail would wait for the connection as well.
     """
     try:
         return ImageOps.fit(read_image(path), (side, side))
     except RemoteFileError:
         raise
-    except Exception:  # Pillow raises anything on a stranger's bytes, and the photo was good when it was verified
+    except Exception:  # Pillow raises many types on damaged bytes, and the image was readable when it was checked
         return Image.new("RGB", (side, side), "grey")
 
 
 def image_data_url(image: Image.Image) -> str:
-    """The image as the address of a page that needs no other file."""
+    """Return an image as a data URL, for a page that needs no other file."""
     content = io.BytesIO()
     image.save(content, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
 def image_grid(root: ImageRoot, rows: Sequence[ScoredImage], columns: int = 4) -> Tensor:
-    """The photos with their captions as one picture: uint8 (3, H, W)."""
-    line = 12
-    height = THUMBNAIL_SIDE + 2 * line + 6
+    """Return a grid of captioned thumbnails as one image: uint8 (3, H, W)."""
+    line_height = 12
+    height = THUMBNAIL_SIDE + 2 * line_height + 6
     sheet = Image.new("RGB", (columns * THUMBNAIL_SIDE, max(1, -(-len(rows) // columns)) * height), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, row in enumerate(rows):
-        left, top = place % columns * THUMBNAIL_SIDE, place // columns * height
+    for index, row in enumerate(rows):
+        left, top = index % columns * THUMBNAIL_SIDE, index // columns * height
         sheet.paste(thumbnail(root / row.path), (left, top))
         draw.text((left + 3, top + THUMBNAIL_SIDE + 1), f"{row.predicted} {row.probability:.2f}"[:26], "black")
-        draw.text((left + 3, top + THUMBNAIL_SIDE + 1 + line), f"true: {row.true}"[:26], "grey")
+        draw.text((left + 3, top + THUMBNAIL_SIDE + 1 + line_height), f"true: {row.true}"[:26], "grey")
     return torch.as_tensor(v2.functional.pil_to_tensor(sheet))

@@ -15,9 +15,13 @@ from flowers.runtime.run_folder import PREDICTIONS_DIR
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits (N, C) in float64 of N photos whose true classes are `labels` (N,), numbers of `classes`.
+    """A model's predictions of N images.
 
-    `paths` are "/"-separated, below the folder of photos.
+    Args:
+        paths: Paths of the images below the data root, separated by "/".
+        labels: True classes (N,), as indices into `classes`.
+        logits: Logits (N, C) in float64.
+        classes: The names of the C classes.
     """
 
     paths: Sequence[str]
@@ -30,20 +34,20 @@ class Predictions:
 
     @property
     def predicted(self) -> Tensor:
-        """The likeliest class of each photo: int64 (N,)."""
+        """The most likely class of each image: int64 (N,)."""
         return self.logits.argmax(1)
 
     @property
     def correct(self) -> Tensor:
-        """Whether it is the true one: bool (N,)."""
+        """Whether the most likely class is the true one: bool (N,)."""
         return self.predicted == self.labels
 
     def probabilities(self, temperature: float = 1.0) -> Tensor:
-        """Float64 (N, C), rows adding up to 1: the softmax of the logits over `temperature`."""
+        """Return the softmax of logits / `temperature`: float64 (N, C), each row adds up to 1."""
         return (self.logits / temperature).softmax(1)
 
     def save(self, path: Path) -> None:
-        """Writes a CSV file, a line a photo: path, true class, and a logit a class, to the last bit."""
+        """Write a CSV file with one line per image: path, true class, and the exact logit of each class."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["path", "true", *self.classes])
@@ -54,7 +58,11 @@ class Predictions:
 
 
 def load_predictions(path: str | Path) -> Predictions:
-    """Reads what `Predictions.save` wrote. Raises ValueError where that is not what the file holds."""
+    """Read a file that `Predictions.save` wrote.
+
+    Raises:
+        ValueError: The file is missing or has other content.
+    """
     try:
         with Path(path).open(encoding="utf-8", newline="") as file:
             (_, _, *classes), *lines = list(csv.reader(file))
@@ -68,7 +76,11 @@ def load_predictions(path: str | Path) -> Predictions:
 
 
 def load_run_predictions(run_dir: Path, split: str) -> Predictions:
-    """What a run said of a split. Raises ValueError where it has not been trained to its end, or has no such split."""
+    """Return the predictions of a run for a split, as training saved them.
+
+    Raises:
+        ValueError: The run has no such predictions: it has not finished, or has no such split.
+    """
     path = run_dir / PREDICTIONS_DIR / f"{split}.csv"
     if not path.is_file():
         raise ValueError(

@@ -23,7 +23,7 @@ from flowers.evaluation.predictions import Predictions
 from flowers.runtime.files import atomic_write_text, read_json
 from flowers.runtime.run_folder import RESULT_FILE, SPLIT_FILE
 
-_GALLERY_IMAGES = 24  # photos in a gallery
+_GALLERY_IMAGES = 24
 
 
 def write_report(
@@ -35,18 +35,18 @@ def write_report(
     predictions: Predictions,
     scores: Mapping[str, Any],
 ) -> None:
-    """Writes the page on `predictions` of the photos `name`, which lie below `root`.
+    """Write the page about a run's predictions.
 
     Args:
-        path: of the page.
-        run_dir: of the run; its curves, split and result are shown.
-        config: the run's whole configuration.
-        name: of the photos: a split, or the user's folder.
-        root: the folder of the photos.
-        predictions: what the model said of them.
-        scores: `metrics.detailed` of that.
+        path: The page.
+        run_dir: The run folder; the page shows its curves, split and result if they are there.
+        config: The configuration of the run.
+        name: What was scored: a split, or a folder.
+        root: Where the images are.
+        predictions: The predictions of these images.
+        scores: The result of `compute_metrics` for them.
     """
-    said = score_images(predictions)
+    scored = score_images(predictions)
     page = Environment(
         loader=PackageLoader("flowers.evaluation", "templates"),
         autoescape=True,
@@ -64,9 +64,9 @@ def write_report(
         curves=_curves(run_dir),
         reliability=figure_to_svg(plot_reliability(scores["calibration"]["bins"])),
         coverage=figure_to_svg(plot_coverage(scores["coverage"])),
-        mistakes=_embed_images(root, find_mistakes(said)),
-        mistaken=len(find_mistakes(said)),
-        unsure=_embed_images(root, sort_by_uncertainty(said)),
+        mistakes=_embed_images(root, find_mistakes(scored)),
+        mistake_count=len(find_mistakes(scored)),
+        uncertain=_embed_images(root, sort_by_uncertainty(scored)),
         settings=_flatten_pairs(config),
     )
     atomic_write_text(path, text)
@@ -86,7 +86,7 @@ def _curves(run_dir: Path) -> str | None:
 
 
 def _split_counts(run_dir: Path) -> dict[str, Any] | None:
-    """Photos of each class in each split, and how many have a double or a near one."""
+    """Return the images of each class in each split, and how many of them are near-duplicates of another one."""
     if not (run_dir / SPLIT_FILE).exists():
         return None
     rows = load_split(run_dir / SPLIT_FILE)
@@ -96,11 +96,11 @@ def _split_counts(run_dir: Path) -> dict[str, Any] | None:
         label: [sum(row.label == label and row.split == side for row in rows) for side in sides] for label in labels
     }
     groups = [row.group for row in rows]
-    return {"sides": sides, "table": table, "doubles": len(groups) - len(set(groups)), "n": len(rows)}
+    return {"sides": sides, "table": table, "duplicates": len(groups) - len(set(groups)), "n": len(rows)}
 
 
 def _flatten_pairs(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """`{"a": {"b": 1}}` as `[("a.b", 1)]`."""
+    """Return `{"a": {"b": 1}}` as `[("a.b", 1)]`; empty groups stay."""
     pairs = []
     for name, value in config.items():
         is_group = isinstance(value, Mapping) and value
