@@ -43,5 +43,8 @@ def test_summary_writes_the_table_and_exits_if_a_run_failed(tmp_path: Path, caps
     make_run(tmp_path, "1", ["seed=1", "lr=1"], accuracy=None)
     with pytest.raises(SystemExit, match=r"1 of 2 runs failed: .*/ 1$"):
         MultirunSummary().on_multirun_end(config)
-    assert [row["run"] for row in csv.DictReader((tmp_path / "runs.csv").open(encoding="utf-8"))] == ["0", "1"]
+    assert [row["run"] for row in csv.DictReader((tmp_path / "runs.csv").read_text(encoding="utf-8").splitlines())] == [
+        "0",
+        "1",
+    ]
     assert "lr=1" not in capsys.readouterr().out.split("2 runs")[1]
