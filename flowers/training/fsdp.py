@@ -26,9 +26,8 @@ class FSDP2Strategy(DDPStrategy):
     def configure_ddp(self) -> None:
         """Shard the modules that have trainable weights."""
         assert self.lightning_module is not None
-        mesh = init_device_mesh(
-            self.root_device.type, (self.world_size,)
-        )  # by default FSDP2 takes a GPU, even if training runs on the CPU
+        # Without a mesh, FSDP2 takes a GPU, even if training runs on the CPU.
+        mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         for network in self.lightning_module.children():
             if any(weight.requires_grad for weight in network.parameters()):
                 shard_module(network, mesh)
@@ -47,36 +46,36 @@ class FSDP2Strategy(DDPStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return the full weights on the CPU of rank 0, and empty tensors on the other ranks."""
-        return dict(tree_map(self._whole, super().lightning_module_state_dict()))
+        return dict(tree_map(self._full_tensor, super().lightning_module_state_dict()))
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the full optimizer state on the CPU of rank 0, and empty tensors on the other ranks."""
-        return dict(tree_map(self._whole, super().optimizer_state(optimizer)))
+        return dict(tree_map(self._full_tensor, super().optimizer_state(optimizer)))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Load the local shards of a full optimizer state. Weights are loaded before they are sharded."""
         states = []
-        for optimizer, whole in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+        for optimizer, full_state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-            parts = {
-                number: {name: _shard_like(weights[number], value) for name, value in values.items()}
-                for number, values in whole["state"].items()
+            shards = {
+                index: {name: _shard_like(weights[index], value) for name, value in values.items()}
+                for index, values in full_state["state"].items()
             }
-            states.append({"state": parts, "param_groups": [*map(_unfused, whole["param_groups"])]})
+            states.append({"state": shards, "param_groups": [*map(_unfused, full_state["param_groups"])]})
         super().load_optimizer_state_dict({"optimizer_states": states})
 
     def teardown(self) -> None:
         """Leave the shards on their devices for the next stage; DDP would move the model to the CPU."""
         assert self.cluster_environment is not None
         assert self.accelerator is not None
-        for used in (self.cluster_environment, self.precision_plugin, self.accelerator, self.checkpoint_io):
-            used.teardown()
+        for plugin in (self.cluster_environment, self.precision_plugin, self.accelerator, self.checkpoint_io):
+            plugin.teardown()
 
-    def _whole(self, value: Any) -> Any:
+    def _full_tensor(self, value: Any) -> Any:
         if not isinstance(value, DTensor):
             return value
-        whole = value.full_tensor()
-        return whole.cpu() if self.is_global_zero else whole.new_empty(0)
+        full = value.full_tensor()  # all ranks must take part
+        return full.cpu() if self.is_global_zero else full.new_empty(0)
 
 
 def shard_module(network: nn.Module, mesh: DeviceMesh) -> None:

@@ -21,7 +21,10 @@ def step(optimizer: Optimizer, total_steps: int, drops: int = 2, gamma: float = 
 
 
 def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05) -> LRScheduler:
-    """Warm up linearly for w = `warmup` * T steps, then decay: factor (1 + cos(pi * (t - w) / (T - w))) / 2."""
+    """Warm up linearly for w = max(1, round(`warmup` * T)) steps, then decay to almost 0.
+
+    The factor is (t + 1) / w for t < w, and (1 + cos(pi * (t - w) / (T - w))) / 2 from then on.
+    """
     warmup_steps = max(1, round(warmup * total_steps))
 
     def factor(step: int) -> float:
@@ -33,6 +36,11 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05) -> LRSc
 
 
 def one_cycle(optimizer: Optimizer, total_steps: int, warmup: float = 0.3) -> LRScheduler:
-    """Follow the one-cycle policy (arXiv:1708.07120): rise for `warmup` * T steps, then fall to almost 0."""
+    """Follow the one-cycle policy (arXiv:1708.07120): rise until step w = `warmup` * T - 1, then fall to almost 0.
+
+    With c(p) = (1 - cos(pi * p)) / 2, the factor is 1/25 + 24/25 * c(t / w) up to step w. From then on, it falls from 1
+    to 1 / 250,000 in step T - 1, with c((t - w) / (T - 1 - w)). PyTorch also moves the momentum the opposite way, from
+    0.95 to 0.85 and back.
+    """
     peaks = [group["lr"] for group in optimizer.param_groups]
     return OneCycleLR(optimizer, peaks, total_steps=total_steps, pct_start=warmup)

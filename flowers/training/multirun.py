@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flowers.runtime.files import atomic_write_text
-from flowers.runtime.run_folder import START_FILE
+from flowers.runtime.run_folder import RESULT_FILE, START_FILE, iterate_multirun
 
 MULTIRUN_COLUMNS = ("run", "overrides", "accuracy", "low", "high", "loss", "n", "seconds")
 
@@ -24,7 +24,7 @@ class MultirunSummary(Callback):
     """Print the runs of a multirun and write them to `runs.csv` in its folder. Exit with 1 if a run failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table at exit, even if the multirun is cut short, such as by a killed job."""
+        """Print the table at exit, even if the multirun stops early, such as after a killed job."""
         atexit.register(_summarize, _multirun_dir(config))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -33,7 +33,7 @@ class MultirunSummary(Callback):
         folder = _multirun_dir(config)
         rows = _summarize(folder)
         if not rows:
-            sys.exit(f"no run in {folder}: a launcher's machines must all see it")
+            sys.exit(f"no run found in {folder}: all machines of the launcher must share this folder")
         failed = [row["run"] for row in rows if row["accuracy"] == ""]
         if failed:
             sys.exit(f"{len(failed)} of {len(rows)} runs failed: see train.log in {folder}/ {', '.join(failed)}")
@@ -58,15 +58,14 @@ def _summarize(folder: Path) -> list[dict[str, Any]]:
 def multirun_rows(folder: Path) -> list[dict[str, Any]]:
     """Return a row of `MULTIRUN_COLUMNS` for each run below `folder`: best accuracy first, failed runs last."""
     rows = []
-    for overrides in folder.glob("*/.hydra/overrides.yaml"):
-        run = overrides.parent.parent
-        requested = list(OmegaConf.load(overrides))
+    for run_dir, overrides in iterate_multirun(folder):
         row: dict[str, Any] = dict.fromkeys(MULTIRUN_COLUMNS, "")
-        row |= {"run": run.name, "overrides": " ".join(map(str, requested))}
-        # A folder that already held another run holds the result of that run.
-        accepted = (run / START_FILE).exists() and list(OmegaConf.load(run / START_FILE).overrides) == requested
-        if accepted and (run / "result.json").exists():
-            result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        row |= {"run": run_dir.name, "overrides": " ".join(overrides)}
+        # A folder that already held another run refuses this one and keeps the result of the other.
+        start, result_file = run_dir / START_FILE, run_dir / RESULT_FILE
+        started = start.exists() and [str(line) for line in OmegaConf.load(start).overrides] == overrides
+        if started and result_file.exists():
+            result = json.loads(result_file.read_text(encoding="utf-8"))
             val, (low, high) = result["val"], result["val"]["interval"]
             row |= {"accuracy": val["accuracy"], "low": low, "high": high, "loss": val["loss"], "n": val["n"]}
             row |= {"seconds": round(sum(result["cost"]["seconds"].values()), 1)}

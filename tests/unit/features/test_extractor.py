@@ -14,7 +14,7 @@ from flowers.models.classifier import ImageClassifier
 
 @pytest.fixture
 def square(folder: Path) -> Path:
-    """Square photos: their random crop of the whole area is the centre crop."""
+    """Make the images square, so that a random crop of the whole area equals the center crop."""
     from PIL import Image
 
     for path in folder.glob("*/*.png"):
@@ -23,13 +23,13 @@ def square(folder: Path) -> Path:
 
 
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of photos in each batch that goes through a backbone from here on."""
+    """Record the size of each batch that passes through a frozen backbone from now on."""
     passes: list[int] = []
-    through = FrozenBackbone.__call__
+    forward = FrozenBackbone.__call__
 
-    def counted(self: FrozenBackbone, photos: Tensor) -> Tensor:
-        passes.append(len(photos))
-        return through(self, photos)
+    def counted(self: FrozenBackbone, images: Tensor) -> Tensor:
+        passes.append(len(images))
+        return forward(self, images)
 
     monkeypatch.setattr(FrozenBackbone, "__call__", counted)
     return passes
@@ -44,9 +44,9 @@ def features_of(root: Path, seed: int = 0, view: int | None = None, cache: bool 
     return FeatureExtractor(data, model, "32-true", cache).extract(dataset, "train", view)
 
 
-def test_another_seed_and_other_folds_find_what_is_kept(square: Path, monkeypatch: pytest.MonkeyPatch):
+def test_extract_finds_features_of_other_seeds_and_folds_in_the_cache(square: Path, monkeypatch: pytest.MonkeyPatch):
     features_of(square, folds=3, fold=0)
-    features_of(square, folds=3, fold=1)  # together all photos
+    features_of(square, folds=3, fold=1)  # both folds together hold all images
     features_of(square, folds=3, fold=0, view=1)
     features_of(square, folds=3, fold=1, view=1)
     passes = count_passes(monkeypatch)
@@ -58,21 +58,21 @@ def test_another_seed_and_other_folds_find_what_is_kept(square: Path, monkeypatc
     assert len(passes) > 1
 
 
-def test_kept_features_are_those_computed(square: Path):
+def test_extract_returns_the_same_features_from_the_cache(square: Path):
     computed = features_of(square, cache=False)
     for _ in range(2):
         assert torch.equal(features_of(square), computed)
 
 
-def test_of_several_processes_each_computes_a_stretch(square: Path, monkeypatch: pytest.MonkeyPatch):
-    wanted, passes = features_of(square, cache=False), count_passes(monkeypatch)
+def test_extract_divides_the_images_among_the_processes(square: Path, monkeypatch: pytest.MonkeyPatch):
+    expected, passes = features_of(square, cache=False), count_passes(monkeypatch)
     monkeypatch.setattr("flowers.features.extractor.broadcast_object", lambda value: value)
     monkeypatch.setattr("flowers.features.extractor.all_gather_object", lambda value: [value])
     parts = []
-    for number in range(3):
+    for rank in range(3):
         monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
         monkeypatch.setattr("torch.distributed.get_world_size", lambda: 3)
-        monkeypatch.setattr("torch.distributed.get_rank", lambda number=number: number)
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
         parts.append(features_of(square, cache=False))
-    assert torch.equal(torch.cat(parts), wanted)
-    assert sum(passes) == 3 * math.ceil(len(wanted) / 3)
+    assert torch.equal(torch.cat(parts), expected)
+    assert sum(passes) == 3 * math.ceil(len(expected) / 3)

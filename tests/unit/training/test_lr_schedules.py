@@ -17,28 +17,28 @@ def rates(schedule: Schedule, steps: int = 100) -> list[float]:
     return seen
 
 
-def test_constant_stays():
+def test_constant_keeps_the_rate():
     assert set(rates(constant)) == {1.0}
 
 
-def test_step_drops_tenfold_at_each_third():
+def test_step_divides_the_rate_by_ten_after_each_third():
     seen = rates(step)
     assert [seen[0], seen[50], seen[99]] == pytest.approx([1, 0.1, 0.01])
 
 
-def test_cosine_rises_over_the_warm_up_and_falls_to_almost_nothing():
+def test_cosine_warms_up_linearly_and_decays_to_almost_zero():
     seen = rates(cosine)
     assert seen[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert seen[5:] == sorted(seen[5:], reverse=True)
     assert seen[-1] < 0.001
 
 
-def test_one_cycle_peaks_at_the_given_rate_and_lasts_exactly_the_steps():
+def test_one_cycle_peaks_at_the_configured_rate_and_ends_near_zero():
     seen = rates(one_cycle)
     assert max(seen) == pytest.approx(1.0, abs=1e-3)
     assert seen[-1] < 1e-4
 
 
 @pytest.mark.parametrize("name", ["constant", "step", "cosine", "one_cycle"])
-def test_a_stage_of_one_step_is_no_special_case(name: str):
+def test_schedules_accept_a_stage_of_one_step(name: str):
     assert len(rates(getattr(lr_schedules, name), steps=1)) == 1
