@@ -7,7 +7,7 @@ from flowers.cli import program
 
 def pack(cfg: DictConfig) -> int:
     """Write the images into shards; return how many images there are."""
-    from flowers.data.shard_writer import run_packing
+    from flowers.data.packing import run_packing
 
     return run_packing(cfg)
 

@@ -13,7 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowers.data.shard_writer import run_packing
+from flowers.data.packing import run_packing
 from flowers.models.classifier import read_checkpoint
 from flowers.runtime.config import CONF
 from flowers.runtime.run_folder import LAST_CHECKPOINT

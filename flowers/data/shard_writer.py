@@ -1,4 +1,7 @@
-"""Write images into shards; `shards.py` describes the format."""
+"""Write images into shards; `shards.py` describes the format.
+
+The worker processes import this module: it imports neither torch nor lightning, which take seconds.
+"""
 
 import hashlib
 import io
@@ -14,19 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
-from omegaconf import DictConfig
-from rich.console import Console
 
-from flowers.data.datamodule import ImageDataModule
 from flowers.data.images import read_error_reason
 from flowers.data.remote import RemoteFile
 from flowers.data.shards import INDEX_FILE, MANIFEST_FILE, SHARD_FORMAT, SHARD_SPLIT_FILE
 from flowers.data.splits import SPLITS, SplitRecord, split_to_csv
-from flowers.runtime.config import to_container
 from flowers.runtime.files import atomic_write, atomic_write_text
-from flowers.runtime.hardware import available_cores
 from flowers.runtime.launch import exit_with_parent
 from flowers.runtime.logging import progress_bar
 
@@ -63,32 +60,6 @@ class ShardSpec(NamedTuple):
     root: Path
     path: Path
     entries: list[ShardEntry]
-
-
-def run_packing(cfg: DictConfig) -> int:
-    """Write the images that the configuration `pack` names into shards, with their split.
-
-    Returns:
-        The number of images.
-
-    Raises:
-        ValueError: For invalid settings, or images or an output folder that cannot be used.
-    """
-    if not cfg.shard_mb > 0:
-        raise ValueError(f"shard_mb={cfg.shard_mb}: expected more than 0")
-    if cfg.workers is not None and cfg.workers < 1:
-        raise ValueError(f"workers={cfg.workers}: expected at least 1, or null")
-    root, output = Path(cfg.photos).resolve(), Path(cfg.output).resolve()
-    if output.is_relative_to(root):
-        raise ValueError(f"output={output} is inside photos={root}: give another folder")
-    data = ImageDataModule(root, **to_container(cfg.data))
-    records, classes = data.records, data.classes
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(output.with_name(f".{output.name}.lock")):
-        shards = write_shards(root, records, classes, output, cfg.shard_mb, cfg.workers or available_cores())
-    counts = ", ".join(f"{data.counts(split).total():,} {split}" for split in SPLITS)
-    Console().print(f"{len(records):,} images ({counts}) in {shards} shards: {output}", soft_wrap=True, highlight=False)
-    return len(records)
 
 
 def write_shards(

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -89,3 +91,9 @@ def test_run_packing_writes_an_incomplete_shard_again(painted: Path, tmp_path: P
     (output / "shards.json").unlink()
     (output / "train-000001.tar").write_bytes(complete["train-000001.tar"][:1000])
     assert packed(painted, output) == complete
+
+
+def test_shard_writer_imports_no_torch_for_its_workers():
+    code = "import sys, flowers.data.shard_writer; print({'torch', 'lightning', 'scipy'} & set(sys.modules))"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout == "set()\n"

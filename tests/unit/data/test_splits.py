@@ -10,13 +10,12 @@ from PIL import Image, ImageEnhance
 
 from flowers.data.folder import find_images
 from flowers.data.images import check_images
+from flowers.data.near_duplicates import NEAR_DUPLICATE_BITS, group_hashes
 from flowers.data.splits import (
-    NEAR_DUPLICATE_BITS,
     ImageRecord,
     assign_splits,
     find_label_conflicts,
     find_leaks,
-    group_hashes,
     load_split,
     save_split,
     split_sha256,

@@ -18,7 +18,8 @@ class Block(nn.Module):
         self.first, self.second, self.relu = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return torch.as_tensor(self.relu(self.second(self.relu(self.first(inputs))) + inputs))
+        outputs: Tensor = self.relu(self.second(self.relu(self.first(inputs))) + inputs)
+        return outputs
 
 
 @pytest.fixture
