@@ -17,7 +17,7 @@ from flowers.models.classifier import ImageClassifier
 from flowers.runtime.config import to_container
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import device_name, resolve_device, resolve_trainer_config
-from flowers.runtime.logging import progress_bar
+from flowers.runtime.logging import configure_logging, progress_bar
 from flowers.runtime.run_folder import provenance
 from flowers.runtime.timing import (
     Measurement,
@@ -51,6 +51,7 @@ def run_benchmark(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: A setting is wrong, or there are no images in train or val.
     """
+    configure_logging()  # Lightning is imported by now
     _check_settings(cfg)
     settings = resolve_trainer_config(to_container(cfg.trainer))
     device = resolve_device(settings["accelerator"])

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def progress_bar(items: Iterable[T], doing: str, total: int | None = None) -> Iterable[T]:
-    """Yields `items`, with a bar on standard error if that is a terminal and nothing at all elsewhere."""
+    """Yield `items`, with a progress bar on standard error if that is a terminal."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     is_shown = sys.stderr.isatty() and is_rank_zero()
@@ -27,44 +27,44 @@ def progress_bar(items: Iterable[T], doing: str, total: int | None = None) -> It
 
 
 HARMLESS_WARNINGS = (
-    # The datasets here are small and local; the number of workers is set and was chosen (data.num_workers).
+    # data.num_workers sets the number of workers.
     "The '.*_dataloader' does not have many workers",
-    # A resumed run, or the second stage of one, goes on in the folder that it began in.
+    # A resumed run, or its second stage, continues in its folder.
     "Checkpoint directory .* exists and is not empty",
     # log_every_n_steps is for long epochs; a short one is logged at its end.
     "The number of training batches .* is smaller than the logging interval",
     # The frozen backbone is in eval mode on purpose.
     "Found .* module.s. in eval mode at the start of training",
-    # Lightning's own call of PyTorch's pytree, which has moved.
+    # Lightning calls a function of PyTorch that has moved.
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
-    # PyTorch 2.11's own use of what it has given up, and its own way to read what torch.export has written.
+    # PyTorch 2.11 uses its own deprecated function, and reads a file of torch.export into a read-only buffer.
     "`torch.jit.script_method` is deprecated",
     "The given buffer is not writable",
-    # In a notebook without widgets; captum asks tqdm for bars that it then does not draw.
+    # A notebook without widgets: captum asks tqdm for progress bars but does not show them.
     "IProgress not found",
-    # torchvision's networks change no such output in place: sharded, all of them train as they do whole.
+    # No network of torchvision modifies such an output in place: sharded training gives the same result.
     "FSDP2-wrapped module .* returned a view tensor",
-    # The class token's gradient in a vision transformer; the copy costs next to nothing.
+    # The gradient of the class token in a vision transformer; the copy costs almost nothing.
     "Grad strides do not match bucket view strides",
     # read_image raises an error with the size in place of Pillow's warning.
     "Image size .* exceeds limit",
-    # Workers are forked before they use what may be locked, as in any program with a DataLoader.
+    # As in any program with a DataLoader, workers are forked before they use anything that may be locked.
     "This process .* is multi-threaded, use of fork",
-    # The plugins' schemas bring the defaults for our files of the same name, which do without them too.
+    # The plugins' schemas have the names of our files; our files also work without them.
     "\\s*'hydra/launcher/.*' is validated against ConfigStore schema",
 )
 
 
 def filter_harmless_warnings() -> None:
-    """Filters the warnings above, by message."""
+    """Ignore HARMLESS_WARNINGS."""
     for message in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
 
 
 def configure_logging() -> None:
-    """Keep known-harmless warnings and Lightning's progress messages off the terminal and out of the log.
+    """Keep known-harmless warnings and the progress messages of Lightning off the terminal and out of the log.
 
-    Call it before `lightning` is imported: Lightning adds handlers of its own only if the root logger has none.
+    Lightning adds log handlers of its own when it is imported, so call it again after that.
     """
     filter_harmless_warnings()
     root = logging.getLogger()
@@ -74,7 +74,7 @@ def configure_logging() -> None:
         console = logging.StreamHandler()
         console.setLevel(logging.WARNING)
         root.addHandler(console)
-    for name in ("lightning.pytorch", "lightning.fabric"):  # if Lightning was imported first, as in a notebook
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
@@ -91,7 +91,7 @@ def _is_worth_showing(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def isolated_logging() -> Iterator[None]:
-    """The block may set up its own logging; after it, all is as before."""
+    """Restore the log handlers after the block, which may set up its own."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
@@ -104,7 +104,7 @@ def isolated_logging() -> Iterator[None]:
 
 
 def write_traceback(error: Exception) -> str | None:
-    """Writes it to the job's log file and not to the terminal; returns that file's name, None where there is none."""
+    """Write the traceback of `error` to the log file, not to the terminal; return the file's name, or None."""
     info = (type(error), error, error.__traceback__)
     record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "the run failed", (), info)
     files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]

@@ -5,14 +5,14 @@ from contextlib import contextmanager
 
 import torch
 
-PADDING_INDEX = -1  # an index, and the label of the item there: no photo, neither learned from nor scored
+PADDING_INDEX = -1  # index and label of a padding item, which is neither trained on nor scored
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's generator of the CPU starts from `seed` in the block, and is as before after it."""
+    """Seed the CPU generator of torch inside the block, and restore its state after it."""
     state = torch.get_rng_state()
-    # Not torch.manual_seed: where CUDA is not in use it notes down the call stack, at more than a millisecond a call.
+    # Not torch.manual_seed: before CUDA is initialized, it records the call stack, which takes over a millisecond.
     torch.default_generator.manual_seed(seed)
     try:
         yield
@@ -21,6 +21,6 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
-    """A seed for what `epoch` draws in process `rank`; no two triples of small numbers share one."""
-    # Knuth's multiplier spreads ranks over the 32 bits that a CPU's generator takes of a seed.
+    """Return a seed for the random draws of an epoch on a rank; small arguments never share a seed."""
+    # Knuth's multiplier spreads the ranks over the 32 bits of a seed that the CPU generator uses.
     return (seed * 1_000_003 + epoch + rank * 2_654_435_761) % 2**32

@@ -13,24 +13,36 @@ from torch.utils.flop_counter import FlopCounterMode
 _Name = TypeVar("_Name")
 
 
-Measurement = Callable[[float], float]  # one measurement of at least so many seconds
+Measurement = Callable[[float], float]  # measures for at least the given seconds, and returns the figure
 
 
 def measure_interleaved(
-    ways: Mapping[_Name, Measurement], rounds: Iterable[Any], seconds: float
+    measurements: Mapping[_Name, Measurement], rounds: Iterable[Any], seconds: float
 ) -> dict[_Name, list[float]]:
-    """A figure of each way in each round, after one round to warm up: what disturbs the machine disturbs all alike."""
-    for way in ways.values():
-        way(0)
-    figures: dict[_Name, list[float]] = {name: [] for name in ways}
+    """Take all measurements in each round, so that other load on the machine affects all of them alike.
+
+    Args:
+        measurements: By name. Each runs once before the first round, to warm up.
+        rounds: One item per round.
+        seconds: The minimum duration of a measurement.
+
+    Returns:
+        The figures of all rounds, by name.
+    """
+    for measure in measurements.values():
+        measure(0)
+    figures: dict[_Name, list[float]] = {name: [] for name in measurements}
     for _ in rounds:
-        for name, way in ways.items():
-            figures[name].append(way(seconds))
+        for name, measure in measurements.items():
+            figures[name].append(measure(seconds))
     return figures
 
 
 def throughput(work: Callable[[], int], seconds: float, device: torch.device) -> float:
-    """Things a second of `work`, which does some and says how many, once or more."""
+    """Return the items per second of `work`, which processes some items and returns their number.
+
+    It runs until `seconds` have passed, at least once.
+    """
     synchronize(device)
     done, start = 0, time.perf_counter()
     while True:
@@ -41,7 +53,7 @@ def throughput(work: Callable[[], int], seconds: float, device: torch.device) ->
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for what `device` was given to do."""
+    """Wait until `device` has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -49,9 +61,16 @@ def synchronize(device: torch.device) -> None:
 def make_measurement(
     work: Callable[[], int], device: torch.device, threads: int | None = None, deterministic: bool = False
 ) -> Measurement:
-    """Measures `work` with so many threads, and with torch's deterministic algorithms or its default ones."""
+    """Return a measurement of the throughput of `work`.
 
-    def way(seconds: float) -> float:
+    Args:
+        work: Processes some items and returns their number.
+        device: Where it runs.
+        threads: The number of threads of torch; None for the present one.
+        deterministic: Whether torch uses deterministic algorithms.
+    """
+
+    def measure(seconds: float) -> float:
         before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
         torch.set_num_threads(threads or before[0])
         torch.use_deterministic_algorithms(deterministic)
@@ -61,12 +80,12 @@ def make_measurement(
             torch.set_num_threads(before[0])
             torch.use_deterministic_algorithms(before[1])
 
-    return way
+    return measure
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    """Operations a second of the best of several matrix products; a multiplication and an addition are two."""
-    small = [(1024, 1024, 1024), (2048, 2048, 2048), (12544, 1152, 256)]  # the last as in a ResNet
+    """Return the highest FLOP/s of several matrix products; a multiply-add counts as two."""
+    small = [(1024, 1024, 1024), (2048, 2048, 2048), (12544, 1152, 256)]  # the last one is from a ResNet
     shapes = small if device.type == "cpu" else [(size, size, size) for size in (4096, 8192, 16384)]
     return max(_matmul_rate(shape, device, dtype, seconds / len(shapes)) for shape in shapes)
 
@@ -77,7 +96,7 @@ def _matmul_rate(shape: Sequence[int], device: torch.device, dtype: torch.dtype,
     out = torch.empty(m, n, device=device, dtype=dtype)
 
     def work() -> int:
-        for _ in range(4):  # a GPU is not to wait for the clock
+        for _ in range(4):  # keeps a GPU busy between two looks at the clock
             torch.mm(left, right.T, out=out)
         return 4 * 2 * m * k * n
 
@@ -86,8 +105,8 @@ def _matmul_rate(shape: Sequence[int], device: torch.device, dtype: torch.dtype,
 
 
 def copy_bandwidth(seconds: float) -> float:
-    """Bytes a second that one process copies from memory to memory."""
-    source = torch.ones(2**26, dtype=torch.uint8)  # 64 MiB, more than caches hold
+    """Return the bytes per second that one process copies in memory."""
+    source = torch.ones(2**26, dtype=torch.uint8)  # 64 MiB: larger than the caches
     target = torch.empty_like(source).fill_(0)
 
     def work() -> int:
@@ -98,18 +117,24 @@ def copy_bandwidth(seconds: float) -> float:
 
 
 def flops_per_image(network: nn.Module, size: int, training: bool) -> float:
-    """Of a photo's forward pass through the network, or of the backward pass too; `size` in pixels a side."""
-    place = next(network.parameters())
-    photos = torch.zeros(2, 3, size, size, device=place.device, dtype=place.dtype)  # two: BatchNorm wants more than one
+    """Return the FLOPs of one image through a network.
+
+    Args:
+        network: The network.
+        size: Side of the image in pixels.
+        training: Whether to count the backward pass too.
+    """
+    parameter = next(network.parameters())
+    images = torch.zeros(2, 3, size, size, device=parameter.device, dtype=parameter.dtype)  # BatchNorm needs two
     network.train(training)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
-        logits = network(photos)
+        logits = network(images)
         if training:
-            torch.autograd.backward(cross_entropy(logits, torch.zeros(2, dtype=torch.long, device=place.device)))
+            torch.autograd.backward(cross_entropy(logits, torch.zeros(2, dtype=torch.long, device=parameter.device)))
     network.zero_grad(set_to_none=True)
     return float(counter.get_total_flops() / 2)
 
 
 def summarize(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and greatest."""
+    """Return the median, the minimum and the maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
-from optuna.visualization import matplotlib as pictures
+from optuna.visualization import matplotlib as plots
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -44,49 +44,53 @@ _STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped early", 
 
 
 def finalize_search(search: Search) -> float:
-    """Prints the table and the command that repeats the best; writes trials.csv and pictures; returns its accuracy.
+    """Print the trials and the command that repeats the best one; write trials.csv, history.png and importances.png.
 
-    Raises ValueError where no trial came to its end.
+    Returns:
+        The validation accuracy of the best trial.
+
+    Raises:
+        ValueError: No trial has finished.
     """
     by_state = defaultdict(list)
     for trial in search.trials():
         by_state[trial.state].append(trial)
-    done, failed = by_state[TrialState.COMPLETE], by_state[TrialState.FAIL]
-    if not done:
+    finished, failed = by_state[TrialState.COMPLETE], by_state[TrialState.FAIL]
+    if not finished:
         raise ValueError(_no_trial_finished(failed, len(search.trials())))
-    done.sort(key=lambda trial: (-trial.user_attrs["accuracy"], trial.number))
-    against = _p_values_against_best(done)
-    trials = [*done, *by_state[TrialState.PRUNED], *failed]
+    finished.sort(key=lambda trial: (-trial.user_attrs["accuracy"], trial.number))
+    p_values = _p_values_against_best(finished)
+    trials = [*finished, *by_state[TrialState.PRUNED], *failed]
     text = io.StringIO()
-    rows = _csv_rows(trials, against)
+    rows = _csv_rows(trials, p_values)
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     atomic_write_text(search.folder / TRIALS_FILE, text.getvalue())
-    _print_trials(trials, against, search.folder)
+    _print_trials(trials, p_values, search.folder)
     _plot_study(search)
-    _log_outcome(search, done, against, len(by_state[TrialState.RUNNING]))
-    return float(done[0].user_attrs["accuracy"])
+    _log_outcome(search, finished, p_values, len(by_state[TrialState.RUNNING]))
+    return float(finished[0].user_attrs["accuracy"])
 
 
 def _no_trial_finished(failed: Sequence[FrozenTrial], count: int) -> str:
     if not failed:
-        return f"none of {count} trials has come to its end: start again, here or where they were begun"
+        return f"none of the {count} trials has finished: start the search again, in the folder of each machine"
     reason = failed[0].user_attrs["traceback"].strip().split("\n")[-1]
-    all_of = "all" if len(failed) == count else "none ended and"
-    return f"{all_of} {len(failed)} trials failed; trial {failed[0].number}: {reason}"
+    which = f"all {count}" if len(failed) == count else f"{len(failed)} of {count}"
+    return f"{which} trials failed; trial {failed[0].number}: {reason}"
 
 
-def _p_values_against_best(done: Sequence[FrozenTrial]) -> dict[int, float]:
-    """McNemar's p of each trial beside the best, by number, where both judged the same photos and can be read here."""
-    best, *others = done
-    compared: dict[int, float] = {}
-    with suppress(ValueError):  # the best lies in another machine's folder
-        said = _load_trial_predictions(best)
+def _p_values_against_best(finished: Sequence[FrozenTrial]) -> dict[int, float]:
+    """Return McNemar's p of each trial against the best one, by number, if both were scored on the same images."""
+    best, *others = finished
+    p_values: dict[int, float] = {}
+    with suppress(ValueError):  # the best trial ran on another machine
+        best_predictions = _load_trial_predictions(best)
         for trial in others:
-            with suppress(ValueError):  # this one does, or it had another split
-                compared[trial.number] = float(mcnemar(_load_trial_predictions(trial), said)["p"])
-    return compared
+            with suppress(ValueError):  # this trial ran on another machine, or with another split
+                p_values[trial.number] = float(mcnemar(_load_trial_predictions(trial), best_predictions)["p"])
+    return p_values
 
 
 def _load_trial_predictions(trial: FrozenTrial) -> Predictions:
@@ -99,27 +103,31 @@ def _load_trial_predictions(trial: FrozenTrial) -> Predictions:
     return Predictions(paths, labels, logits, folds[0].classes)
 
 
-def _csv_rows(trials: Sequence[FrozenTrial], against: Mapping[int, float]) -> list[dict[str, Any]]:
+def _csv_rows(trials: Sequence[FrozenTrial], p_values: Mapping[int, float]) -> list[dict[str, Any]]:
     rows = []
     for trial in trials:
-        told = trial.user_attrs
-        low, high = told.get("interval", ("", ""))
-        row = {"trial": trial.number, "state": _STATES[trial.state], "accuracy": told.get("accuracy", "")}
-        row |= {"low": low, "high": high, "n": told.get("n", ""), "p": against.get(trial.number, "")}
-        row |= {"seconds": told.get("seconds", ""), "folder": told.get("folder", "")}
+        attributes = trial.user_attrs
+        low, high = attributes.get("interval", ("", ""))
+        row = {"trial": trial.number, "state": _STATES[trial.state], "accuracy": attributes.get("accuracy", "")}
+        row |= {"low": low, "high": high, "n": attributes.get("n", ""), "p": p_values.get(trial.number, "")}
+        row |= {"seconds": attributes.get("seconds", ""), "folder": attributes.get("folder", "")}
         rows.append(row | trial.params)
     return rows
 
 
-def _print_trials(trials: Sequence[FrozenTrial], against: Mapping[int, float], folder: Path) -> None:
-    drawn = sorted({key for trial in trials for key in trial.params})
+def _print_trials(trials: Sequence[FrozenTrial], p_values: Mapping[int, float], folder: Path) -> None:
+    sampled = sorted({key for trial in trials for key in trial.params})
     title = f"{len(trials)} trials in {folder}, best first"
-    table = Table("trial", *drawn, "accuracy", "95 % interval", "p", title=title, title_justify="left", box=box.SIMPLE)
+    table = Table(
+        "trial", *sampled, "accuracy", "95 % interval", "p", title=title, title_justify="left", box=box.SIMPLE
+    )
     for trial in trials[:_TABLE_ROWS]:
-        values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in map(trial.params.get, drawn)]
+        values = [
+            f"{value:.4g}" if isinstance(value, float) else str(value) for value in map(trial.params.get, sampled)
+        ]
         if trial.state == TrialState.COMPLETE:
             low, high = trial.user_attrs["interval"]
-            p = f"{against[trial.number]:.3g}" if trial.number in against else ""
+            p = f"{p_values[trial.number]:.3g}" if trial.number in p_values else ""
             table.add_row(
                 str(trial.number), *values, f"{trial.user_attrs['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", p
             )
@@ -128,17 +136,17 @@ def _print_trials(trials: Sequence[FrozenTrial], against: Mapping[int, float], f
             table.add_row(str(trial.number), *values, _STATES[trial.state] + epoch)
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
     if len(trials) > _TABLE_ROWS:
-        log.info("and %d more: all are in %s", len(trials) - _TABLE_ROWS, folder / TRIALS_FILE)
+        log.info("and %d more trials: %s lists all", len(trials) - _TABLE_ROWS, folder / TRIALS_FILE)
 
 
 def _plot_study(search: Search) -> None:
     study = optuna.load_study(study_name=search.name, storage=search.storage)
-    with warnings.catch_warnings():  # its pictures are experimental, it says
+    with warnings.catch_warnings():  # Optuna calls these plots experimental
         warnings.simplefilter("ignore", ExperimentalWarning)
-        axes = {"history": pictures.plot_optimization_history(study, target_name="accuracy")}
+        axes = {"history": plots.plot_optimization_history(study, target_name="accuracy")}
         if len({trial.value for trial in search.trials() if trial.state == TrialState.COMPLETE}) > 1 and search.space:
             forest = FanovaImportanceEvaluator(seed=0)
-            axes["importances"] = pictures.plot_param_importances(study, evaluator=forest, target_name="accuracy")
+            axes["importances"] = plots.plot_param_importances(study, evaluator=forest, target_name="accuracy")
     for name, axis in axes.items():
         assert isinstance(axis.figure, Figure)
         with atomic_write(search.folder / f"{name}.png") as beside:
@@ -146,19 +154,21 @@ def _plot_study(search: Search) -> None:
         pyplot.close(axis.figure)
 
 
-def _log_outcome(search: Search, done: Sequence[FrozenTrial], against: Mapping[int, float], running: int) -> None:
-    best = done[0]
+def _log_outcome(search: Search, finished: Sequence[FrozenTrial], p_values: Mapping[int, float], running: int) -> None:
+    best = finished[0]
     low, high = best.user_attrs["interval"]
-    log.info("the best is trial %d: accuracy %.4f (95 %% interval %.4f to %.4f)", best.number, best.value, low, high)
-    if against:
-        alike = sum(p >= 0.05 for p in against.values())
+    log.info("best trial: %d, accuracy %.4f (95 %% interval %.4f to %.4f)", best.number, best.value, low, high)
+    if p_values:
+        similar = sum(p >= 0.05 for p in p_values.values())
         log.info(
-            "%d of the other %d cannot be told from it (McNemar's p >= 0.05 on the same photos)", alike, len(against)
+            "%d of the other %d trials do not differ significantly from it (McNemar's p >= 0.05 on the same images)",
+            similar,
+            len(p_values),
         )
     log.info(
-        "chosen on these photos, it is better on them than on new ones: data.test_fraction keeps some to judge it by"
+        "its accuracy is optimistic: it was selected on these images; data.test_fraction=0.1 keeps some for a test"
     )
     if running:
-        log.info("%d trials are begun in other folders: started again there, they are ended", running)
+        log.info("%d trials were started in other folders and have not finished: start the search there again", running)
     chosen = [*search.fixed, *(to_override(key, value) for key, value in best.params.items())]
-    log.info("again: %s", shlex.join(["python", "-m", "flowers.train", *chosen]))
+    log.info("repeat it with: %s", shlex.join(["python", "-m", "flowers.train", *chosen]))

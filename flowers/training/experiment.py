@@ -19,6 +19,7 @@ from flowers.runtime.config import to_container
 from flowers.runtime.files import atomic_write_text
 from flowers.runtime.hardware import check_devices, device_name, resolve_trainer_config
 from flowers.runtime.launch import is_rank_zero
+from flowers.runtime.logging import configure_logging
 from flowers.runtime.run_folder import CONFIG_FILE, SPLIT_FILE, START_FILE, resumable
 from flowers.training.callbacks import GlobalStep, StageTimer
 from flowers.training.checkpointing import AtomicCheckpointIO
@@ -43,6 +44,7 @@ def run_training(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> f
         ValueError: The configuration, the images or the run folder cannot be used. What needs neither images nor
             network is checked before anything is downloaded, read or written.
     """
+    configure_logging()  # Lightning is imported by now
     run_dir = prepare_run_dir(cfg)
     check_config(cfg)
     plans = plan_stages(cfg.head.epochs, cfg.finetune.epochs, run_dir)

@@ -61,7 +61,7 @@ def test_the_best_is_repeated_by_the_command_that_is_printed(
 ):
     with caplog.at_level("INFO"):
         best = searched(tmp_path / "search", *HEAD, f"data.root={painted}", "sweep.trials=2", "sweep/sampler=random")
-    command = caplog.messages[-1].removeprefix("again: python -m flowers.train ").split()
+    command = caplog.messages[-1].removeprefix("repeat it with: python -m flowers.train ").split()
     again = tmp_path / "again"
     train_in_process([*command, f"hydra.run.dir={again}"])
     assert read_json(again / RESULT_FILE)["val"]["accuracy"] == best
