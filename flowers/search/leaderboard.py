@@ -116,15 +116,11 @@ def _csv_rows(trials: Sequence[FrozenTrial], p_values: Mapping[int, float]) -> l
 
 
 def _print_trials(trials: Sequence[FrozenTrial], p_values: Mapping[int, float], folder: Path) -> None:
-    sampled = sorted({key for trial in trials for key in trial.params})
+    keys = sorted({key for trial in trials for key in trial.params})
     title = f"{len(trials)} trials in {folder}, best first"
-    table = Table(
-        "trial", *sampled, "accuracy", "95 % interval", "p", title=title, title_justify="left", box=box.SIMPLE
-    )
+    table = Table("trial", *keys, "accuracy", "95 % interval", "p", title=title, title_justify="left", box=box.SIMPLE)
     for trial in trials[:_TABLE_ROWS]:
-        values = [
-            f"{value:.4g}" if isinstance(value, float) else str(value) for value in map(trial.params.get, sampled)
-        ]
+        values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in map(trial.params.get, keys)]
         if trial.state == TrialState.COMPLETE:
             low, high = trial.user_attrs["interval"]
             p = f"{p_values[trial.number]:.3g}" if trial.number in p_values else ""
@@ -165,9 +161,7 @@ def _log_outcome(search: Search, finished: Sequence[FrozenTrial], p_values: Mapp
             similar,
             len(p_values),
         )
-    log.info(
-        "its accuracy is optimistic: it was selected on these images; data.test_fraction=0.1 keeps some for a test"
-    )
+    log.info("its accuracy is optimistic: it was selected on these images; data.test_fraction keeps some for a test")
     if running:
         log.info("%d trials were started in other folders and have not finished: start the search there again", running)
     chosen = [*search.fixed, *(to_override(key, value) for key, value in best.params.items())]
