@@ -79,7 +79,7 @@ def thumbnail(path: str | Path | ImageBytes, side: int = THUMBNAIL_SIDE) -> Imag
     except RemoteFileError:
         raise
     except Exception:  # Pillow raises many types on damaged bytes, and the image was readable when it was checked
-        return Image.new("RGB", (side, side), "grey")
+        return Image.new("RGB", (side, side), "gray")
 
 
 def image_data_url(image: Image.Image) -> str:
@@ -99,5 +99,5 @@ def image_grid(root: ImageRoot, rows: Sequence[ScoredImage], columns: int = 4) -
         left, top = index % columns * THUMBNAIL_SIDE, index // columns * height
         sheet.paste(thumbnail(root / row.path), (left, top))
         draw.text((left + 3, top + THUMBNAIL_SIDE + 1), f"{row.predicted} {row.probability:.2f}"[:26], "black")
-        draw.text((left + 3, top + THUMBNAIL_SIDE + 1 + line_height), f"true: {row.true}"[:26], "grey")
+        draw.text((left + 3, top + THUMBNAIL_SIDE + 1 + line_height), f"true: {row.true}"[:26], "gray")
     return torch.as_tensor(v2.functional.pil_to_tensor(sheet))

@@ -75,7 +75,7 @@ class FrozenBackbone:
         self.device, self.dtype = model.device, precision_dtype(precision)
         # The fastest batch size from 2 to 32 on 2 cores with AMX: the activations stay in the CPU caches.
         self.batch_size = 16 if self.device.type == "cpu" else 256
-        self._normalize = model.normalise
+        self._normalize = model.normalize
         self._network = fuse_conv_bn(model.backbone)
         for module in self._network.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):  # autocast handles the other layers

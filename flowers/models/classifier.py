@@ -147,7 +147,7 @@ class ImageClassifier(LightningModule):
         self.optimizer, self.scheduler, self.backbone_lr = optimizer, scheduler, backbone_lr
         self.classes, self.seed = list(classes), seed
         self.steps = self.epochs_done = 0
-        self.normalise = normalize(mean, std)
+        self.normalize = normalize(mean, std)
         self.backbone, width = build_backbone(architecture, weights, options or {})
         self.backbone.to(memory_format=torch.channels_last)  # twice as fast on a CPU with bf16, faster on GPUs too
         weights_digest = weights_digest or state_dict_sha256(self.backbone)
@@ -185,7 +185,7 @@ class ImageClassifier(LightningModule):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features (B, F) in float32 of uint8 images (B, 3, H, W)."""
-        features = self.backbone(self.normalise(images.contiguous(memory_format=torch.channels_last)))
+        features = self.backbone(self.normalize(images.contiguous(memory_format=torch.channels_last)))
         if isinstance(features, tuple):  # in training, Inception adds the outputs of its auxiliary classifiers
             features = features[0]
         return torch.as_tensor(features).float()
