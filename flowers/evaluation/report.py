@@ -20,6 +20,7 @@ from flowers.evaluation.gallery import (
 )
 from flowers.evaluation.metrics import METRICS
 from flowers.evaluation.predictions import Predictions
+from flowers.runtime.config import flatten
 from flowers.runtime.files import atomic_write_text, read_json
 from flowers.runtime.run_folder import RESULT_FILE, SPLIT_FILE
 
@@ -67,7 +68,9 @@ def write_report(
         mistakes=_embed_images(root, find_mistakes(scored)),
         mistake_count=len(find_mistakes(scored)),
         uncertain=_embed_images(root, sort_by_uncertainty(scored)),
-        settings=_flatten_pairs(config),
+        settings=[
+            (key, value) for key, value in flatten(config).items() if not value or not isinstance(value, Mapping)
+        ],
     )
     atomic_write_text(path, text)
 
@@ -97,12 +100,3 @@ def _split_counts(run_dir: Path) -> dict[str, Any] | None:
     }
     groups = [row.group for row in rows]
     return {"sides": sides, "table": table, "duplicates": len(groups) - len(set(groups)), "n": len(rows)}
-
-
-def _flatten_pairs(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return `{"a": {"b": 1}}` as `[("a.b", 1)]`; empty groups stay."""
-    pairs = []
-    for name, value in config.items():
-        is_group = isinstance(value, Mapping) and value
-        pairs += _flatten_pairs(value, f"{prefix}{name}.") if is_group else [(f"{prefix}{name}", value)]
-    return pairs
