@@ -1,33 +1,55 @@
 import torch
 
-from flowers.evaluation.calibration import cross_fitted_probabilities, fit_temperature
+from flowers.evaluation.calibration import (
+    coverage_curve,
+    cross_fitted_probabilities,
+    fit_temperature,
+    reliability_bins,
+)
 from flowers.evaluation.predictions import Predictions
 
 
 def overconfident(n: int = 400, factor: float = 3.0) -> Predictions:
-    """Photos whose classes are drawn by the logits' own probabilities; then the logits are made greater."""
+    """Return predictions with calibrated logits multiplied by `factor`: the labels are drawn from their softmax."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(n, 4, generator=generator, dtype=torch.float64) * 2
     labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
-    return Predictions([f"{number:04}.png" for number in range(n)], labels, logits * factor, list("abcd"))
+    return Predictions([f"{index:04}.png" for index in range(n)], labels, logits * factor, list("abcd"))
 
 
-def test_the_temperature_undoes_an_overconfidence():
-    said = overconfident(4000)
-    assert abs(fit_temperature(said.logits, said.labels) - 3) < 0.2
+def test_fit_temperature_undoes_overconfidence():
+    predictions = overconfident(4000)
+    assert abs(fit_temperature(predictions.logits, predictions.labels) - 3) < 0.2
 
 
-def test_no_photo_is_scored_by_a_temperature_that_it_helped_to_fit():
-    said = overconfident()
-    before = cross_fitted_probabilities(said)
-    labels = said.labels.clone()
-    labels[7] = (labels[7] + 1) % 4  # another truth of one photo changes what others get, never its own probabilities
-    after = cross_fitted_probabilities(Predictions(said.paths, labels, said.logits, said.classes))
+def test_cross_fitted_probabilities_of_an_image_do_not_depend_on_its_label():
+    predictions = overconfident()
+    before = cross_fitted_probabilities(predictions)
+    labels = predictions.labels.clone()
+    labels[7] = (labels[7] + 1) % 4
+    after = cross_fitted_probabilities(Predictions(predictions.paths, labels, predictions.logits, predictions.classes))
     changed = (before != after).any(1)
     assert changed.any()
     assert not changed[7]
 
 
-def test_two_photos_are_enough_to_go_on_with():
-    said = overconfident(2)
-    assert torch.allclose(cross_fitted_probabilities(said).sum(1), torch.ones(2, dtype=torch.float64))
+def test_cross_fitted_probabilities_accept_fewer_images_than_folds():
+    for n in (1, 2):
+        sums = cross_fitted_probabilities(overconfident(n)).sum(1)
+        assert torch.allclose(sums, torch.ones(n, dtype=torch.float64))
+
+
+def test_reliability_bins_hold_every_image_once_and_leave_out_empty_bins():
+    probabilities = torch.tensor([[0.5, 0.5], [0.52, 0.48], [0.0, 1.0]], dtype=torch.float64)
+    first, last = reliability_bins(probabilities, torch.tensor([True, False, True]))
+    assert first == {"confidence": 0.51, "accuracy": 0.5, "n": 2}
+    assert last == {"confidence": 1.0, "accuracy": 1.0, "n": 1}
+
+
+def test_coverage_curve_ends_at_the_accuracy_of_all_images():
+    predictions = overconfident()
+    curve = coverage_curve(predictions)
+    assert [round(100 * point["coverage"]) for point in curve] == list(range(2, 101, 2))
+    assert curve[-1]["accuracy"] == predictions.correct.double().mean().item()
+    confidences = [point["confidence"] for point in curve]
+    assert confidences == sorted(confidences, reverse=True)

@@ -3,22 +3,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers.evaluation.predictions import Predictions, load_predictions
+from flowers.evaluation.predictions import Predictions, load_predictions, load_run_predictions
 
 
-def test_predictions_are_kept_to_the_last_bit(tmp_path: Path):
+def test_load_predictions_returns_what_save_wrote_to_the_bit(tmp_path: Path):
     logits = torch.randn(3, 2, dtype=torch.float64) * 1e-3
-    said = Predictions(["a/1.png", 'a/"2",\n.png', "b/ü.png"], torch.tensor([0, 0, 1]), logits, ["a", "b, c"])
-    said.save(tmp_path / "val.csv")
-    kept = load_predictions(tmp_path / "val.csv")
-    assert (list(kept.paths), list(kept.classes)) == (list(said.paths), list(said.classes))
-    assert torch.equal(kept.logits, said.logits)
-    assert torch.equal(kept.labels, said.labels)
+    paths = ["a/1.png", 'a/"2",\n.png', "b/ü.png"]
+    predictions = Predictions(paths, torch.tensor([0, 0, 1]), logits, ["a", "b, c"])
+    predictions.save(tmp_path / "val.csv")
+    loaded = load_predictions(tmp_path / "val.csv")
+    assert (list(loaded.paths), list(loaded.classes)) == (list(predictions.paths), list(predictions.classes))
+    assert torch.equal(loaded.logits, predictions.logits)
+    assert torch.equal(loaded.labels, predictions.labels)
 
 
 @pytest.mark.parametrize("text", [None, "", "path,true,a\nx,b,1\n", "path,true,a\nx,a,one\n", "path,true,a\nx,a,1,2\n"])
-def test_another_file_is_refused(tmp_path: Path, text: str | None):
+def test_load_predictions_refuses_a_missing_file_and_other_content(tmp_path: Path, text: str | None):
     if text is not None:
         (tmp_path / "val.csv").write_text(text)
     with pytest.raises(ValueError, match=r"val\.csv cannot be read"):
         load_predictions(tmp_path / "val.csv")
+
+
+def test_load_run_predictions_names_the_missing_file(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"has no predictions/test\.csv: .*another split"):
+        load_run_predictions(tmp_path, "test")
