@@ -122,8 +122,9 @@ def make_trainer(
 
 def make_model(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> ImageClassifier:
     """Return the classifier before training."""
-    # With float16, a fused optimizer divides the gradients by the loss scale inside its step, after they are clipped.
-    is_unscaled_late = trainer.precision == "16-mixed" and trainer.gradient_clip_val and "fused" in cfg.optimizer
+    # Lightning refuses to clip gradients for a fused optimizer under mixed precision: with float16, such an optimizer
+    # divides the gradients by the loss scale inside its step, after they are clipped.
+    is_clipped = str(trainer.precision).endswith("-mixed") and trainer.gradient_clip_val and "fused" in cfg.optimizer
     return ImageClassifier(
         **to_container(cfg.model),
         classes=data.classes,
@@ -131,7 +132,7 @@ def make_model(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> Imag
         resize=cfg.data.resize,
         split_digest=data.split_digest,
         config=to_container(cfg),
-        optimizer=instantiate(cfg.optimizer, **({"fused": False} if is_unscaled_late else {})),
+        optimizer=instantiate(cfg.optimizer, **({"fused": False} if is_clipped else {})),
         scheduler=instantiate(cfg.scheduler),
         backbone_lr=cfg.finetune.backbone_lr,
         compiled=cfg.finetune.compile,

@@ -150,12 +150,12 @@ def test_other_settings_than_those_of_the_folder_or_of_the_study_are_refused(pai
     ("given", "answer"),
     [
         (["optimizer.ler=interval(0,1)"], "did you mean optimizer.lr?"),
-        (["head.epochs=interval(1,5.5)"], "wanted a whole number"),
+        (["head.epochs=interval(1,5.5)"], "expected a whole number"),
         (["sweep.trails=5"], "did you mean sweep.trials?"),
         (["sweep/sampler=tpee"], "did you mean tpe?"),
         (["seed=0,1", "sweep.pruner=median"], "give sweep/pruner=median"),
         (["seed=1"], "nothing to search for"),
-        (["resume=x"], "sweep.folder=FOLDER goes on with one"),
+        (["resume=x"], "sweep.folder=FOLDER resumes a search"),
         (
             ["seed=0,1", "sweep.storage='postgrespl://me:secret@x/y'"],
             "postgrespl://me:***@x/y: cannot open this database",
