@@ -254,7 +254,7 @@ def test_who_is_first_by_torchrun_lightning_or_slurm(
         monkeypatch.setenv(name, value)
     assert is_rank_zero() == expected
     if {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & environment.keys():
-        with pytest.raises(ValueError, match=r"need one folder for their run: give hydra\.run\.dir"):
+        with pytest.raises(ValueError, match=r"need one run folder: add hydra\.run\.dir"):
             share_run_dir(["seed=1"])
 
 
