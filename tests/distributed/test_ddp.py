@@ -157,7 +157,7 @@ def test_the_result_of_two_processes_is_that_of_their_checkpoint(together: Path)
     data = ImageDataModule(**settings, num_workers=0)
     for split, count in (("val", 15), ("test", 5)):
         dataset = data.dataset(split)
-        features = extract_features(model, data, dataset, split, config | {"features": {"cache": False, "max_gb": 1}})
+        features = extract_features(model, data, dataset, split, config | {"features": {"cache": False, "cache_gb": 1}})
         expected = predict_features(model, features, dataset)
         said = load_predictions(together / PREDICTIONS_DIR / f"{split}.csv")
         assert said.paths == expected.paths

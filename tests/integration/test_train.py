@@ -246,6 +246,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], message: str) -> Non
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("data.val_fraction=1.5", "data.val_fraction=1.5"),
         ("data.image_size=300", "data.image_size=300"),
         ("data.decoded_cache_fraction=2", "data.decoded_cache_fraction=2"),
         ("model.weights=/nowhere.pth", "model.weights=/nowhere.pth"),
