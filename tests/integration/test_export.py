@@ -97,7 +97,7 @@ def test_code_on_the_model_card_classifies_an_image(exported: Path, trained: Pat
 
 def test_exported_folder_describes_itself(exported: Path, trained: Path):
     assert {path.name for path in exported.iterdir()} == {
-        *("model.pt2", "model.onnx", "model.int8.onnx"),
+        *(exporter.file_name for exporter in EXPORTERS),
         *("README.md", "LICENSE.txt", "model.json", "parity.json"),
     }
     assert [path.name for path in exported.parent.iterdir()] == ["exported"]
