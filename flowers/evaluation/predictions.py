@@ -70,8 +70,8 @@ def load_predictions(path: str | Path) -> Predictions:
         logits = torch.tensor([[float(value) for value in row] for _, _, *row in lines], dtype=torch.float64)
         assert logits.shape == (len(lines), len(classes))
     except (OSError, ValueError, AssertionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a file of predictions"
-        raise ValueError(f"{path} cannot be read: {reason}; train the run to its end again to write it") from error
+        reason = error.strerror if isinstance(error, OSError) else "expected a CSV file of predictions"
+        raise ValueError(f"{path} cannot be read: {reason}; train the run again to write it") from error
     return Predictions([name for name, *_ in lines], labels, logits, classes)
 
 
@@ -84,6 +84,7 @@ def load_run_predictions(run_dir: Path, split: str) -> Predictions:
     path = run_dir / PREDICTIONS_DIR / f"{split}.csv"
     if not path.is_file():
         raise ValueError(
-            f"{run_dir} has no {PREDICTIONS_DIR}/{split}.csv: train the run to its end, or choose another split="
+            f"{run_dir} has no {PREDICTIONS_DIR}/{split}.csv: "
+            "finish the run (python -m flowers.train resume=FOLDER) or choose another split"
         )
     return load_predictions(path)
