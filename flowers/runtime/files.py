@@ -1,8 +1,12 @@
-"""Atomic writes, JSON files, and the cache folder."""
+"""Atomic and durable writes, JSON files, and the cache folder."""
 
+import errno
+import glob
 import json
+import logging
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,15 +14,109 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 CHUNK_SECONDS = 30.0  # a killed program loses at most this much work
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskFullError(OSError):
+    """A file did not fit on its disk. The message names the file, what it needs, and what is free."""
+
+    def __init__(self, path: Path, needed: int = 0) -> None:
+        free = f"{_free_bytes(path) / 1e6:,.1f} MB are free"
+        size = f"it needs {needed / 1e6:,.1f} MB, {free}" if needed else free
+        super().__init__(errno.ENOSPC, f"disk full: cannot write {path} ({size}): free some space")
+        self.strerror: str
+
+    def __str__(self) -> str:
+        return self.strerror
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error means that a disk is full, or a quota used up.
+
+    torch and safetensors write files outside of Python, and raise errors of their own.
+    """
+    text = str(error)
+    return (
+        (isinstance(error, OSError) and error.errno in _DISK_FULL)
+        or "No space left on device" in text
+        or "StorageFull" in text
+        or "QuotaExceeded" in text
+    )
+
+
+def check_free_space(path: Path, needed: int) -> None:
+    """Raise DiskFullError if the disk of `path` has less than `needed` bytes free. The file need not exist yet."""
+    if _free_bytes(path) < needed:
+        raise DiskFullError(path, needed)
+
+
+def _free_bytes(path: Path) -> int:
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    return shutil.disk_usage(folder).free
+
 
 def cache_dir() -> Path:
-    """Return the cache folder: `$FLOWERS_CACHE`, or `flowers` in the user's cache folder."""
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("FLOWERS_CACHE") or user_cache / "flowers")
+    """Return the cache folder: `$FLOWERS_CACHE`, or `flowers` in the user's cache folder.
+
+    It may be missing, or not writable: see `optional_cache`.
+    """
+    if given := os.environ.get("FLOWERS_CACHE") or os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) if os.environ.get("FLOWERS_CACHE") else Path(given) / "flowers"
+    try:
+        return Path.home() / ".cache" / "flowers"
+    except RuntimeError:  # a container's user without a home folder: nothing can be created below this path
+        return Path(os.devnull) / "no-home-folder"
+
+
+@contextmanager
+def optional_cache(path: Path) -> Iterator[None]:
+    """Run a block that only reads or writes a cache: if that fails, log one line that names `path`, and go on.
+
+    A cache saves time. A full disk, a folder that is missing or not writable, or a name that is taken must not stop a
+    run. The caller computes what the block did not find.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = "disk full" if is_disk_full(error) else error.strerror or str(error)
+        log.warning("cannot use the cache %s (%s): continuing without it", path, reason)
+
+
+@contextmanager
+def cache_lock(path: Path, waiting: str = "") -> Iterator[bool]:
+    """Hold the lock file `path` in a cache folder, which is created; wait if another process holds it.
+
+    Args:
+        path: The lock file.
+        waiting: What to log if another process holds the lock; empty to log nothing.
+
+    Yields:
+        Whether the lock is held. It is not where the folder cannot be written: others cannot write there either.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if waiting:
+                log.info(waiting)
+            lock.acquire()
+    except (OSError, NotImplementedError):  # NotImplementedError: a file system without locks
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def evict_least_recently_used(files: Iterable[Path], max_bytes: int) -> None:
@@ -59,19 +157,75 @@ def chunk_by_time(items: Iterable[T]) -> Iterator[list[T]]:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, size: int = 0, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` if the block ends without an error.
 
     A process that is killed inside the block leaves `path` unchanged. The temporary name contains the host name and
-    the process id, so that two processes can write the same file: the last rename wins.
+    the process id, so that two processes can write the same file: the last rename wins. What dead processes of this
+    machine left behind of the same file is deleted.
+
+    Args:
+        path: The file.
+        size: How many bytes the file will take, if that is known: checked before the block, and for the message.
+        durable: Whether the content is on the disk before the rename, so that a power failure leaves the old or the new
+            file. A cache that checks what it reads can do without.
+
+    Raises:
+        DiskFullError: The disk is full, by `size` or by an error of the block.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_parts(path.parent, glob.escape(path.name))
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
     try:
+        check_free_space(path, size)
         yield temporary
+        if durable:
+            _sync(temporary)
         temporary.replace(path)
+        if durable:
+            _sync(path.parent)
+    except Exception as error:
+        if is_disk_full(error) and not isinstance(error, DiskFullError):
+            raise DiskFullError(path, size) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_stale_parts(folder: Path, name: str = "*") -> None:
+    """Delete the temporary files in `folder` of processes of this machine that have ended.
+
+    Args:
+        folder: The folder; its subfolders are not searched.
+        name: A glob pattern for the names of the finished files.
+    """
+    for path in folder.glob(f".{name}.{glob.escape(platform.node())}.*.part"):
+        process = path.name.split(".")[-2]
+        if process.isdigit() and not _is_running(int(process)):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # a process of another user
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -79,6 +233,9 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
     """Yield an empty folder next to `folder`; rename it to `folder` if the block ends without an error.
 
     Hold a lock around it: the temporary folder that a killed process left behind is deleted first.
+
+    Raises:
+        DiskFullError: The disk is full.
     """
     temporary = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -86,28 +243,44 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(folder)
+        _sync(folder.parent)
+    except Exception as error:
+        if is_disk_full(error) and not isinstance(error, DiskFullError):
+            raise DiskFullError(folder) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def atomic_write_text(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str, durable: bool = True) -> None:
     """Write `text` as UTF-8, atomically and with its line ends unchanged.
 
     File names that are not valid UTF-8 (Linux allows any bytes) are written as their original bytes.
     """
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+    content = text.encode("utf-8", errors="surrogateescape")
+    with atomic_write(path, len(content), durable) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(content: Mapping[str, Any], path: str | Path) -> None:
-    """Write `content` as indented JSON, atomically.
+    r"""Write `content` as indented JSON, atomically; invalid bytes of file names become escapes such as `\udce9`.
 
     Raises:
         ValueError: A number is infinite or not a number.
     """
-    atomic_write_text(Path(path), json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    escaped = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    atomic_write_text(Path(path), escaped + "\n")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a file that `write_json` wrote."""
-    return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    """Read a file that `write_json` wrote.
+
+    Raises:
+        ValueError: The file is missing or holds something else.
+    """
+    try:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is damaged"
+        raise ValueError(f"{path} cannot be read: {reason}") from error

@@ -1,15 +1,21 @@
+import errno
 import os
+import platform
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from flowers.runtime.files import (
+    DiskFullError,
     atomic_directory,
     atomic_write,
     atomic_write_text,
     cache_dir,
+    cache_lock,
     chunk_by_time,
     evict_least_recently_used,
+    optional_cache,
     read_json,
     write_json,
 )
@@ -94,3 +100,76 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("FLOWERS_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")
     assert cache_dir() == Path("/b/flowers")
+
+
+def test_atomic_write_deletes_what_a_dead_process_left_of_the_same_file(tmp_path: Path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    stale, other, running = (
+        tmp_path / f".{name}.{platform.node()}.{process}.part"
+        for name, process in (("file", ended.pid), ("other", ended.pid), ("file", os.getppid()))
+    )
+    for path in (stale, other, running):
+        path.touch()
+    atomic_write_text(tmp_path / "file", "text")
+    assert [path.exists() for path in (stale, other, running)] == [False, True, True]
+
+
+def test_atomic_write_refuses_a_file_that_does_not_fit(tmp_path: Path):
+    path = tmp_path / "file"
+    with (
+        pytest.raises(
+            DiskFullError, match=rf"disk full: cannot write {path} \(it needs 1,000,000,000,000.0 MB, .* free"
+        ),
+        atomic_write(path, size=10**18),
+    ):
+        pytest.fail("the block must not run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter: No space left on device")],
+)
+def test_atomic_write_says_that_the_disk_is_full(error: Exception, tmp_path: Path):
+    with pytest.raises(DiskFullError, match=r"disk full: cannot write .*/file"), atomic_write(tmp_path / "file"):
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_write_json_keeps_names_that_are_not_utf8(tmp_path: Path):
+    content = {"path": os.fsdecode(b"caf\xe9"), "label": "Löwenzahn"}
+    write_json(content, tmp_path / "names.json")
+    assert read_json(tmp_path / "names.json") == content
+    assert "Löwenzahn" in (tmp_path / "names.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff", b"[" * 100_000])
+def test_read_json_names_a_damaged_file(content: bytes, tmp_path: Path):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.json cannot be read: it is damaged"):
+        read_json(tmp_path / "x.json")
+
+
+def test_optional_cache_logs_one_line_and_continues(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "file").touch()
+    with optional_cache(tmp_path / "file" / "cache"):
+        (tmp_path / "file" / "cache").mkdir()
+    assert caplog.messages == [f"cannot use the cache {tmp_path}/file/cache (Not a directory): continuing without it"]
+
+
+def test_cache_lock_is_not_held_where_nothing_can_be_written(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with cache_lock(tmp_path / "file" / "cache" / ".lock") as is_held:
+        assert not is_held
+    with cache_lock(tmp_path / "cache" / ".lock") as is_held:
+        assert is_held
+
+
+def test_cache_dir_needs_no_home_folder(monkeypatch: pytest.MonkeyPatch):
+    for name in ("FLOWERS_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    with optional_cache(cache_dir()):
+        cache_dir().mkdir(parents=True)
+        pytest.fail("a folder was created")

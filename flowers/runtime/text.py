@@ -1,0 +1,79 @@
+"""Text from file names, class names and settings, which may hold any characters: on a terminal and in CSV files.
+
+Names come from strangers' folders. On Linux a name may hold control characters, and bytes that are not UTF-8, which
+Python shows as lone surrogates ("surrogateescape").
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from flowers.runtime.files import atomic_write
+
+# C0 and C1 controls but for tab and newline, line separators, the marks that reverse the order of a text (bidi), and
+# lone surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+# A spreadsheet takes a cell that begins so for a formula: https://owasp.org/www-community/attacks/CSV_Injection
+_FORMULA = re.compile("'*[=+\\-@\t\r]")
+
+
+def printable(text: object) -> str:
+    r"""Return a text for a terminal, a figure or a page: control characters and invalid bytes become `\x1b`, `\udce9`.
+
+    Tabs and newlines stay.
+    """
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], str(text))
+
+
+def one_line(text: object) -> str:
+    """Return `printable(text)` with tabs and newlines escaped too: a name in the middle of a line."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def to_csv(rows: Iterable[Sequence[object]]) -> str:
+    r"""Return rows as CSV that `read_csv` restores and that a spreadsheet shows without running a formula.
+
+    A text that begins with `=`, `+`, `-`, `@`, a tab or `\r` gets a leading apostrophe. Numbers, true, false and None,
+    which becomes an empty cell, are written as they are.
+    """
+    return "".join(",".join(map(_csv_cell, row)) + "\n" for row in rows)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write `to_csv(rows)`, atomically and row by row; invalid bytes of file names are written as they were."""
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        for row in rows:
+            file.write(to_csv([row]))
+
+
+def read_csv(path: str | Path) -> list[list[str]]:
+    """Return the rows of a file that `write_csv` wrote, or of any CSV file in UTF-8.
+
+    Raises:
+        ValueError: It is not CSV, with the reason.
+        OSError: It cannot be read.
+    """
+    text = Path(path).read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    if "\0" in text:
+        raise ValueError("it holds a null byte")
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    return [[cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell for cell in row] for row in rows if row]
+
+
+def _csv_cell(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return str(value)
+    cell = f"'{value}" if _FORMULA.match(value) else value
+    # Not csv.writer: before Python 3.13 it leaves a carriage return without quotes, which no reader then accepts.
+    return '"' + cell.replace('"', '""') + '"' if re.search('[",\r\n]', cell) else cell
