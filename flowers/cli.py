@@ -16,14 +16,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from flowers.runtime.config import CONF, check_overrides
+from flowers.runtime.config import CONF, check_overrides, compose_checked
 from flowers.runtime.config_reference import help_text
+from flowers.runtime.files import DiskFullError
 from flowers.runtime.logging import configure_logging, filter_harmless_warnings, write_traceback
+from flowers.runtime.text import printable
 
 log = logging.getLogger(__name__)
 
 # On import: in a worker of a launcher, Hydra composes the configuration before it calls any code of this project.
 filter_harmless_warnings()
+
+_RUN_FLAGS = {"-m", "--multirun"}  # the other flags of Hydra print something and run nothing
 
 # How mistakes of the user are raised, here and by the code that reads the settings.
 USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException)
@@ -33,6 +37,7 @@ def program(
     task: Callable[[DictConfig], Any],
     config_name: str,
     rewrite_overrides: Callable[[Sequence[str]], list[str]] = list,
+    check: Callable[[DictConfig], object] | None = None,
 ) -> Callable[..., Any]:
     """Wrap a function of a configuration as a program that reports a user's mistake in one line and exits with 1.
 
@@ -45,6 +50,8 @@ def program(
             overrides are answered before. The program prints a ValueError without a traceback.
         config_name: The name of the program.
         rewrite_overrides: Changes the overrides before they are checked.
+        check: Checks the configuration of a single run before Hydra creates the run folder; it may import torch. In a
+            multirun, which may start its jobs on other machines, each job checks its own.
     """
     hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_log_errors(task))
 
@@ -53,7 +60,12 @@ def program(
         if cfg is not None:
             return task(cfg)
         _escape_unprintable()
-        if {"--help", "-h"} & set(sys.argv[1:]):
+        # Before torch is loaded. OpenMP's threads otherwise spin while they wait, which slows down what runs beside.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        flags = {argument for argument in sys.argv[1:] if argument.startswith("-")}
+        if flags & {"--shell-completion", "-sc"}:  # its arguments are those of Hydra
+            return hydra_main()
+        if flags & {"--help", "-h"}:
             sys.stdout.write(help_text(config_name))
             return None
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors
@@ -61,11 +73,13 @@ def program(
         try:
             checked = check_overrides([_absolute_sweep_dir(each) for each in rewrite_overrides(overrides)], config_name)
             sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in overrides] + checked
+            if not flags - _RUN_FLAGS:
+                cfg = compose_checked(checked, config_name)
+                if check is not None and not flags:
+                    check(cfg)
             return hydra_main()
-        except USER_ERRORS as error:
-            sys.exit(f"error: {_error_text(error)}")
-        except OSError as error:  # for example a full disk, or a folder that cannot be created
-            sys.exit(f"error: {error}")
+        except (*USER_ERRORS, OSError) as error:  # OSError: for example a full disk, or a folder that cannot be created
+            sys.exit(f"error: {printable(_error_text(error))}")
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")
             sys.exit(130)
@@ -111,12 +125,14 @@ def _log_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any
         except Exception as error:
             log_file = write_traceback(error)
             # Lightning raises MisconfigurationException for a user's mistake. By name: the import takes seconds.
-            is_mistake = isinstance(error, USER_ERRORS) or type(error).__name__ == "MisconfigurationException"
+            is_mistake = isinstance(error, (*USER_ERRORS, DiskFullError)) or (
+                type(error).__name__ == "MisconfigurationException"
+            )
             if log_file is None and not is_mistake:
                 raise
             line = _error_text(error) if is_mistake else f"{error!r} (traceback in {log_file})"
             if HydraConfig.get().mode != RunMode.MULTIRUN:
-                sys.exit(f"error: {line}")
+                sys.exit(f"error: {printable(line)}")
             log.error("this job failed: %s", line)
             return float("nan")
 

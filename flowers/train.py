@@ -13,7 +13,14 @@ def train(cfg: DictConfig) -> float:
     return run_training(cfg)
 
 
-main = program(train, "train", expand_resume_args)
+def check(cfg: DictConfig) -> None:
+    """Check a run before Hydra creates its folder."""
+    from flowers.training.experiment import check_run
+
+    check_run(cfg)
+
+
+main = program(train, "train", expand_resume_args, check)
 
 if __name__ == "__main__":
     main()

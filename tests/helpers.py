@@ -28,6 +28,7 @@ SMALL = (
     "model=resnet18",
     "model.weights=null",
     "optimizer.lr=0.002",
+    "finetune.backbone_lr=0.002",
     "trainer=cpu",
     "trainer.precision=32-true",
     "head.epochs=2",

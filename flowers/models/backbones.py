@@ -19,21 +19,25 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
-from flowers.runtime.config import did_you_mean
+from flowers.runtime.suggestions import did_you_mean
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {}  # architectures that torchvision lacks
 
 
-def check_backbone(architecture: str, weights: str | Path | None) -> None:
-    """Check the names that `build_backbone` takes, without building, downloading or reading anything.
-
-    Args:
-        architecture: See `build_backbone`.
-        weights: See `build_backbone`.
+def check_backbone(architecture: str, weights: str | Path | None, options: Mapping[str, Any]) -> None:
+    """Check the arguments of `build_backbone` before anything is downloaded: weights from a file are loaded already.
 
     Raises:
-        ValueError: The architecture is unknown, or `weights` is neither a file nor a torchvision weights name.
+        ValueError: See `build_backbone`.
     """
+    _check_names(architecture, weights)
+    if weights is not None and Path(weights).is_file():
+        build_backbone(architecture, weights, options)  # cached for the next call
+    else:
+        _build_on_meta(_builder(architecture), options)
+
+
+def _check_names(architecture: str, weights: str | Path | None) -> None:
     known = [*BACKBONES, *models.list_models(module=models)]
     if architecture not in known:
         raise ValueError(
@@ -61,9 +65,10 @@ def build_backbone(architecture: str, weights: str | Path | None, options: Mappi
         The backbone, which maps images (B, 3, H, W) to features (B, F), and the feature width F.
 
     Raises:
-        ValueError: A name is unknown, or the weights cannot be downloaded or read, or do not fit the architecture.
+        ValueError: A name or an option is unknown, or the weights cannot be downloaded or read, or do not fit the
+            architecture.
     """
-    check_backbone(architecture, weights)
+    _check_names(architecture, weights)
     if weights is None:
         return _build(architecture, None, dict(options))
     path = Path(weights)
@@ -78,7 +83,7 @@ def _cached_pretrained(architecture: str, weights: str, changed: int, options: s
 
 
 def _build(architecture: str, weights: str | None, options: Mapping[str, Any]) -> tuple[nn.Module, int]:
-    builder = BACKBONES.get(architecture) or functools.partial(models.get_model, architecture, weights=None)
+    builder = _builder(architecture)
     if weights is None:
         network = builder(**options)
         name, head = _last_linear(architecture, network)
@@ -91,12 +96,28 @@ def _build(architecture: str, weights: str | None, options: Mapping[str, Any]) -
     return network, head.in_features
 
 
+def _builder(architecture: str) -> Callable[..., nn.Module]:
+    """Return a function of the options that builds the network with random weights."""
+    function = BACKBONES.get(architecture) or functools.partial(models.get_model, architecture, weights=None)
+
+    def build(**options: Any) -> nn.Module:
+        try:
+            return function(**options)
+        except (TypeError, ValueError) as error:
+            if not options:
+                raise
+            given = ", ".join(f"{name}: {value}" for name, value in options.items())
+            raise ValueError(f"model.options={{{given}}}: {architecture} does not take them: {error}") from error
+
+    return build
+
+
 def _build_on_meta(builder: Callable[..., nn.Module], options: Mapping[str, Any]) -> nn.Module:
     """Build a network without values if possible: drawing weights for a ResNet-152 takes a second."""
     try:
         with torch.device("meta"):
             return builder(**options)
-    except NotImplementedError:  # RegNet computes its widths with tensors
+    except (NotImplementedError, RuntimeError):  # RegNet computes its widths with tensors
         return builder(**options)
 
 
@@ -154,7 +175,8 @@ def _load_state_dict(architecture: str, weights: str) -> dict[str, Tensor]:
             return dict(load_file(weights))
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"model.weights={weights}: cannot read the file: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"model.weights={weights}: cannot read the file: {reason}") from error
     except Exception as error:  # pickle.UnpicklingError: a file that would run code
         raise ValueError(f"model.weights={weights}: expected a plain state dict of tensors") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

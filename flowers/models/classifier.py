@@ -252,8 +252,9 @@ class ImageClassifier(LightningModule):
 
     def _log(self, split: str, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         mean, accuracy = getattr(self, f"{split}_loss"), getattr(self, f"{split}_accuracy")
-        mean.update(losses)
-        accuracy.update(logits, labels)
+        if len(losses):  # in the last step of an epoch, a process may have nothing but padding
+            mean.update(losses)
+            accuracy.update(logits, labels)
         if split == "val" or self.trainer.is_last_batch:  # logging takes longer than a step on cached features
             self.log(f"{split}/loss", mean, on_step=False, on_epoch=True)
             self.log(f"{split}/accuracy", accuracy, on_step=False, on_epoch=True)
@@ -278,10 +279,19 @@ class ImageClassifier(LightningModule):
         optimizer = self.optimizer([head, backbone])
         total_steps = self.total_steps
         if total_steps is None:
-            epoch_steps = self.trainer.estimated_stepping_batches / (self.trainer.max_epochs or 1)
-            total_steps = math.ceil(epoch_steps * self.stage_epochs)
+            total_steps = self._stage_steps()
         schedule = self.scheduler(optimizer, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def _stage_steps(self) -> int:
+        """Return the optimizer steps of the stage, fewer if `trainer.max_steps` ends the run inside of it."""
+        epochs, limit = self.trainer.max_epochs or 1, self.trainer.max_steps
+        if limit == -1:
+            return math.ceil(self.trainer.estimated_stepping_batches / epochs * self.stage_epochs)
+        _ = self.trainer.estimated_stepping_batches  # loads the data, so that the batches are known
+        epoch_steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        steps_before = (epochs - self.stage_epochs) * epoch_steps
+        return max(1, min(epoch_steps * self.stage_epochs, limit - steps_before))
 
     def on_train_epoch_start(self) -> None:
         """Seed the dropout of the epoch with seed, epoch and rank, so that a resumed run draws the same."""

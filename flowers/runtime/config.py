@@ -1,23 +1,30 @@
 """Compose, check and convert configurations: the only module that knows Hydra's override grammar."""
 
 import ast
-import difflib
 import importlib.util
+import inspect
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, Sweep
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, RangeSweep, Sweep
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from flowers.runtime.config_reference import CONF as CONF
+from flowers.runtime.config_reference import options_of
+from flowers.runtime.schema import PROGRAM_SCHEMAS, check_values, unset_variable
+from flowers.runtime.suggestions import did_you_mean as did_you_mean
+from flowers.runtime.suggestions import suggest_key
 
 # Arguments of the Trainer that the program sets itself, and what to give instead.
 _RESERVED_TRAINER_KEYS = {
@@ -29,8 +36,13 @@ _RESERVED_TRAINER_KEYS = {
     "trainer.fast_dev_run": "debug=steps",
     "trainer.enable_checkpointing": "callbacks=…",
     "trainer.enable_progress_bar": "~callbacks.progress",
+    "trainer.min_epochs": "head.epochs and finetune.epochs",
+    "trainer.min_steps": "head.epochs and finetune.epochs",
     "trainer.check_val_every_n_epoch": "fewer epochs: the best epoch is found by validating each of them",
 }
+
+# Groups whose keys are not listed: they are arguments of the function that `model.architecture` names.
+_OPEN_GROUPS = ("model.options",)
 
 # Old key: new key. An old key may be valid in another program (`photos`), so a lookup first checks that it is unknown.
 RENAMED_KEYS = {
@@ -66,12 +78,6 @@ def rename_old_keys(config: dict[str, Any]) -> dict[str, Any]:
     return upgraded
 
 
-def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """Return `": did you mean X?"` for the valid name nearest to `name`, or an empty string if none is near."""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f": did you mean {close[0]}?" if close else ""
-
-
 def load_config(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
     """Compose a configuration in Python as the command line does: `load_config(["experiment=quickstart"])`.
 
@@ -84,14 +90,107 @@ def load_config(overrides: Sequence[str] = (), name: str = "train") -> DictConfi
     Raises:
         ValueError: An override is wrong, or has several values.
     """
-    checked = check_overrides(overrides, name)
     if several := [each.input_line for each in _parse(overrides) if each.is_sweep_override()]:
         raise ValueError(f"{several[0]}: expected one value; only -m on the command line runs several")
-    with hydra_context():
-        cfg = compose(name, checked)
-    if "run_dir" in cfg and not any(each.key_or_group == "run_dir" for each in _parse(overrides)):
+    has_run_dir = any(each.key_or_group == "run_dir" for each in _parse(overrides))
+    placeholder = ["run_dir=new"] if name == "train" and not has_run_dir else []
+    cfg = compose_checked(check_overrides([*overrides, *placeholder], name), name)
+    if placeholder:
         cfg.run_dir = str(_new_run_dir())
     return cfg
+
+
+def compose_checked(overrides: Sequence[str], name: str) -> DictConfig:
+    """Compose the configuration of a program, and check the value of each key, in a sweep each value.
+
+    Args:
+        overrides: From `check_overrides`.
+        name: The program.
+
+    Returns:
+        The configuration, with the first value of each override that has several. `run_dir` is that of a single run.
+
+    Raises:
+        ValueError: See `check_values`; or a value refers to one that does not exist.
+    """
+    lines = [_single_overrides(override) for override in _parse(overrides)]
+    lines = [each for each in lines if each]
+    first = [each[0] for each in lines]
+    with hydra_context():
+        cfg = _compose(name, first)
+        check_settings(cfg, name)
+        for index, each in enumerate(lines):
+            for line in each[1:]:
+                check_settings(_compose(name, [*first[:index], line, *first[index + 1 :]]), name)
+    return cfg
+
+
+def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
+    try:
+        cfg = compose(name, list(overrides), return_hydra_config=True)
+        if "run_dir" in cfg and OmegaConf.is_interpolation(cfg, "run_dir"):
+            cfg.run_dir = cfg.hydra.run.dir
+        with open_dict(cfg):
+            del cfg["hydra"]
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
+        raise ValueError(str(error).splitlines()[0] + reason) from error
+    return cfg
+
+
+def check_settings(cfg: DictConfig, name: str) -> None:
+    """Check the keys and values of the configuration of the program `name`.
+
+    Raises:
+        ValueError: See `check_values`; or a value refers to one that does not exist.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} is missing: give {error.full_key}=…") from error
+    except OmegaConfBaseException as error:
+        variable = unset_variable(error)
+        reason = f"the environment variable {variable} is not set" if variable else str(error).splitlines()[0]
+        raise ValueError(f"{error.full_key}: {reason}: give a value") from error
+    assert isinstance(values, dict)
+    check_values({str(key): value for key, value in values.items()}, PROGRAM_SCHEMAS[name])
+
+
+def check_targets(values: Mapping[str, Any], prefix: str = "") -> None:
+    """Check that what each `_target_` names exists, and takes the other keys of its group. This imports it.
+
+    Args:
+        values: Plain Python, such as the whole configuration.
+        prefix: What stands before the keys in messages.
+
+    Raises:
+        ValueError: A name cannot be imported, a key is not one of its arguments, or an argument is missing.
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            check_targets(value, f"{prefix}{key}.")
+            if "_target_" in value:
+                _check_target(value, f"{prefix}{key}")
+
+
+def _check_target(group: Mapping[str, Any], key: str) -> None:
+    path = str(group["_target_"])
+    try:
+        target = get_object(path)
+        parameters = inspect.signature(target).parameters
+    except Exception as error:  # an import runs code, which may raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{key}._target_={path}: cannot be imported: {reason}") from error
+    given = [str(name) for name in group if name not in ("_target_", "_partial_")]
+    if not any(each.kind == each.VAR_KEYWORD for each in parameters.values()):
+        for name in given:
+            if name not in parameters:
+                hint = suggest_key(f"{key}.{name}", [f"{key}.{each}" for each in parameters])
+                raise ValueError(f"{key}.{name}: {path} takes no such argument{hint}")
+    for each in parameters.values():
+        is_needed = each.default is each.empty and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+        if is_needed and not group.get("_partial_") and each.name not in given:
+            raise ValueError(f"{key}.{each.name} is missing: {path} needs it")
 
 
 def _new_run_dir() -> Path:
@@ -103,14 +202,13 @@ def _new_run_dir() -> Path:
 
 
 def check_overrides(overrides: Sequence[str], config_name: str) -> list[str]:
-    """Check overrides of the command line, and return them as Hydra expects them.
+    """Check the names in overrides of the command line, and return them as Hydra expects them.
 
-    Hydra refuses a key that the configuration lacks, unless it starts with `+`. Arguments of Lightning's Trainer under
-    `trainer` get this sign here.
+    Hydra refuses a key that the configuration lacks, unless it starts with `++`. Arguments of Lightning's Trainer under
+    `trainer`, and keys of the open group `model.options`, get this sign here. `compose_checked` checks the values.
 
     Raises:
-        ValueError: A group, an option or a key does not exist, or a value has the wrong type. The message names the
-            nearest valid name, or the type.
+        ValueError: A group, an option or a key does not exist. The message names the nearest valid name.
     """
     parsed = _parse(overrides)
     own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
@@ -118,13 +216,14 @@ def check_overrides(overrides: Sequence[str], config_name: str) -> list[str]:
     with hydra_context():
         for override in parsed:
             _check_option(override)
-        base = compose(config_name, [_first_value(override) for override in options if _has_values(override)])
+        lines = [_single_overrides(override) for override in options if not override.is_delete()]
+        base = compose(config_name, [each[0] for each in lines if each and not each[0].endswith("=null")])
     values = flatten(OmegaConf.to_container(base))
     keys = [override for override in own if override not in options]
     for override in keys:
         _check_renamed(override.key_or_group, values)
-    added = [override.input_line for override in keys if _is_trainer_argument(override, values)]
-    return [f"++{line}" if line in added else line for line in overrides]
+    added = [override.input_line for override in keys if _must_be_added(override, values)]
+    return [f"++{line.lstrip('+')}" if line in added else line for line in overrides]
 
 
 @contextmanager
@@ -174,9 +273,11 @@ def _check_option(override: Override) -> None:
     for value in _override_values(override) if options else ():
         for option in value if isinstance(value, list) else [value]:
             if option is not None and str(option) not in options:
+                files = options_of(group) or options
+                more = ", and any other classifier of torchvision" if group == "model" else ""
                 raise ValueError(
                     f"{group}={option}: no such option{did_you_mean(str(option), options)} "
-                    f"(there are {', '.join(options)})"
+                    f"(there are {', '.join(files)}{more})"
                 )
             if group == "hydra/launcher":
                 _check_launcher(str(option))
@@ -198,86 +299,78 @@ def _check_renamed(key: str, values: dict[str, Any]) -> None:
             raise ValueError(f"{key} is now {new}{key.removeprefix(old)}")
 
 
-def _is_trainer_argument(override: Override, values: dict[str, Any]) -> bool:
-    """Return whether the key is an argument of the Trainer that the configuration does not list.
+def _must_be_added(override: Override, values: Mapping[str, Any]) -> bool:
+    """Return whether the configuration does not list a valid key, which Hydra then only takes with `++`.
 
     Raises:
-        ValueError: The key does not exist, or its value has the wrong type.
+        ValueError: The key does not exist, or is not for users; or an option of a group is given as a key.
     """
     key = override.key_or_group
-    if override.is_add() or override.is_force_add() or override.is_delete():
-        return False
-    if key in values:
-        if not key.startswith("trainer."):  # the Trainer checks its arguments itself
-            _check_type(override, values.get(str(values[key]).strip("${}"), values[key]))  # follows a reference
-        return False
-    if key in _RESERVED_TRAINER_KEYS:
+    if key in _RESERVED_TRAINER_KEYS and "trainer" in values:
         raise ValueError(f"{key} is set by the program: give {_RESERVED_TRAINER_KEYS[key]}")
+    if override.is_delete():
+        if "${" in str(values.get(key, "")) and not isinstance(values[key], dict):
+            raise ValueError(f"~{key}: cannot be left out: it follows another setting, {values[key]}")
+        return False
+    group = key.replace(".", "/")
+    if (CONF / group).is_dir() and not all(isinstance(value, dict) for value in _override_values(override)):
+        value = next(value for value in _override_values(override) if not isinstance(value, dict))
+        raise ValueError(f"{key}={value}: {key} is a group of settings: give {group}={value}")
+    if any(key == name or key.startswith(f"{name}.") for name in _OPEN_GROUPS if name in values):
+        return True
+    if key in values:
+        return False
+    is_added = override.is_add() or override.is_force_add()
     arguments = [f"trainer.{name}" for name in trainer_arguments()] if "trainer" in values else []
     if key in arguments:
         return True
-    raise ValueError(f"{key}: no such key{_suggest_key(key, [*values, *arguments])}")
+    if is_added and not key.startswith("trainer."):  # the schema knows which keys may be added
+        return False
+    raise ValueError(f"{key}: no such key{suggest_key(key, [*values, *arguments])}")
 
 
-def _check_type(override: Override, valid: Any) -> None:
-    key = override.key_or_group
-    group = key.replace(".", "/")
-    for value in _override_values(override):
-        if (CONF / group).is_dir() and not isinstance(value, dict):
-            raise ValueError(f"{key}={value}: {key} is a group of settings: give {group}={value}")
-        expected = None if "${" in str(value) else _expected_type(value, valid)
-        if expected:
-            raise ValueError(f"{key}={value}: expected {expected}, such as {valid}")
-
-
-def _expected_type(value: Any, valid: Any) -> str | None:
-    """Return which type is expected instead of `value`, given a valid value; None if the type is right."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(valid, bool):
-        return None if isinstance(value, bool) else "true or false"
-    if isinstance(valid, int):
-        return None if is_number and isinstance(value, int) else "a whole number"
-    if isinstance(valid, float):
-        return None if is_number else "a number"
-    if isinstance(valid, list):
-        return None if isinstance(value, list) or not valid else "a list"  # an empty default: one value or a list
-    if isinstance(valid, dict):
-        return None if isinstance(value, dict) else "one of its keys (key.name=value)"
-    return "a text" if isinstance(value, (list, dict)) else None
-
-
-def _override_values(override: Override) -> Iterator[Any]:
-    """Yield the values of an override: one, or those of a sweep; none for an interval or a glob."""
-    value = override.value()
-    if isinstance(value, (IntervalSweep, Glob)):
-        return
+def _override_values(override: Override) -> list[Any]:
+    """Return the values of an override: one, or those of a sweep, of an interval its ends; none for a glob."""
+    value: Any = override.value()
+    if isinstance(value, Glob):
+        return []
+    if isinstance(value, IntervalSweep):
+        return [value.start, value.end]
     is_sweep = isinstance(value, Sweep) and override.is_sweep_override()
-    for each in override.sweep_iterator() if is_sweep else [value]:
-        yield each.text if isinstance(each, QuotedString) else each
+    values = list(override.sweep_iterator()) if is_sweep else [value]
+    return [each.text if isinstance(each, QuotedString) else each for each in values]
 
 
-def _has_values(override: Override) -> bool:
-    return not override.is_delete() and next(_override_values(override), None) is not None
+def _single_overrides(override: Override) -> list[str]:
+    """Return an override once for each of its values; of a range or an interval, for its ends; none for a glob."""
+    if override.is_delete() or not override.is_sweep_override():
+        return [str(override.input_line)]
+    value: Any = override.value()
+    if isinstance(value, Glob):
+        return []
+    if isinstance(value, IntervalSweep):
+        values = [str(value.start), str(value.end)]
+    else:
+        values = list(override.sweep_string_iterator())
+        values = values[:: max(1, len(values) - 1)] if isinstance(value, RangeSweep) else values
+    return [f"{override.get_key_element()}={each}" for each in values]
 
 
-def _first_value(override: Override) -> str:
-    if not override.is_sweep_override():
-        return str(override.input_line)
-    return f"{override.key_or_group}={next(_override_values(override))}"
+def torchvision_classifiers() -> list[str]:
+    """Return the names of the classifiers of torchvision, read from its source: to import it takes seconds."""
+    package = importlib.util.find_spec("torchvision")
+    assert package is not None, "torchvision is installed with this project"
+    assert package.origin is not None
+    sources = sorted((Path(package.origin).parent / "models").glob("*.py"))
+    found = (re.findall(r"@register_model\(\)\n(?:@.*\n)*def (\w+)", path.read_text("utf-8")) for path in sources)
+    return [name for names in found for name in names]
 
 
-def _suggest_key(key: str, valid: Iterable[str]) -> str:
-    """Suggest a key with the same last word, else the nearest key, else the key with the nearest last word."""
-    last_words: dict[str, str] = {}
-    for name in valid:
-        last_words.setdefault(name.rpartition(".")[2], name)
-    word = key.rpartition(".")[2]
-    if word in last_words:
-        return f": did you mean {last_words[word]}?"
-    if near := did_you_mean(key, valid):
-        return near
-    close = difflib.get_close_matches(word, list(last_words), n=1, cutoff=0.5)
-    return f": did you mean {last_words[close[0]]}?" if close else ""
+def _register_torchvision_classifiers() -> None:
+    """Make each classifier of torchvision an option of the group `model`, also those without a file."""
+    store = ConfigStore.instance()
+    for name in sorted({*torchvision_classifiers()} - {*options_of("model")}):
+        store.store(name, {"architecture": name, "weights": "IMAGENET1K_V1", "options": {}}, group="model")
 
 
 def trainer_arguments() -> list[str]:
@@ -313,3 +406,6 @@ def require_extra(purpose: str, extra: str, *packages: str) -> None:
 def to_container(cfg: DictConfig | ListConfig) -> dict[str, Any]:
     """Return `cfg` as plain Python, resolved: a checkpoint with it loads without running code."""
     return {str(name): value for name, value in OmegaConf.to_container(cfg, resolve=True).items()}  # type: ignore[union-attr]
+
+
+_register_torchvision_classifiers()  # before Hydra composes any configuration

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+_CPU_PROCESSES = 8  # also on fewer cores
+
 
 def resolve_trainer_config(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the Trainer settings with each "auto" of accelerator, precision and deterministic resolved.
@@ -56,7 +58,7 @@ def check_devices(accelerator: str, devices: int | str | Sequence[int] = 1) -> N
     Args:
         accelerator: Lightning's name, or "auto".
         devices: As Lightning takes it: a count, -1 or "auto" for all, or a list of indices ("0,1" or [0, 1]). On a CPU
-            it is a number of processes, and has no limit.
+            it is a number of processes: at most one per core, or eight to try something.
 
     Raises:
         ValueError: There is no such device, or there are fewer.
@@ -65,6 +67,9 @@ def check_devices(accelerator: str, devices: int | str | Sequence[int] = 1) -> N
         found = torch.accelerator.current_accelerator(check_available=True)
         accelerator = "cpu" if found is None else found.type
     if resolve_device(accelerator).type == "cpu":
+        most = max(available_cores(), _CPU_PROCESSES)
+        if _required_count(devices) > most:
+            raise ValueError(f"trainer.devices={devices}: expected at most {most} processes on this machine's CPU")
         return
     count = torch.accelerator.device_count()
     if _required_count(devices) > count:

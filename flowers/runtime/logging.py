@@ -85,8 +85,11 @@ def configure_logging() -> None:
 def _is_worth_showing(record: logging.LogRecord) -> bool:
     if not record.name.startswith("lightning.") or record.levelno >= logging.WARNING:
         return True
-    # Lightning's launcher says which process died before it ends the others.
-    return record.name == "lightning.fabric.strategies.launchers.subprocess_script"
+    # Lightning's launcher says which process died before it ends the others, and a profiler prints its result.
+    return record.name in (
+        "lightning.fabric.strategies.launchers.subprocess_script",
+        "lightning.pytorch.profilers.profiler",
+    )
 
 
 @contextmanager

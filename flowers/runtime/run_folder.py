@@ -1,5 +1,6 @@
 """The files of a run folder, how a run is found and resumed, and what produced its numbers."""
 
+import fcntl
 import importlib.metadata
 import logging
 import os
@@ -10,14 +11,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
-from flowers.runtime.config import quote_override, to_container
+from flowers.runtime.config import quote_override
+from flowers.runtime.files import atomic_write_text, read_json, remove_stale_parts
 from flowers.runtime.launch import (
     exit_with_parent,
     exit_with_parent_if_requested,
     is_launched_by_lightning,
-    is_peer_failure,
     share_run_dir,
 )
 
@@ -25,7 +27,9 @@ log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"  # the resolved configuration
 SPLIT_FILE = "split.csv"  # each image, its class and its split
-START_FILE = "started.yaml"  # the overrides and the working directory that the run was started with
+START_FILE = "started.yaml"  # the overrides and the working directory that the run was started with; never changed
+RESUMES_FILE = "resumed.yaml"  # the overrides that resumes have added
+LOCK_FILE = ".lock"  # held by the process that trains in the folder
 BEST_CHECKPOINT = "checkpoints/best.ckpt"  # the weights of the epoch with the best validation accuracy
 LAST_CHECKPOINT = "checkpoints/last.ckpt"  # all that a resumed run needs
 PREDICTIONS_DIR = "predictions"  # one file a split, such as val.csv: the logits of each image
@@ -36,8 +40,9 @@ HYDRA_OVERRIDES_FILE = ".hydra/overrides.yaml"  # the overrides of this run, wri
 def expand_resume_args(overrides: Sequence[str]) -> list[str]:
     """Return the overrides that a training process composes its configuration from.
 
-    `resume=FOLDER` expands to the overrides that the run in FOLDER was started with, followed by `overrides`. The
-    working directory becomes that of the run, if it still exists, so that relative paths keep their meaning.
+    `resume=FOLDER` expands to the overrides that the run in FOLDER was started with, those of earlier resumes since
+    which the run has progressed, and `overrides`. The working directory becomes that of the run, if it still exists, so
+    that relative paths keep their meaning.
 
     Raises:
         ValueError: FOLDER holds no run, or several processes would each make a run folder of their own.
@@ -52,22 +57,133 @@ def expand_resume_args(overrides: Sequence[str]) -> list[str]:
     folder = Path(folders[-1] if Path(folders[-1]).exists() else folders[-1].strip("'\"")).resolve()
     if not (folder / START_FILE).is_file():
         raise ValueError(f"resume={folders[-1]}: no run there (no {START_FILE}): give a run folder")
-    start = to_container(OmegaConf.load(folder / START_FILE))
+    cwd, started = read_start(folder)
     with suppress(OSError):
-        os.chdir(start["cwd"])
-    expanded = [line for line in [*start["overrides"], *overrides] if not line.startswith("resume=")]
-    return share_run_dir([*expanded, f"resume={quote_override(folder)}", f"hydra.run.dir={quote_override(folder)}"])
+        os.chdir(cwd)
+    expanded = [line for line in [*started, *overrides] if not line.startswith("resume=")]
+    quoted = quote_override(folder)
+    # Without hydra.output_subdir=null, Hydra would replace the overrides of the start in .hydra.
+    return share_run_dir([*expanded, f"resume={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"])
+
+
+def read_start(folder: Path) -> tuple[str, list[str]]:
+    """Return the working directory of a run, and the overrides to resume it with.
+
+    Raises:
+        ValueError: A file of the run is damaged.
+    """
+    (start,) = _read_yaml(folder / START_FILE, "start a new run with the settings in config.yaml")
+    resumes = []
+    if (folder / RESUMES_FILE).is_file():
+        resumes = _read_yaml(folder / RESUMES_FILE, "delete it to resume with the settings of the start")
+    # A resume with a setting that made it fail must not be repeated: it counts once a checkpoint has been written.
+    counted = [each for each in resumes if each["checkpoint"] != _checkpoint_state(folder)]
+    return start["cwd"], [line for each in [start, *counted] for line in each["overrides"]]
+
+
+def write_start(folder: Path, overrides: Sequence[str], is_resumed: bool) -> None:
+    """Write what a run is started with, once; keep the overrides that a resume adds in another file.
+
+    Args:
+        folder: The run folder.
+        overrides: The overrides of this process, without those of Hydra.
+        is_resumed: Whether the process resumes the run.
+    """
+    given = {"cwd": str(Path.cwd()), "overrides": [line for line in overrides if not line.startswith("resume=")]}
+    if not (folder / START_FILE).exists():
+        atomic_write_text(folder / START_FILE, OmegaConf.to_yaml(given))
+        return
+    if not is_resumed:
+        return
+    known = {line.lstrip("+") for line in read_start(folder)[1]}
+    own = [line for line in given["overrides"] if line.lstrip("+") not in known]
+    if own:
+        path = folder / RESUMES_FILE
+        earlier = _read_yaml(path, "delete it") if path.is_file() else []
+        entry = {"cwd": given["cwd"], "overrides": own, "checkpoint": _checkpoint_state(folder)}
+        atomic_write_text(path, OmegaConf.to_yaml([*earlier, entry]))
+
+
+def _checkpoint_state(folder: Path) -> int:
+    """Return a number that changes whenever the last checkpoint is written; 0 before the first."""
+    path = folder / LAST_CHECKPOINT
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _read_yaml(path: Path, advice: str) -> list[dict[str, Any]]:
+    """Return the entries of a file that `write_start` wrote: each with `cwd` and `overrides`."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        entries = content if isinstance(content, list) else [content]
+        for entry in entries:
+            assert isinstance(entry["cwd"], str)
+            assert isinstance(entry["overrides"], list)
+            assert all(isinstance(line, str) for line in entry["overrides"])
+            entry.setdefault("checkpoint", 0)
+    except (OSError, yaml.YAMLError, AssertionError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {advice}") from error
+    return entries
+
+
+@contextmanager
+def own_run_dir(folder: Path) -> Iterator[None]:
+    """Create a run folder and hold it, so that no other process trains in it. The lock ends with the process.
+
+    Raises:
+        ValueError: Another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a") as file:
+        try:
+            # Not flock: the workers of a killed process would inherit it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ValueError(f"{folder} is in use: another process trains there; wait for it, or stop it") from error
+        except OSError as error:
+            log.warning("%s: the file system has no locks (%s): start no second run there", folder, error.strerror)
+        for part in ("", Path(LAST_CHECKPOINT).parent, PREDICTIONS_DIR):
+            remove_stale_parts(folder / part)
+        yield
 
 
 def find_checkpoint(run: str | Path | None) -> Path:
     """Return the checkpoint that `run=` names: a run folder's best checkpoint, or the checkpoint file itself.
 
+    If the run has not finished, log a line that says so.
+
     Raises:
-        ValueError: Nothing is given, or there is neither a run folder nor a file.
+        ValueError: Nothing is given, or there is neither a run folder with a checkpoint nor a file.
     """
     if run and Path(run).is_file():
         return Path(run)
-    return require_run_dir(run) / BEST_CHECKPOINT
+    folder = require_run_dir(run)
+    checkpoint, is_finished = folder / BEST_CHECKPOINT, (folder / RESULT_FILE).is_file()
+    if not checkpoint.is_file():
+        state = "it has lost" if is_finished else "no epoch has finished: it has no"
+        raise ValueError(f"run={run}: {state} {BEST_CHECKPOINT}: resume the run (python -m flowers.train resume={run})")
+    if not is_finished:
+        log.warning("%s has not finished: its best checkpoint so far is used (resume=%s finishes it)", run, run)
+    return checkpoint
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the content of result.json; None if the run has not finished.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    path = folder / RESULT_FILE
+    if not path.is_file():
+        return None
+    result = read_json(path)
+    try:
+        assert all(isinstance(result["val"][key], (int, float)) for key in ("accuracy", "loss", "n"))
+        low, high = map(float, result["val"]["interval"])
+        assert low <= high
+        assert sum(result["cost"]["seconds"].values()) >= 0
+    except (AssertionError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: delete it and resume the run to write it again") from error
+    return result
 
 
 def run_dir_of(checkpoint: Path) -> Path:
@@ -92,25 +208,6 @@ def iterate_multirun(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield each run folder of a Hydra multirun and its overrides, sorted by name; failed runs are included."""
     for path in sorted(folder.glob(f"*/{HYDRA_OVERRIDES_FILE}")):
         yield path.parents[1], [str(line) for line in OmegaConf.load(path)]
-
-
-@contextmanager
-def resumable(command: str) -> Iterator[None]:
-    """Log the command that resumes the work if the block is interrupted.
-
-    Raises:
-        SystemExit: The block was interrupted; Lightning turns Ctrl-C into a SystemExit.
-        ValueError: Another process of the run has ended.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        log.warning("interrupted; resume with: %s", command)
-        raise SystemExit(130) from None
-    except RuntimeError as error:
-        if not is_peer_failure(error):
-            raise
-        raise ValueError(f"another process of this run ended early; resume with: {command}") from error
 
 
 def provenance() -> dict[str, Any]:

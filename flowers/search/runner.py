@@ -21,10 +21,10 @@ from optuna.trial import TrialState
 
 from flowers.evaluation.statistics import wilson_interval
 from flowers.runtime.config import hydra_context, quote_override, to_container
-from flowers.runtime.files import read_json
+from flowers.runtime.interrupt import resumable
 from flowers.runtime.launch import parent_environment
 from flowers.runtime.logging import configure_logging, isolated_logging, write_traceback
-from flowers.runtime.run_folder import RESULT_FILE, START_FILE, resumable
+from flowers.runtime.run_folder import START_FILE, read_result
 from flowers.search.leaderboard import finalize_search
 from flowers.search.pruning import PruningContext
 from flowers.search.space import format_value
@@ -118,10 +118,11 @@ def _score_trial(settings: Sequence[str], folder: Path, context: PruningContext 
     )
     runs = {folder: []} if is_one_run else {folder / f"fold-{k}": [f"data.fold={k}"] for k in range(cfg.data.folds)}
     for index, (run_dir, fold) in enumerate(runs.items()):
-        if not (run_dir / RESULT_FILE).is_file():
+        if read_result(run_dir) is None:
             run_context = context and context._replace(first_step=index * epochs)
             _train_run(cfg, [*settings, *fold], run_dir, run_context, lock)
-    return _pool_results([read_json(run_dir / RESULT_FILE) for run_dir in runs]) | {"folder": str(folder)}
+    results = [result for run_dir in runs if (result := read_result(run_dir))]
+    return _pool_results(results) | {"folder": str(folder)}
 
 
 def _pool_results(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

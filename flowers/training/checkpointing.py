@@ -1,6 +1,7 @@
 """Write checkpoints atomically, at the end of an epoch and inside it."""
 
 import copy
+import logging
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 from torchmetrics import Metric
 
 from flowers.data.datamodule import ImageDataModule
@@ -18,7 +20,10 @@ from flowers.models.checkpoint_format import checkpoint_state_key
 from flowers.models.classifier import read_checkpoint
 from flowers.runtime.distributed import all_gather_object
 from flowers.runtime.files import atomic_write
+from flowers.runtime.interrupt import STOP, install_stop_signals
 from flowers.runtime.run_folder import LAST_CHECKPOINT
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -69,17 +74,45 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    with atomic_write(path) as partial:
-        torch.save(checkpoint, partial)
+    with atomic_write(path, _tensor_bytes(checkpoint)) as partial, partial.open("wb") as file:
+        torch.save(checkpoint, file)  # into a Python file, whose errors say that a disk is full
+
+
+def _tensor_bytes(value: Any) -> int:
+    """Return the bytes of the tensors in nested dicts and lists, without what tensors share."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(map(_tensor_bytes, items))
 
 
 class RelocatableModelCheckpoint(ModelCheckpoint):
-    """A ModelCheckpoint that keeps its best score after the run folder is moved."""
+    """A ModelCheckpoint that keeps its best score after the run folder is moved.
+
+    Of several epochs with the same best score, it keeps the one with the lowest validation loss. If the best checkpoint
+    is lost, a resumed run chooses the best of the epochs that it still trains.
+    """
+
+    best_loss = float("inf")  # not in a constructor, which would hide the arguments of ModelCheckpoint
 
     @property
     def state_key(self) -> str:
         """Return the key of its state in a checkpoint."""
         return checkpoint_state_key(str(self.filename), self.monitor, self.mode)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> Any:
+        """Return whether this epoch is better than the best so far, or as good with a lower loss."""
+        loss = float(trainer.callback_metrics.get("val/loss", float("inf")))
+        is_best = bool(super().check_monitor_top_k(trainer, current))
+        is_tie = self.save_top_k == 1 and current is not None and self.best_model_score == current
+        if is_best or (is_tie and loss < self.best_loss):
+            self.best_loss = loss
+            return True
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, with the loss of the best epoch."""
+        return super().state_dict() | {"best_loss": self.best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state, with the paths of the old run folder replaced by those of this one."""
@@ -89,11 +122,15 @@ class RelocatableModelCheckpoint(ModelCheckpoint):
             for name, value in state_dict.items()
         }
         best = {path.replace(old, new, 1): score for path, score in state_dict["best_k_models"].items()}
+        if self.monitor and not all(Path(path).is_file() for path in best):
+            log.warning("%s is missing: the best of the remaining epochs replaces it", ", ".join(best))
+            return
+        self.best_loss = state_dict.get("best_loss", float("inf"))
         super().load_state_dict(moved | {"best_k_models": best})
 
 
 class MidEpochCheckpoint(RelocatableModelCheckpoint):
-    """Save inside an epoch, for epochs that take hours or days.
+    """Save inside an epoch: from time to time, and when a signal asks the run to stop.
 
     A run that is resumed inside an epoch makes the random draws of an uninterrupted one, and its curves count the whole
     epoch.
@@ -110,15 +147,44 @@ class MidEpochCheckpoint(RelocatableModelCheckpoint):
         self._is_saving = False
         self._state: dict[str, Any] | None = None
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have a signal wait for the next step, or for the end of the validation that follows the last step."""
+        install_stop_signals()
+        STOP.waits = True
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time, but neither while gradients accumulate nor at the end of an epoch."""
+        """Save if it is time or a signal asks to stop, but neither while gradients accumulate nor after the last step.
+
+        Raises:
+            KeyboardInterrupt: The run is to stop, and is saved.
+        """
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if isinstance(trainer.train_dataloader, ResumableDataLoader) and is_step and not trainer.is_last_batch:
-            self._is_saving = True
+        if not isinstance(trainer.train_dataloader, ResumableDataLoader) or not is_step or trainer.is_last_batch:
+            return
+        is_stopped = self._is_stopped(trainer)
+        self._is_saving = True
+        if is_stopped:
+            trainer.save_checkpoint(Path(str(self.dirpath), f"{self.filename}.ckpt"))
+        else:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            self._is_saving = False
+        self._is_saving = False
+        if is_stopped:
+            raise KeyboardInterrupt
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop if a signal asks to: the other callbacks have saved the epoch.
+
+        Raises:
+            KeyboardInterrupt: The run is to stop.
+        """
+        STOP.waits = False
+        if self._is_stopped(trainer):
+            raise KeyboardInterrupt
+
+    def _is_stopped(self, trainer: Trainer) -> bool:
+        return bool(trainer.strategy.reduce_boolean_decision(STOP.is_set, all=False))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the states of the random generators and of the training metrics."""
@@ -142,8 +208,10 @@ class MidEpochCheckpoint(RelocatableModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore these states."""
         super().on_train_start(trainer, pl_module)
+        install_stop_signals()
         if self._state is None:
             return
+        STOP.waits = True  # an epoch that is resumed inside has no start hook
         if len(self._state["random"]) == trainer.world_size:
             on_cpu, *on_gpus = self._state["random"][trainer.global_rank]
             torch.set_rng_state(on_cpu)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,12 +16,13 @@ from flowers.data.remote import is_remote
 from flowers.data.splits import SPLITS, SplitRecord, load_split, save_split
 from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier
-from flowers.runtime.config import to_container
+from flowers.runtime.config import check_settings, check_targets, to_container
 from flowers.runtime.files import atomic_write_text
 from flowers.runtime.hardware import check_devices, device_name, resolve_trainer_config
+from flowers.runtime.interrupt import resumable
 from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.logging import configure_logging
-from flowers.runtime.run_folder import CONFIG_FILE, SPLIT_FILE, START_FILE, resumable
+from flowers.runtime.run_folder import CONFIG_FILE, LOCK_FILE, SPLIT_FILE, START_FILE, own_run_dir, write_start
 from flowers.training.callbacks import GlobalStep, StageTimer
 from flowers.training.checkpointing import AtomicCheckpointIO
 from flowers.training.fsdp import FSDP2Strategy
@@ -45,8 +47,13 @@ def run_training(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> f
             network is checked before anything is downloaded, read or written.
     """
     configure_logging()  # Lightning is imported by now
-    run_dir = prepare_run_dir(cfg)
     check_config(cfg)
+    run_dir = prepare_run_dir(cfg)
+    with own_run_dir(run_dir) if is_rank_zero() else nullcontext():
+        return _run_stages(cfg, run_dir, extra_callbacks)
+
+
+def _run_stages(cfg: DictConfig, run_dir: Path, extra_callbacks: Sequence[Callback]) -> float:
     plans = plan_stages(cfg.head.epochs, cfg.finetune.epochs, run_dir)
     data = ImageDataModule(**{**cfg.data, "source": instantiate(cfg.data.source)}, seed=cfg.seed)
     timer = StageTimer()
@@ -72,19 +79,34 @@ def prepare_run_dir(cfg: DictConfig) -> Path:
     run_dir = Path(cfg.run_dir).resolve()
     cfg.run_dir = str(run_dir)
     cfg.data.root = cfg.data.root if is_remote(cfg.data.root) else str(Path(cfg.data.root).resolve())
-    if is_rank_zero() and (run_dir / CONFIG_FILE).exists() and not cfg.resume:
+    if is_rank_zero() and (run_dir / START_FILE).exists() and not cfg.resume:
         raise ValueError(
             f"{run_dir} already holds a run: resume={run_dir} continues it, hydra.run.dir=FOLDER starts another one"
         )
     return run_dir
 
 
+def check_run(cfg: DictConfig) -> None:
+    """Check a run before Hydra creates its folder: its settings, and that the folder is free.
+
+    Raises:
+        ValueError: See `check_config` and `prepare_run_dir`; or another process trains in the folder.
+    """
+    check_config(cfg)
+    run_dir = prepare_run_dir(cfg.copy())
+    if is_rank_zero() and (run_dir / LOCK_FILE).exists():
+        with own_run_dir(run_dir):
+            pass
+
+
 def check_config(cfg: DictConfig) -> None:
-    """Check the settings that need neither images nor network. `ImageDataModule` and `Trainer` check their own.
+    """Check the settings that need neither images nor network: names, types, ranges, devices, a file of weights.
 
     Raises:
         ValueError: A setting is not valid, or two of them exclude each other.
     """
+    check_settings(cfg, "train")
+    check_targets(to_container(cfg))
     devices, strategy = cfg.trainer.devices, cfg.trainer.strategy
     is_multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if is_multirun and devices not in (1, "1") and not (isinstance(devices, ListConfig) and len(devices) == 1):
@@ -96,12 +118,10 @@ def check_config(cfg: DictConfig) -> None:
         raise ValueError("trainer.strategy=fsdp: FSDP version 1 is not supported, expected trainer=fsdp (version 2)")
     if cfg.finetune.compile and strategy == "fsdp2":
         raise ValueError("finetune.compile=true: not supported with trainer=fsdp, expected false, or trainer=ddp")
-    if cfg.head.cached_views < 0:
-        raise ValueError(
-            f"head.cached_views={cfg.head.cached_views}: expected 0 (new augmentations in each epoch) or more"
-        )
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
-    check_backbone(cfg.model.architecture, cfg.model.weights)
+    if cfg.trainer.precision == "16-mixed" and resolve_trainer_config(cfg.trainer)["accelerator"] == "cpu":
+        raise ValueError("trainer.precision=16-mixed: not on a CPU, expected 32-true or bf16-mixed")
+    check_backbone(cfg.model.architecture, cfg.model.weights, cfg.model.options)
 
 
 def make_trainer(
@@ -141,22 +161,23 @@ def make_model(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> Imag
 
 
 def write_run_manifest(cfg: DictConfig, run_dir: Path, records: Sequence[SplitRecord]) -> None:
-    """Write the split, the configuration, and the overrides that resuming starts from.
+    """Write what the run was started with, then the split and the configuration; a resumed run changes none of them.
 
     Raises:
         ValueError: The resumed run has another split; nothing is written.
     """
-    split_file = run_dir / SPLIT_FILE
+    split_file, config_file = run_dir / SPLIT_FILE, run_dir / CONFIG_FILE
     if split_file.exists() and load_split(split_file) != list(records):
         raise ValueError(
             f"the images or their split differ from {split_file}: restore the images and the data settings, "
             "or start a new run"
         )
     if is_rank_zero():
-        save_split(records, split_file)
-        atomic_write_text(run_dir / CONFIG_FILE, OmegaConf.to_yaml(cfg, resolve=True))
-        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-        atomic_write_text(run_dir / START_FILE, OmegaConf.to_yaml({"cwd": str(Path.cwd()), "overrides": overrides}))
+        write_start(run_dir, HydraConfig.get().overrides.task if HydraConfig.initialized() else [], bool(cfg.resume))
+        if not split_file.exists():
+            save_split(records, split_file)
+        if not config_file.exists():
+            atomic_write_text(config_file, OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def log_run_summary(
@@ -168,10 +189,15 @@ def log_run_summary(
     lines = ["images".ljust(width) + "".join(split.rjust(8) for split in counts)]
     lines += [name.ljust(width) + "".join(f"{count[name]:8,}" for count in counts.values()) for name in data.classes]
     lines += ["all".ljust(width) + "".join(f"{count.total():8,}" for count in counts.values())]
+    head_lr = model.hparams["config"]["optimizer"]["lr"]
     head, backbone = (sum(weight.numel() for weight in part.parameters()) for part in (model.head, model.backbone))
     for plan in plans:
         trained = head if plan.stage == "head" else head + backbone
-        lines += [f"{plan.stage} stage: {plan.remaining} of {plan.epochs} epochs left, {trained:,} trained parameters"]
+        backbone_rate = f", backbone {model.backbone_lr:g}" if plan.stage == "finetune" else ""
+        lines += [
+            f"{plan.stage} stage: {plan.remaining} of {plan.epochs} epochs left, {trained:,} trained parameters, "
+            f"learning rate {head_lr:g}{backbone_rate}"
+        ]
     device = device_name(trainer.strategy.root_device)
     lines += [f"{model.hparams['architecture']} with {head + backbone:,} parameters on {device}, {trainer.precision}"]
     if trainer.world_size > 1:

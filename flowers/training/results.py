@@ -12,6 +12,7 @@ from flowers.evaluation.evaluator import extract_features, predict_features
 from flowers.evaluation.metrics import metric_values, score, score_line
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
+from flowers.runtime.distributed import broadcast_object
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import device_name, peak_memory_bytes
 from flowers.runtime.launch import is_rank_zero
@@ -30,6 +31,10 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
         The content of result.json.
     """
     trainer.strategy.barrier()  # the first rank may still be writing the checkpoint
+    if not broadcast_object((run_dir / BEST_CHECKPOINT).exists()):
+        log.warning("%s is missing: the last epoch takes its place", run_dir / BEST_CHECKPOINT)
+        trainer.save_checkpoint(run_dir / BEST_CHECKPOINT, weights_only=True)
+        trainer.strategy.checkpoint_io.teardown()  # writes what waits in memory
     checkpoint = read_checkpoint(run_dir / BEST_CHECKPOINT)
     config = checkpoint["hyper_parameters"]["config"]
     if isinstance(trainer.strategy, FSDP2Strategy):  # the trainer's model is in shards

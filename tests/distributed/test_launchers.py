@@ -92,7 +92,7 @@ def check(done: subprocess.CompletedProcess[str], folder: Path, weights: dict[st
     assert all(torch.equal(ours[name], weights[name]) for name in weights)
     logs = [(folder / "runs" / name / "train.log").read_text(encoding="utf-8") for name in "01"]
     assert "Traceback" in logs[1]
-    for made in ("painting 60 flowers", "checking 60 files", "train photos: 50 computed", "val photos: 10 computed"):
+    for made in ("painting 60 images", "checking 60 files", "features of 50 of 50", "features of 10 of 10"):
         assert "".join(logs).count(made) == 1, made
 
 
@@ -115,7 +115,7 @@ def test_a_killed_job_ends_a_multirun_in_one_line(tmp_path: Path):
         "joblib", tmp_path, "+callbacks.kill._target_=tests.helpers.KillAt", "head.cached_views=0", KILL_AT="0.0"
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: the multirun was cut short: TerminatedWorkerError")
+    assert done.stderr.splitlines()[-1].startswith("error: the multirun stopped early: TerminatedWorkerError")
     assert "Traceback" not in done.stdout + done.stderr
     assert "failed" in done.stdout
     assert (tmp_path / "runs" / "runs.csv").exists()

@@ -89,19 +89,28 @@ def test_check_backbone_rejects_unknown_names_with_the_nearest_valid_one(
     architecture: str, weights: str | None, message: str
 ):
     with pytest.raises(ValueError, match=message):
-        check_backbone(architecture, weights)
+        check_backbone(architecture, weights, {})
     with pytest.raises(ValueError, match=message):
         build_backbone(architecture, weights, {})
 
 
-def test_check_backbone_accepts_names_and_files_without_building_or_downloading(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_check_backbone_accepts_names_without_downloading(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.hub.urlopen", None)
-    monkeypatch.setattr(models, "get_model", None)
-    (tmp_path / "weights.pth").write_bytes(b"not read")
-    for weights in (None, "DEFAULT", tmp_path / "weights.pth"):
-        check_backbone("resnet152", weights)
+    for weights in (None, "DEFAULT"):
+        check_backbone("resnet152", weights, {})
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights"])
+def test_check_backbone_names_a_file_that_holds_no_weights(content: bytes, tmp_path: Path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^model\.weights=.*: (cannot read the file|expected a plain)"):
+        check_backbone("resnet18", path, {})
+
+
+def test_check_backbone_names_options_that_the_architecture_does_not_take():
+    with pytest.raises(ValueError, match=r"^model\.options=\{dropuot: 0\.5\}: resnet18 does not take them: .*dropuot"):
+        check_backbone("resnet18", None, {"dropuot": 0.5})
 
 
 def test_build_backbone_rejects_a_network_without_a_linear_layer():
@@ -121,7 +130,7 @@ def test_build_backbone_uses_a_registered_builder(tmp_path: Path, monkeypatch: p
     assert width == 4
     assert torch.equal(network(images), donor[:-1](images))
     with pytest.raises(ValueError, match=r"model.weights=DEFAULT: expected a file .*none are published"):
-        check_backbone("tiny", "DEFAULT")
+        check_backbone("tiny", "DEFAULT", {})
 
 
 def test_build_backbone_says_what_to_do_if_a_download_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,10 +1,21 @@
+import re
 from pathlib import Path
 
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from torchvision import models
 
-from flowers.runtime.config import RENAMED_KEYS, check_overrides, load_config, rename_old_keys
+from flowers.runtime.config import (
+    RENAMED_KEYS,
+    check_overrides,
+    check_targets,
+    compose_checked,
+    load_config,
+    rename_old_keys,
+    to_container,
+    torchvision_classifiers,
+)
 
 
 @pytest.mark.parametrize(
@@ -17,11 +28,9 @@ from flowers.runtime.config import RENAMED_KEYS, check_overrides, load_config, r
         ("finetune.epoch=3", "finetune.epoch: no such key: did you mean finetune.epochs?"),
         ("trainer.gradient_clip=1", "did you mean trainer.gradient_clip_val?"),
         ("trainer.max_epochs=1", "give head.epochs and finetune.epochs"),
-        ("head.epochs=five", "head.epochs=five: expected a whole number, such as 5"),
-        ("head.epochs=1,2.5", "head.epochs=2.5: expected a whole number"),
-        ("optimizer.lr=fast", "optimizer.lr=fast: expected a number"),
-        ("data.crop_scale=1", "expected a list"),
-        ("finetune.backbone_lr=fast", "finetune.backbone_lr=fast: expected a number"),
+        ("+trainer.gradient_clip=1", "trainer.gradient_clip: no such key: did you mean trainer.gradient_clip_val?"),
+        ("+trainer.max_epochs=1", "give head.epochs and finetune.epochs"),
+        ("sweep.sampler=tpe", "sweep.sampler is a group of settings: give sweep/sampler=tpe"),
         ("data=1", "data=1: no such option"),
         ("optimizer.lr", "not of the form key=value"),
         ("experiment=reprot", "did you mean report?"),
@@ -53,10 +62,65 @@ def test_check_overrides_returns_valid_overrides_unchanged():
     ]
     good += ["data.resize=${data.image_size}", "data.batch_size=choice(16,32)"]
     assert check_overrides(good, "train") == good
+    compose_checked(good, "train")
 
 
 def test_check_overrides_adds_arguments_of_the_trainer():
     assert check_overrides(["trainer.gradient_clip_val=1"], "train") == ["++trainer.gradient_clip_val=1"]
+
+
+def test_check_overrides_opens_the_options_of_a_model():
+    options = ["model.options={dropout: 0.5}", "+model.options.width=2"]
+    assert check_overrides(options, "train") == ["++model.options={dropout: 0.5}", "++model.options.width=2"]
+    assert load_config([*options, "run_dir=x"]).model.options == {"dropout": 0.5, "width": 2}
+
+
+def test_any_classifier_of_torchvision_is_an_option():
+    assert load_config(["model=resnet34", "run_dir=x"]).model.architecture == "resnet34"
+    assert {*torchvision_classifiers()} == {*models.list_models(module=models)}
+    with pytest.raises(ValueError, match=r"model=resnext50_32x4: no such option: did you mean resnext50_32x4d\?"):
+        check_overrides(["model=resnext50_32x4"], "train")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["head.epochs=1,2.5"], "head.epochs=2.5: expected a whole number, at least 0"),
+        (["seed=range(0,5)", "optimizer.lr=interval(-1,1)"], "optimizer.lr=-1.0: expected a number, above 0"),
+        (["optimizer=adam,sgd", "data.batch_size=0,1"], "data.batch_size=0: expected a whole number, at least 1"),
+    ],
+)
+def test_compose_checked_checks_each_value_of_a_sweep(overrides: list[str], message: str):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        compose_checked(check_overrides(overrides, "train"), "train")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data=folder"], "data.root is missing: give data.root=…"),
+        (["data.root=${oc.env:UNSET}"], "data.root: the environment variable UNSET is not set: give a value"),
+        (["data.root=${no.such}"], "data.root: Interpolation key 'no.such' not found: give a value"),
+        (["~logger.run_dir"], "~logger.run_dir: cannot be left out: it follows another setting, ${run_dir}"),
+        (["+optimizer.momentum=0.5"], "optimizer.momentum: torch.optim.Adam takes no such argument"),
+        (
+            ["+optimizer.weight_decy=0.5"],
+            "optimizer.weight_decy: torch.optim.Adam takes no such argument: did you mean optimizer.weight_decay?",
+        ),
+        (["+callbacks.x._target_=no.such"], "callbacks.x._target_=no.such: cannot be imported: "),
+        (
+            ["+callbacks.best.mod=max"],
+            "callbacks.best.mod: flowers.training.checkpointing.RelocatableModelCheckpoint takes",
+        ),
+    ],
+)
+def test_load_config_and_check_targets_name_the_key(
+    overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("UNSET", raising=False)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as error:
+        check_targets(to_container(load_config([*overrides, "run_dir=x"])))
+    assert "\n" not in str(error.value)
 
 
 def test_check_overrides_knows_the_keys_of_the_chosen_options():

@@ -101,10 +101,12 @@ def test_check_devices_refuses_more_than_there_are(devices: Any, expected: str, 
         check_devices("gpu", devices)
 
 
-def test_check_devices_allows_any_number_of_cpu_processes(monkeypatch: pytest.MonkeyPatch):
+def test_check_devices_bounds_the_cpu_processes(monkeypatch: pytest.MonkeyPatch):
     set_accelerator(monkeypatch, None)
-    check_devices("cpu", 64)
-    check_devices("auto", 64)
+    monkeypatch.setattr("flowers.runtime.hardware.available_cores", lambda: 2)
+    check_devices("cpu", 8)
+    with pytest.raises(ValueError, match=r"trainer\.devices=99: expected at most 8 processes on this machine's CPU"):
+        check_devices("auto", 99)
 
 
 def test_the_cpu_is_described_in_plain_units():

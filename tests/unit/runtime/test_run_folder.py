@@ -1,5 +1,7 @@
-import logging
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,14 +11,20 @@ from flowers.runtime.config import quote_override
 from flowers.runtime.run_folder import (
     BEST_CHECKPOINT,
     CONFIG_FILE,
+    LAST_CHECKPOINT,
+    RESULT_FILE,
+    RESUMES_FILE,
     START_FILE,
     expand_resume_args,
     find_checkpoint,
     iterate_multirun,
+    own_run_dir,
     provenance,
+    read_result,
+    read_start,
     require_run_dir,
-    resumable,
     run_dir_of,
+    write_start,
 )
 
 
@@ -38,7 +46,8 @@ def test_expand_resume_args_puts_the_runs_overrides_first(
     monkeypatch.chdir(run_dir)
     folder = quote_override(run_dir)
     expanded = expand_resume_args([form.format(run_dir), "seed=2"])
-    assert expanded == ["model=resnet18", "seed=1", "seed=2", f"resume={folder}", f"hydra.run.dir={folder}"]
+    own = [f"resume={folder}", f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+    assert expanded == ["model=resnet18", "seed=1", "seed=2", *own]
     assert Path.cwd() == tmp_path
 
 
@@ -69,29 +78,76 @@ def test_require_run_dir_names_the_folder_and_the_missing_file(tmp_path: Path):
         require_run_dir(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content", ["", "- a", "cwd: 1\noverrides: []", "cwd: x\noverrides: seed=1", "\x00", "{", "a: [" * 5000]
+)
+def test_expand_resume_args_names_a_damaged_start(content: str, run_dir: Path):
+    (run_dir / START_FILE).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"started\.yaml is damaged: start a new run") as error:
+        expand_resume_args([f"resume={run_dir}"])
+    assert "\n" not in str(error.value)
+
+
+def test_write_start_keeps_what_the_run_was_started_with(run_dir: Path):
+    before = (run_dir / START_FILE).read_text(encoding="utf-8")
+    write_start(run_dir, ["model=resnet18", "seed=1", "head.epochs=9", "resume=x"], is_resumed=True)
+    assert (run_dir / START_FILE).read_text(encoding="utf-8") == before
+    assert OmegaConf.load(run_dir / RESUMES_FILE)[0].overrides == ["head.epochs=9"]
+
+
+def test_read_start_takes_the_overrides_of_a_resume_once_it_has_written_a_checkpoint(run_dir: Path):
+    write_start(run_dir, ["model=resnet18", "seed=1", "head.epochs=9"], is_resumed=True)
+    assert "head.epochs=9" not in read_start(run_dir)[1]  # the resume may have failed because of it
+    (run_dir / LAST_CHECKPOINT).touch()
+    assert read_start(run_dir)[1][-1] == "head.epochs=9"
+
+
+def test_own_run_dir_refuses_a_second_process_and_ends_with_the_first(tmp_path: Path):
+    code = "import sys, pathlib\nfrom flowers.runtime.run_folder import own_run_dir\n"
+    code += "with own_run_dir(pathlib.Path(sys.argv[1])): print('owned', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "owned\n"
+        with pytest.raises(ValueError, match="is in use: another process trains there"), own_run_dir(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+        with own_run_dir(tmp_path):
+            pass
+
+
+def test_find_checkpoint_says_that_the_run_has_not_finished(run_dir: Path, caplog: pytest.LogCaptureFixture):
+    find_checkpoint(run_dir)
+    assert "has not finished: its best checkpoint so far is used" in caplog.text
+    caplog.clear()
+    (run_dir / RESULT_FILE).touch()
+    find_checkpoint(run_dir)
+    assert caplog.text == ""
+    (run_dir / BEST_CHECKPOINT).unlink()
+    with pytest.raises(ValueError, match=r"it has lost checkpoints/best\.ckpt: resume the run"):
+        find_checkpoint(run_dir)
+
+
+def test_read_result_names_a_damaged_file(tmp_path: Path):
+    assert read_result(tmp_path) is None
+    val = {"accuracy": 0.5, "loss": 1.0, "n": 4, "interval": [0.1, 0.9]}
+    (tmp_path / RESULT_FILE).write_text(json.dumps({"val": val, "cost": {"seconds": {"head": 1.0}}}), encoding="utf-8")
+    result = read_result(tmp_path)
+    assert result is not None
+    assert result["val"] == val
+    for content in ("{", "[]", "{}", json.dumps({"val": val | {"accuracy": "x"}}), json.dumps({"val": val, "cost": 1})):
+        (tmp_path / RESULT_FILE).write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"result\.json (is damaged|cannot be read)"):
+            read_result(tmp_path)
+
+
 def test_iterate_multirun_yields_run_folders_and_overrides_by_name(tmp_path: Path):
     for name in ("1", "0"):
         (tmp_path / name / ".hydra").mkdir(parents=True)
         (tmp_path / name / ".hydra" / "overrides.yaml").write_text(f"- seed={name}\n", encoding="utf-8")
     (tmp_path / "notes").mkdir()
     assert list(iterate_multirun(tmp_path)) == [(tmp_path / "0", ["seed=0"]), (tmp_path / "1", ["seed=1"])]
-
-
-def test_resumable_logs_the_command_after_an_interruption(caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.WARNING), pytest.raises(SystemExit) as error, resumable("the command"):
-        raise KeyboardInterrupt
-    assert error.value.code == 130
-    assert caplog.messages == ["interrupted; resume with: the command"]
-
-
-def test_resumable_explains_a_lost_peer_and_nothing_else():
-    with (
-        pytest.raises(ValueError, match="another process of this run ended early; resume with: the command"),
-        resumable("the command"),
-    ):
-        raise RuntimeError("gloo: Connection closed by peer")
-    with pytest.raises(RuntimeError, match="shapes"), resumable("the command"):
-        raise RuntimeError("shapes")
 
 
 def test_provenance_names_versions_and_a_commit():

@@ -38,7 +38,7 @@ def test_csv_cells_start_no_formula(name: str):
 
 
 def test_csv_of_plain_cells_is_that_of_the_standard_library():
-    rows = [["path", "class", ""], ["a b/1.jpg", 'say "hi"', 0.25], ["x;y", None, True]]
+    rows: list[list[object]] = [["path", "class", ""], ["a b/1.jpg", 'say "hi"', 0.25], ["x;y", None, True]]
     assert to_csv(rows) == 'path,class,\na b/1.jpg,"say ""hi""",0.25\nx;y,,True\n'
 
 
