@@ -1,25 +1,34 @@
 """Search for the settings with the best validation accuracy: `python -m flowers.sweep --help`."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from flowers.cli import program
-from flowers.runtime.config import check_overrides, quote_override, require_extra
+from flowers.runtime.config import check_overrides, compose_checked, last_value, quote_override, require_extra
+from flowers.search.manifest import read_manifest
 
 
 def pack_trial_settings(overrides: Sequence[str]) -> list[str]:
     """Return the search's own overrides, and those of its trials as one: `sweep.settings=[…]`.
 
+    A search that is resumed begins with the own overrides of its first start, which `overrides` may change.
+
     Raises:
-        ValueError: An override sets the folder of a trial.
+        ValueError: An override sets the folder of a trial, or is wrong; or the search to resume is damaged.
     """
     own = [line for line in overrides if line.lstrip("+~").startswith(("sweep.", "sweep/", "hydra"))]
     settings = [line for line in overrides if line not in own]
     if refused := [line for line in settings if line.startswith(("resume=", "run_dir="))]:
         raise ValueError(f"{refused[0]}: a search sets the folders of its trials: sweep.folder=FOLDER resumes a search")
     settings = check_overrides(settings, "train")
-    return [*own, f"sweep.settings=[{','.join(map(quote_override, settings))}]"]
+    compose_checked([*settings, "run_dir=trial"], "train")
+    folder = last_value(own, "sweep.folder")
+    manifest = read_manifest(Path(folder)) if folder else None
+    own = [*(manifest.options if manifest else []), *own]
+    packed = {"sweep.settings": settings, "sweep.options": own}
+    return [*own, *(f"{key}=[{','.join(map(quote_override, lines))}]" for key, lines in packed.items())]
 
 
 def sweep(cfg: DictConfig) -> float:

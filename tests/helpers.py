@@ -67,6 +67,7 @@ class KillAt(Callback):
     """`KILL_AT=3.1`: in epoch 3 (from 0), after batch 1; `KILL_AT=3.save`: while epoch 3's checkpoint is written.
 
     `KILL_AT_FIT=2.1`: in epoch 1 of the process's fit number 2 (from 0). `KILL_RANK=1`: only that process of several.
+    `KILL_SIGNAL=15`: with that signal, not SIGKILL.
     """
 
     fits = -1
@@ -83,7 +84,7 @@ class KillAt(Callback):
     ) -> None:
         is_meant = os.environ.get("KILL_RANK", str(trainer.global_rank)) == str(trainer.global_rank)
         if is_meant and os.environ.get("KILL_AT") == f"{trainer.current_epoch}.{batch_idx}":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), int(os.environ.get("KILL_SIGNAL", signal.SIGKILL)))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if os.environ.get("KILL_AT") == f"{trainer.current_epoch}.save":

@@ -9,7 +9,6 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
@@ -18,6 +17,7 @@ from torchvision.transforms import v2
 
 from flowers.models.backbones import build_backbone, state_dict_sha256
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT, check_checkpoint, upgrade_checkpoint
+from flowers.models.losses import LossFunction, cross_entropy
 from flowers.runtime.seeding import PADDING_INDEX, epoch_seed, seeded
 
 Stage = Literal["head", "finetune"]
@@ -99,7 +99,7 @@ class ImageClassifier(LightningModule):
     """Classify images: uint8 (B, 3, H, W) to logits (B, C).
 
     The hyperparameters in a checkpoint are enough to classify with it. What only training needs (`weights`,
-    `optimizer`, `scheduler`, `backbone_lr`, `compiled`) is not saved: a resumed run passes it again.
+    `optimizer`, `scheduler`, `backbone_lr`, `compiled`, `loss`) is not saved: a resumed run passes it again.
 
     Args:
         architecture: See `build_backbone`.
@@ -118,6 +118,7 @@ class ImageClassifier(LightningModule):
         backbone_lr: Learning rate of the backbone; None uses that of the head.
         compiled: Compile the backbone with torch.compile.
         seed: Seed of the head's initial weights, and of the dropout of each epoch.
+        loss: The training loss; see `flowers.models.losses`.
 
     Attributes:
         steps: Optimizer steps so far, over all stages and sessions of the run.
@@ -142,8 +143,10 @@ class ImageClassifier(LightningModule):
         backbone_lr: float | None = None,
         compiled: bool = False,
         seed: int = 0,
+        loss: LossFunction = cross_entropy,
     ) -> None:
         super().__init__()
+        self.loss = loss
         self.optimizer, self.scheduler, self.backbone_lr = optimizer, scheduler, backbone_lr
         self.classes, self.seed = list(classes), seed
         self.steps = self.epochs_done = 0
@@ -151,7 +154,9 @@ class ImageClassifier(LightningModule):
         self.backbone, width = build_backbone(architecture, weights, options or {})
         self.backbone.to(memory_format=torch.channels_last)  # twice as fast on a CPU with bf16, faster on GPUs too
         weights_digest = weights_digest or state_dict_sha256(self.backbone)
-        self.save_hyperparameters(ignore=["weights", "optimizer", "scheduler", "backbone_lr", "compiled"], logger=False)
+        self.save_hyperparameters(
+            ignore=["weights", "optimizer", "scheduler", "backbone_lr", "compiled", "loss"], logger=False
+        )
         if compiled:
             self.backbone.compile()  # in place: the names in checkpoints do not change
         with seeded(seed):  # the head must not depend on earlier draws: the later jobs of a multirun draw no backbone
@@ -198,13 +203,13 @@ class ImageClassifier(LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the cross-entropy loss of a batch; of a batch of several steps, the loss of the last step."""
+        """Return the loss of a batch; of a batch of several steps, the loss of the last step."""
         inputs, labels = batch
         if self.step_size is None:
             logits = self(inputs)
             if self.trainer.world_size > 1:
                 return self._distributed_loss(logits, labels)
-            loss = cross_entropy(logits, labels)
+            loss = self.loss(logits, labels)
             self._log("train", loss.detach().expand(len(labels)), logits, labels)
             return loss
         losses, logits = self._train_steps(torch.split(inputs, self.step_size), torch.split(labels, self.step_size))
@@ -214,7 +219,7 @@ class ImageClassifier(LightningModule):
     def _distributed_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return a loss whose mean over the processes is the mean over the images of all processes."""
         is_image = labels != PADDING_INDEX
-        losses = cross_entropy(logits, labels, reduction="none", ignore_index=PADDING_INDEX)
+        losses = self.loss(logits, labels, reduction="none", ignore_index=PADDING_INDEX)
         self._log("train", losses[is_image].detach(), logits[is_image], labels[is_image])
         return losses.sum() / self.trainer.strategy.reduce(is_image.float().sum(), reduce_op="mean")
 
@@ -229,7 +234,7 @@ class ImageClassifier(LightningModule):
         for step_inputs, step_labels in zip(inputs, labels, strict=True):
             optimizer.zero_grad()
             logits.append(self(step_inputs))
-            losses.append(cross_entropy(logits[-1], step_labels))
+            losses.append(self.loss(logits[-1], step_labels))
             self.manual_backward(losses[-1])
             optimizer.step()
             schedule.step()

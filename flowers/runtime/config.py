@@ -356,6 +356,14 @@ def _single_overrides(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={each}" for each in values]
 
 
+def last_value(overrides: Sequence[str], key: str) -> str | None:
+    """Return the value that the last override of `key` gives, as a text; None if there is none."""
+    values = [
+        each for override in _parse(overrides) if override.key_or_group == key for each in _override_values(override)
+    ]
+    return None if not values or values[-1] is None else str(values[-1])
+
+
 def torchvision_classifiers() -> list[str]:
     """Return the names of the classifiers of torchvision, read from its source: to import it takes seconds."""
     package = importlib.util.find_spec("torchvision")

@@ -22,7 +22,7 @@ CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") i
 
 PROGRAMS = ("train", "evaluate", "compare", "predict", "explain", "export", "app", "sweep", "pack", "benchmark")
 GROUPS = (
-    *("data", "model", "optimizer", "scheduler", "trainer", "callbacks", "logger", "experiment", "debug"),
+    *("data", "model", "optimizer", "scheduler", "loss", "trainer", "callbacks", "logger", "experiment", "debug"),
     *("sweep/sampler", "sweep/pruner", "hydra/launcher"),
 )
 _SKIPPED_KEYS = ("defaults", "hydra", "_target_", "_partial_")

@@ -128,6 +128,14 @@ class Scheduler(Target):
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
+class Loss(Target):
+    """loss."""
+
+    label_smoothing: Fraction = 0.0
+    class_weights: list[NotNegative] | None = None
+    gamma: NotNegative = 0.0
+
+
 class Trainer(Target):
     """trainer: what conf/trainer lists, and arguments of Lightning's Trainer."""
 
@@ -210,6 +218,7 @@ class Train(Group):
     model: Model
     optimizer: Optimizer
     scheduler: Scheduler
+    loss: Loss
     trainer: Trainer
     callbacks: Callbacks | None
     logger: dict[str, Any] | bool | None
@@ -305,6 +314,7 @@ class SweepSettings(Group):
     seed: Seed
     keep: Count | None
     settings: list[str]
+    options: list[str]
     sampler: Target
     pruner: Target
 

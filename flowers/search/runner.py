@@ -49,7 +49,7 @@ def run_search(cfg: DictConfig) -> float:
     """
     options, folder = cfg.sweep, Path(cfg.sweep.folder).resolve()
     with lock_directory(folder) as lock, resumable(f"python -m flowers.sweep sweep.folder={folder}"):
-        manifest = open_manifest(folder, list(options.settings), options.storage is not None)
+        manifest = open_manifest(folder, list(options.settings), options.storage is not None, list(options.options))
         sampler, pruner = instantiate(options.sampler), instantiate(options.pruner)
         search = Search(folder, manifest, options.storage, options.study, sampler, pruner, options.seed)
         while (trial := search.next(options.trials)) is not None:

@@ -9,10 +9,9 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import optuna
-from omegaconf import OmegaConf
 from optuna.distributions import distribution_to_json
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -20,13 +19,13 @@ from optuna.storages import BaseStorage, get_storage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import DBAPIError
 
-from flowers.runtime.config import check_overrides
-from flowers.runtime.files import atomic_write_text
+from flowers.runtime.config import check_overrides, compose_checked
+from flowers.search.manifest import SearchManifest, read_manifest
 from flowers.search.space import SearchSpace, first_point, parse_search_space, sample
 
 log = logging.getLogger(__name__)
 
-SEARCH_FILE, STUDY_FILE = "search.yaml", "study.db"
+STUDY_FILE = "study.db"
 
 # Settings that may differ between machines that share a study.
 _MACHINE_KEYS = (
@@ -39,36 +38,25 @@ _MACHINE_KEYS = (
 )
 
 
-class SearchManifest(NamedTuple):
-    """What a search writes into its folder when it first starts."""
-
-    owner: str
-    """A random id of the folder, stored with each trial in the study."""
-    cwd: str
-    settings: list[str]
-    shared: bool
-    """Whether `sweep.storage` was given."""
-
-
-def open_manifest(folder: Path, settings: Sequence[str], shared: bool) -> SearchManifest:
+def open_manifest(folder: Path, settings: Sequence[str], shared: bool, options: Sequence[str] = ()) -> SearchManifest:
     """Write the manifest of a new search, or read that of an earlier start and change to its working directory.
 
     Args:
         folder: The folder of the search.
         settings: The overrides of the trials; empty to take those of the earlier start.
         shared: Whether `sweep.storage` is given.
+        options: The overrides of the search itself.
 
     Raises:
         ValueError: No trial can be made from the settings, or they differ from those of the earlier start. Nothing is
             written then.
     """
-    path = folder / SEARCH_FILE
-    if not path.is_file():
+    manifest = read_manifest(folder)
+    if manifest is None:
         _check_settings(settings)
-        manifest = SearchManifest(uuid.uuid4().hex, str(Path.cwd()), list(settings), shared)
-        atomic_write_text(path, OmegaConf.to_yaml(manifest._asdict()))
+        manifest = SearchManifest(uuid.uuid4().hex, str(Path.cwd()), list(settings), shared, list(options))
+        manifest.save(folder)
         return manifest
-    manifest = SearchManifest(**cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
     if settings and list(settings) != manifest.settings:
         raise ValueError(
             f"{folder} holds a search over {' '.join(manifest.settings)}: give those settings, or none to resume it, "
@@ -86,7 +74,7 @@ def _check_settings(settings: Sequence[str]) -> None:
     fixed, space = parse_search_space(settings)
     if not space:
         raise ValueError("nothing to search for: give at least one key several values: scheduler=constant,cosine")
-    check_overrides([*fixed, *first_point(space)], "train")  # the types of the values to be sampled
+    compose_checked(check_overrides([*fixed, *first_point(space)], "train"), "train")  # the values to be sampled
 
 
 @contextmanager

@@ -157,6 +157,7 @@ def make_model(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> Imag
         backbone_lr=cfg.finetune.backbone_lr,
         compiled=cfg.finetune.compile,
         seed=cfg.seed,
+        loss=instantiate(cfg.loss, _convert_="all"),
     )
 
 

@@ -134,6 +134,51 @@ def test_run_killed_in_each_stage_and_in_a_checkpoint_ends_like_an_uninterrupted
     assert curves(killed) == curves(whole)
 
 
+@pytest.mark.parametrize("at", ["2.1", "2.3", "1.0"])
+def test_sigterm_saves_at_the_next_step_and_the_run_resumes_to_the_same_bits(
+    at: str, painted: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = [*SMALL, f"data.root={painted}", "data.test_fraction=0.1", f"run_dir={tmp_path}"]
+    recipe += ["+callbacks.kill._target_=tests.helpers.KillAt"]
+    monkeypatch.setenv("KILL_AT", at)
+    monkeypatch.setenv("KILL_SIGNAL", str(int(signal.SIGTERM)))
+    with pytest.raises(SystemExit) as error:
+        run_training(configuration(*recipe))
+    assert error.value.code == 130
+    stopped = read_checkpoint(tmp_path / LAST_CHECKPOINT)
+    assert ("mid_epoch" in stopped) == (
+        at == "2.1"
+    )  # else the epoch ended first: it takes no time, or no step was left
+    assert stopped["progress"]["epochs_done"] == {"2.1": 2, "2.3": 3, "1.0": 2}[at]
+    monkeypatch.delenv("KILL_AT")
+    run_training(configuration(*recipe, f"resume={tmp_path}"))
+    for name in (BEST_CHECKPOINT, LAST_CHECKPOINT):
+        found, expected = weights(tmp_path, name), weights(trained, name)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_lost_best_checkpoint_is_replaced_and_said(
+    is_finished: bool, painted: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / BEST_CHECKPOINT).unlink()
+    recipe = [*SMALL, f"data.root={painted}", "data.test_fraction=0.1", f"run_dir={run}", f"resume={run}"]
+    run_training(configuration(*recipe, *([] if is_finished else ["finetune.epochs=3"])))
+    assert "best.ckpt is missing" in caplog.text
+    assert read_checkpoint(run / BEST_CHECKPOINT)["progress"]["epochs_done"] == (4 if is_finished else 5)
+    assert "best.ckpt" not in {path.suffix for path in run.rglob("*.part")}
+
+
+def test_schedule_ends_where_max_steps_ends_the_run(painted: Path, tmp_path: Path):
+    recipe = [*SMALL, f"data.root={painted}", f"run_dir={tmp_path}", "head.epochs=0", "scheduler=cosine"]
+    run_training(configuration(*recipe, "++trainer.max_steps=6", "trainer.log_every_n_steps=1"))
+    rates = [rate for _, rate in curves(tmp_path)["lr/backbone"]]
+    assert len(rates) == 6
+    assert rates[-1] < 0.1 * max(rates)
+
+
 def test_same_command_gives_the_same_result(painted: Path, tmp_path: Path):
     runs = []
     for name in "ab":
@@ -205,7 +250,7 @@ def test_non_finite_training_loss_stops_the_run_before_a_checkpoint(painted: Pat
 
 
 def test_no_epoch_at_all_is_refused(painted: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="expected at least 0 each, and 1 in all"):
+    with pytest.raises(ValueError, match="expected at least 1 epoch in one of them"):
         run_training(
             configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path}", "head.epochs=0", "finetune.epochs=0")
         )

@@ -1,0 +1,37 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from flowers.models.losses import cross_entropy, focal
+
+LOGITS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 2, -1])
+REAL = LABELS != -1
+
+
+def test_cross_entropy_without_settings_is_that_of_torch():
+    assert torch.equal(cross_entropy(LOGITS[REAL], LABELS[REAL]), functional.cross_entropy(LOGITS[REAL], LABELS[REAL]))
+
+
+def test_cross_entropy_weights_the_images_of_a_class():
+    plain = cross_entropy(LOGITS, LABELS, reduction="none", ignore_index=-1)
+    weighted = cross_entropy(LOGITS, LABELS, class_weights=[1, 2, 0], reduction="none", ignore_index=-1)
+    torch.testing.assert_close(weighted, plain * torch.tensor([1.0, 2, 0, 1, 2, 0, 0, 0]))
+    assert cross_entropy(LOGITS[REAL], LABELS[REAL], class_weights=[1, 2, 0]) == weighted[REAL].mean()
+
+
+def test_cross_entropy_needs_a_weight_for_each_class():
+    with pytest.raises(ValueError, match=r"loss\.class_weights=\[1, 2\]: expected 3, one for each class"):
+        cross_entropy(LOGITS[REAL], LABELS[REAL], class_weights=[1, 2])
+
+
+def test_focal_with_gamma_0_is_the_cross_entropy_and_lowers_the_weight_of_easy_images():
+    plain = cross_entropy(LOGITS, LABELS, reduction="none", ignore_index=-1)
+    assert torch.equal(focal(LOGITS, LABELS, gamma=0.0, reduction="none", ignore_index=-1), plain)
+    ratio = focal(LOGITS, LABELS, reduction="none", ignore_index=-1)[REAL] / plain[REAL]
+    torch.testing.assert_close(ratio, (1 - torch.exp(-plain[REAL])) ** 2)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, focal])
+def test_losses_ignore_padding(loss):
+    assert loss(LOGITS, LABELS, reduction="none", ignore_index=-1)[-1] == 0
