@@ -18,6 +18,7 @@ from flowers.runtime.hardware import device_name, peak_memory_bytes
 from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.run_folder import BEST_CHECKPOINT, PREDICTIONS_DIR, RESULT_FILE, provenance
 from flowers.training.callbacks import ImageLogger, StageTimer
+from flowers.training.checkpointing import RelocatableModelCheckpoint
 from flowers.training.fsdp import FSDP2Strategy
 from flowers.training.tensorboard import log_embeddings, log_hyperparameters
 
@@ -74,5 +75,20 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
     log_hyperparameters(trainer, config, best)
     for split, scored in scores.items():
         log.info(score_line(split, scored))
+    _explain_other_loss(trainer, scores["val"]["loss"])
     log.info("%.1f s of training, run folder %s", sum(timer.seconds.values()), run_dir)
     return result
+
+
+def _explain_other_loss(trainer: Trainer, loss: float) -> None:
+    """Log why the loss of the best epoch, printed while training, is another one than `loss`, if one sees it."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, RelocatableModelCheckpoint) and callback.monitor == "val/accuracy":
+            difference = abs(callback.best_loss - loss)
+            if 1e-3 * loss < difference < float("inf"):
+                log.info(
+                    "the loss of this epoch was %.4f while training: the final pass folds BatchNorm into the "
+                    "convolutions, and rounds otherwise in %s",
+                    callback.best_loss,
+                    trainer.precision,
+                )

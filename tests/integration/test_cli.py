@@ -118,3 +118,9 @@ def test_a_missing_extra_is_named_before_anything_is_read(name: str, module: str
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert f"needs {module}: pip install 'flowers[{extra}]'" in done.stdout
+
+
+def test_shell_completion_is_that_of_hydra():
+    done = program("-sc", "install=bash")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hydra_bash_completion" in done.stdout
