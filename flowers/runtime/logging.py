@@ -50,6 +50,8 @@ HARMLESS_WARNINGS = (
     "Image size .* exceeds limit",
     # As in any program with a DataLoader, workers are forked before they use anything that may be locked.
     "This process .* is multi-threaded, use of fork",
+    # A class name in letters that the font lacks: matplotlib draws boxes.
+    "Glyph .* missing from font",
     # The plugins' schemas have the names of our files; our files also work without them.
     "\\s*'hydra/launcher/.*' is validated against ConfigStore schema",
 )
