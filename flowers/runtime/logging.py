@@ -80,6 +80,8 @@ def configure_logging() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+    # "Detected out of order event.step": a resumed run repeats the steps after its last checkpoint, on purpose.
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
     for handler in root.handlers:
         handler.addFilter(_is_worth_showing)
 
