@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from flowers.evaluation.confusion import MATRIX_CLASSES, ConfusionCells
 from flowers.evaluation.statistics import wilson_interval
@@ -109,7 +110,7 @@ def _plot_confused_pairs(cells: ConfusionCells, classes: Sequence[str]) -> Figur
     labels = [f"{_shorten(pair['true'])} → {_shorten(pair['predicted'])}" for pair in shown]
     axis.set_yticks(range(len(shown)), labels, parse_math=False)
     axis.invert_yaxis()
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="images", title=f"most confused (true → predicted): {len(shown)} of {len(pairs):,} pairs")
     return figure
 

@@ -76,7 +76,8 @@ class MetricInputs:
             _averages(cells, generator.multinomial(n, cells.counts / n, min(size, _BOOTSTRAP_RESAMPLES - start)))
             for start in range(0, _BOOTSTRAP_RESAMPLES, size)
         ]
-        return np.quantile(torch.cat(resampled).numpy(), [0.025, 0.975], axis=0)
+        intervals: NDArray[np.float64] = np.quantile(torch.cat(resampled).numpy(), [0.025, 0.975], axis=0)
+        return intervals
 
     @cached_property
     def calibrated(self) -> Tensor:

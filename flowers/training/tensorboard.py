@@ -153,7 +153,7 @@ def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Ma
     scalars = {f"val_best/{name}": value for name, value in metrics.items()}
     for logger in tensorboard_loggers(trainer):
         logger.log_metrics(scalars, step=trainer.global_step)
-        experiment, start, end = hparams(row, scalars)
+        experiment, start, end = hparams(row, scalars)  # type: ignore[no-untyped-call]
         _show_first(experiment, _SEARCHED_MOST)
         writer = logger.experiment._get_file_writer()
         for summary in (experiment, start, end):

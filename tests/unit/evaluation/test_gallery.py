@@ -76,7 +76,7 @@ def test_image_grid_has_a_cell_for_every_image(predictions: Predictions, tmp_pat
 
 def test_image_grid_captions_any_class_name(tmp_path: Path):
     names = ["\x1b[31m\r\udce9", "ж" * 300]
-    row = ScoredImage("a.png", *names, probability=0.5, loss=1.0)
+    row = ScoredImage("a.png", names[0], names[1], probability=0.5, loss=1.0)
     assert image_grid(tmp_path, [row]).min() == 0  # black letters
 
 

@@ -109,7 +109,7 @@ def test_scores_of_many_classes_hold_pairs_and_no_matrix(many_scores: dict[str, 
     assert scores["classes"]["$x"]["recall"] == {"value": 1 / 2, "interval": wilson_interval(1, 2)}
 
 
-class LargestTensor(TorchDispatchMode):
+class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes how many elements the largest tensor has that an operation of torch returns."""
 
     elements = 0
@@ -126,7 +126,7 @@ def test_class_metrics_count_without_a_tensor_of_images_by_cells(many_classes: P
     few = Predictions(many_classes.paths[:30], many_classes.labels[:30], many_classes.logits[:30], many_classes.classes)
     torch.use_deterministic_algorithms(True)
     try:
-        with LargestTensor() as largest:
+        with LargestTensor() as largest:  # type: ignore[no-untyped-call]
             assert MetricInputs(few).averages.shape == (1003,)
             assert MetricInputs(few).average_intervals.shape == (2, 1003)
     finally:

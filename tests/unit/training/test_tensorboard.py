@@ -42,7 +42,7 @@ def test_log_predictions_and_embeddings_take_any_class_name(
     header, *rows = metadata.read_text(encoding="utf-8").split("\n")[:-1]
     assert header == "true\tpredicted"
     assert [row.split("\t")[0] for row in rows] == ["$x", "[/b]", r"tab\tesc\x1b[31m", r"cr\r\n", r"bad\udce9"] * 2
-    trainer.logger.finalize("success")
+    trainer.loggers[0].finalize("success")
     assert "val/confusion" in events(tmp_path).Tags()["images"]
 
 
@@ -62,7 +62,7 @@ def test_log_hyperparameters_has_the_names_of_the_keys_and_shows_those_searched_
 ):
     config = to_container(configuration("run_dir=x", "data.root=y"))
     log_hyperparameters(trainer, config, {"accuracy": 0.5})
-    trainer.logger.finalize("success")
+    trainer.loggers[0].finalize("success")
     summaries = events(tmp_path).summary_metadata
     (start, experiment) = (
         HParamsPluginData.FromString(summaries[f"_hparams_/{name}"].plugin_data.content)
@@ -78,8 +78,8 @@ def test_log_hyperparameters_has_the_names_of_the_keys_and_shows_those_searched_
 
 
 def test_curves_are_in_the_groups_train_and_val_which_tensorboard_opens(trainer: Trainer, tmp_path: Path):
-    trainer.logger.log_metrics({"epoch": 0.0, "lr/head": 1.0, "train/loss": 1.0, "val/loss": 1.0}, step=0)
+    trainer.loggers[0].log_metrics({"epoch": 0.0, "lr/head": 1.0, "train/loss": 1.0, "val/loss": 1.0}, step=0)
     log_hyperparameters(trainer, to_container(configuration("run_dir=x", "data.root=y")), {"accuracy": 0.5})
-    trainer.logger.finalize("success")
+    trainer.loggers[0].finalize("success")
     groups = sorted({tag.partition("/")[0] for tag in events(tmp_path).Tags()["scalars"]})
     assert groups == ["train", "val", "val_best"]
