@@ -19,11 +19,12 @@ def test_finalize_search_writes_and_shows_values_of_any_text(tmp_path: Path, cap
     study = optuna.load_study(study_name="s", storage=search.storage)
     distribution = CategoricalDistribution(NAMES)
     for number, name in enumerate(NAMES):
-        attributes = {"owner": "me", "accuracy": 0.5 + number / 10, "interval": [0.4, 0.95], "n": 8, "folder": "none"}
+        accuracy = 0.5 + number / 10
+        attributes = {"owner": "me", "accuracy": accuracy, "interval": [0.4, 0.95], "n": 8, "folder": "none"}
         study.add_trial(
             create_trial(
                 state=TrialState.COMPLETE,
-                value=attributes["accuracy"],
+                value=accuracy,
                 params={"data.root": name},
                 distributions={"data.root": distribution},
                 user_attrs=attributes,
