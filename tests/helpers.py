@@ -52,7 +52,8 @@ def weights(run: Path, name: str = LAST_CHECKPOINT) -> dict[str, torch.Tensor]:
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(run / "tensorboard")).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag != "photos_per_second" and not tag.startswith("best/")]
+    timed = "train/photos_per_second"
+    tags = [tag for tag in events.Tags()["scalars"] if tag != timed and not tag.startswith("val_best/")]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 

@@ -20,7 +20,8 @@ from flowers.models.classifier import IMAGENET_MEAN, IMAGENET_STD, ImageClassifi
 def training_images(data: ImageDataModule) -> tuple[list[Path], list[int]]:
     """Return the paths and class indices of the training images, in the order of split.csv."""
     rows = [row for row in data.records if row.split == "train"]
-    return [Path(str(data.root), row.path) for row in rows], [data.classes.index(row.label) for row in rows]
+    index = {name: number for number, name in enumerate(data.classes)}
+    return [Path(str(data.root), row.path) for row in rows], [index[row.label] for row in rows]
 
 
 def make_batch(dataset: Dataset[tuple[Tensor, int]], indices: Sequence[int], size: int) -> tuple[Tensor, Tensor]:

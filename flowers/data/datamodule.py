@@ -209,7 +209,8 @@ class ImageDataModule(LightningDataModule):
             )
         if self.shards is not None:
             records = self.shards.sort_by_shard(records)
-        labels = [self.classes.index(record.label) for record in records]
+        index = {name: number for number, name in enumerate(self.classes)}
+        labels = [index[record.label] for record in records]
         if augmented:
             prepare, augment, prepared = self.resize_if_larger, self.train_transform, str(self.resize_if_larger.side)
         else:
@@ -240,7 +241,8 @@ class ImageDataModule(LightningDataModule):
                 f"{self.root} has the class(es) {', '.join(sorted(unknown))}: "
                 f"expected only classes of the model: {', '.join(classes)}"
             )
-        labels = [list(classes).index(image.label) for image in images]
+        index = {name: number for number, name in enumerate(classes)}
+        labels = [index[image.label] for image in images]
         digests = [image.sha256 for image in images]
         return ImageDataset(self.root, [image.path for image in images], labels, digests, self.eval_transform)
 

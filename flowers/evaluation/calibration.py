@@ -10,40 +10,54 @@ from flowers.evaluation.predictions import Predictions
 
 CALIBRATION_BINS = 15
 
+_BIN_IMAGES = 20  # images of a bin of the reliability diagram, at least and on average
+FEW_IMAGES = CALIBRATION_BINS * _BIN_IMAGES  # with fewer, the reliability diagram has fewer bins
+
 
 def reliability_bins(probabilities: Tensor, correct: Tensor) -> list[dict[str, float]]:
     """Group images by the probability (N, C) of their predicted class, for a reliability diagram.
 
+    Bins have equal width. If that leaves fewer than 20 images for a bin on average, there are fewer bins, with equally
+    many images: the accuracy of a few images says little.
+
     Returns:
-        One row per bin that has images, of bins of equal width: the mean probability, the share of correct predictions
-        (`correct` is (N,)), and the number of images.
+        One row per bin that has images: the mean probability, the share of correct predictions (`correct` is (N,)), and
+        the number of images.
     """
     confidence = probabilities.amax(1)
-    bins = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+    count = min(CALIBRATION_BINS, max(1, len(confidence) // _BIN_IMAGES))
+    if len(confidence) >= FEW_IMAGES:
+        bins = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+    else:
+        bins = confidence.argsort(stable=True).argsort() * count // len(confidence)
     return [
         {
             "confidence": confidence[bins == index].mean().item(),
             "accuracy": correct[bins == index].double().mean().item(),
             "n": int((bins == index).sum()),
         }
-        for index in range(CALIBRATION_BINS)
+        for index in range(count)
         if (bins == index).any()
     ]
 
 
-def coverage_curve(predictions: Predictions) -> list[dict[str, float]]:
+def coverage_curve(probabilities: Tensor, correct: Tensor) -> list[dict[str, float]]:
     """Return the accuracy if only the most confident share of the images is classified.
+
+    Args:
+        probabilities: Probabilities (N, C).
+        correct: Whether the predictions are correct (N,).
 
     Returns:
         Rows of coverage (2 % to 100 %), accuracy on that share, and the lowest probability in it.
     """
-    confidence, order = cross_fitted_probabilities(predictions).amax(1).sort(descending=True)
-    correct = predictions.correct[order].cumsum(0)
+    confidence, order = probabilities.amax(1).sort(descending=True)
+    correct_so_far = correct[order].cumsum(0)
     counts = [max(1, round(len(order) * share / 100)) for share in range(2, 101, 2)]
     return [
         {
             "coverage": n / len(order),
-            "accuracy": correct[n - 1].item() / n,
+            "accuracy": correct_so_far[n - 1].item() / n,
             "confidence": confidence[n - 1].item(),
         }
         for n in counts

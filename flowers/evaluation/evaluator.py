@@ -24,6 +24,7 @@ from flowers.runtime.config import did_you_mean
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
 from flowers.runtime.run_folder import SPLIT_FILE, find_checkpoint, run_dir_of
+from flowers.runtime.text import one_line
 
 
 def run_evaluation(cfg: DictConfig) -> float:
@@ -49,8 +50,9 @@ def run_evaluation(cfg: DictConfig) -> float:
     model = load_classifier(checkpoint)
     predictions = predict_features(model, extract_features(model, data, dataset, name, config), dataset)
     scores = compute_metrics(predictions)
-    for table in score_tables(name, scores):
-        Console().print(table)
+    console = Console(highlight=False, markup=False, emoji=False)
+    for table in score_tables(name, scores, console.width):
+        console.print(table)
     if cfg.output:
         write_json({name: scores}, cfg.output)
     folder = cfg.report or (cfg.run if Path(cfg.run).is_dir() and not cfg.photos else None)
@@ -59,7 +61,7 @@ def run_evaluation(cfg: DictConfig) -> float:
         page, mistakes = Path(folder, f"report{suffix}.html"), Path(folder, f"mistakes{suffix}.csv")
         save_mistakes(score_images(predictions), mistakes)
         write_report(page, run_dir_of(checkpoint), config, name, data.root, predictions, scores)
-        Console().print(f"details: {page} and {mistakes.name}", soft_wrap=True, highlight=False)
+        console.print(f"details: {one_line(page)} and {mistakes.name}", soft_wrap=True)
     return float(scores["accuracy"])
 
 

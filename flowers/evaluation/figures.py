@@ -6,6 +6,11 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from flowers.evaluation.confusion import MATRIX_CLASSES, ConfusionCells
+from flowers.evaluation.statistics import wilson_interval
+from flowers.runtime.text import one_line
 
 _INK = "#010203"  # replaced by the text color of the page
 
@@ -38,15 +43,27 @@ def plot_curves(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
 
 
 def plot_reliability(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Plot the reliability diagram, before and after calibration; a calibrated model lies on the diagonal."""
+    """Plot the reliability diagram, before and after calibration; a calibrated model lies on the diagonal.
+
+    Args:
+        bins: The result of `reliability_bins` before and after. The bars are 95 % intervals of the accuracies.
+    """
     figure, (axis,) = _plot(1, 3.6)
     axis.plot([0, 1], [0, 1], color=_INK, linewidth=0.7, linestyle=":")
     for name, color in (("before", _TRAIN), ("after", _VAL)):
         rows = bins[name]
-        axis.plot(
-            [row["confidence"] for row in rows], [row["accuracy"] for row in rows], color=color, label=name, marker="o"
+        confidences, accuracies = ([row[key] for row in rows] for key in ("confidence", "accuracy"))
+        intervals = [wilson_interval(round(row["accuracy"] * row["n"]), int(row["n"])) for row in rows]
+        bars = [
+            [max(0.0, value - low) for value, (low, _) in zip(accuracies, intervals, strict=True)],
+            [max(0.0, high - value) for value, (_, high) in zip(accuracies, intervals, strict=True)],
+        ]
+        axis.errorbar(
+            confidences, accuracies, bars if rows else None, color=color, label=name, marker="o", elinewidth=1
         )
-    axis.set(xlabel="predicted probability", ylabel="share of correct predictions", xlim=(0, 1.02), ylim=(0, 1.02))
+    n = sum(int(row["n"]) for row in bins["after"])
+    axis.set(xlabel=f"predicted probability, n = {n:,}", ylabel="share of correct predictions")
+    axis.set(xlim=(0, 1.02), ylim=(0, 1.02))
     axis.legend(frameon=False, labelcolor=_INK)
     return figure
 
@@ -59,8 +76,14 @@ def plot_coverage(points: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def plot_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
-    """Plot the confusion matrix on white, one row per true class, shaded by the share of the row."""
+def plot_confusion(cells: ConfusionCells, classes: Sequence[str]) -> Figure:
+    """Plot the confusion matrix on white, one row per true class, shaded by the share of the row.
+
+    Of more than `MATRIX_CLASSES` classes, plot the pairs that are confused most, as bars.
+    """
+    if len(classes) > MATRIX_CLASSES:
+        return _plot_confused_pairs(cells, classes)
+    matrix = cells.matrix()
     side = 1.6 + 0.55 * min(len(classes), 20)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained", facecolor="white")
     axis = figure.subplots()
@@ -71,10 +94,31 @@ def plot_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> F
             for column, count in enumerate(counts):
                 color = "white" if shares[row][column] > 0.5 else "black"
                 axis.text(column, row, str(count), ha="center", va="center", color=color)
-    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axis.set_yticks(range(len(classes)), classes)
+    labels = [_shorten(label) for label in classes]
+    axis.set_xticks(range(len(classes)), labels, rotation=45, ha="right", parse_math=False)
+    axis.set_yticks(range(len(classes)), labels, parse_math=False)
     axis.set(xlabel="predicted", ylabel="true")
     return figure
+
+
+def _plot_confused_pairs(cells: ConfusionCells, classes: Sequence[str]) -> Figure:
+    pairs = cells.confused_pairs(classes)
+    shown = pairs[:MATRIX_CLASSES]
+    figure = Figure(figsize=(8, 1.2 + 0.22 * len(shown)), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    axis.barh(range(len(shown)), [pair["n"] for pair in shown], color=_VAL)
+    labels = [f"{_shorten(pair['true'])} → {_shorten(pair['predicted'])}" for pair in shown]
+    axis.set_yticks(range(len(shown)), labels, parse_math=False)
+    axis.invert_yaxis()
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel="images", title=f"most confused (true → predicted): {len(shown)} of {len(pairs):,} pairs")
+    return figure
+
+
+def _shorten(label: str, length: int = 30) -> str:
+    """Return a label for a tick, without its middle if it is long."""
+    label = one_line(label)
+    return label if len(label) <= length else f"{label[: length // 2]}…{label[-length // 2 + 1 :]}"
 
 
 def _plot(number: int, width: float) -> tuple[Figure, Sequence[Any]]:

@@ -1,14 +1,14 @@
 """The images that say most about a model: confident mistakes and uncertain predictions."""
 
 import base64
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib as mpl
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -16,9 +16,10 @@ from flowers.data.images import ImageBytes, ImageRoot, read_image
 from flowers.data.remote import RemoteFileError
 from flowers.evaluation.calibration import cross_fitted_probabilities
 from flowers.evaluation.predictions import Predictions
-from flowers.runtime.files import atomic_write_text
+from flowers.runtime.text import one_line, write_csv
 
 THUMBNAIL_SIDE = 160  # side of a thumbnail in pixels
+_GRID_SIDE, _CAPTION_SIZE = 240, 24  # side of a thumbnail in a grid, and size of its captions, in pixels
 
 
 class ScoredImage(NamedTuple):
@@ -33,16 +34,16 @@ class ScoredImage(NamedTuple):
 
 def score_images(predictions: Predictions) -> list[ScoredImage]:
     """Return one row per image, in the order of `predictions`; probabilities are cross-fitted, see `calibration`."""
-    probabilities = cross_fitted_probabilities(predictions)
-    losses = -probabilities.gather(1, predictions.labels[:, None])[:, 0].clamp(min=1e-300).log()
+    calibrated, predicted = cross_fitted_probabilities(predictions), predictions.predicted
+    losses = -calibrated.gather(1, predictions.labels[:, None])[:, 0].clamp(min=1e-300).log()
     classes = predictions.classes
     return [
-        ScoredImage(path, classes[true], classes[predicted], row[predicted], loss)
-        for path, true, predicted, row, loss in zip(
+        ScoredImage(path, classes[true], classes[answer], probability, loss)
+        for path, true, answer, probability, loss in zip(
             predictions.paths,
             predictions.labels.tolist(),
-            predictions.predicted.tolist(),
-            probabilities.tolist(),
+            predicted.tolist(),
+            calibrated.gather(1, predicted[:, None])[:, 0].tolist(),
             losses.tolist(),
             strict=True,
         )
@@ -61,11 +62,8 @@ def sort_by_uncertainty(rows: Sequence[ScoredImage]) -> list[ScoredImage]:
 
 def save_mistakes(rows: Sequence[ScoredImage], path: Path) -> None:
     """Write the mistakes to a CSV file, one line per image, most confident first."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(ScoredImage._fields)
-    writer.writerows([*row[:3], f"{row.probability:.6f}", f"{row.loss:.6f}"] for row in find_mistakes(rows))
-    atomic_write_text(path, text.getvalue())
+    mistakes = [[*row[:3], f"{row.probability:.6f}", f"{row.loss:.6f}"] for row in find_mistakes(rows)]
+    write_csv(path, [ScoredImage._fields, *mistakes])
 
 
 def thumbnail(path: str | Path | ImageBytes, side: int = THUMBNAIL_SIDE) -> Image.Image:
@@ -91,13 +89,26 @@ def image_data_url(image: Image.Image) -> str:
 
 def image_grid(root: ImageRoot, rows: Sequence[ScoredImage], columns: int = 4) -> Tensor:
     """Return a grid of captioned thumbnails as one image: uint8 (3, H, W)."""
-    line_height = 12
-    height = THUMBNAIL_SIDE + 2 * line_height + 6
-    sheet = Image.new("RGB", (columns * THUMBNAIL_SIDE, max(1, -(-len(rows) // columns)) * height), "white")
+    # The font of Pillow has Latin letters only. TensorBoard shows such a grid at about half of its size.
+    font = ImageFont.truetype(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), _CAPTION_SIZE)
+    line_height = _CAPTION_SIZE * 5 // 4
+    height = _GRID_SIDE + 2 * line_height + 6
+    sheet = Image.new("RGB", (columns * _GRID_SIDE, max(1, -(-len(rows) // columns)) * height), "white")
     draw = ImageDraw.Draw(sheet)
     for index, row in enumerate(rows):
-        left, top = index % columns * THUMBNAIL_SIDE, index // columns * height
-        sheet.paste(thumbnail(root / row.path), (left, top))
-        draw.text((left + 3, top + THUMBNAIL_SIDE + 1), f"{row.predicted} {row.probability:.2f}"[:26], "black")
-        draw.text((left + 3, top + THUMBNAIL_SIDE + 1 + line_height), f"true: {row.true}"[:26], "gray")
+        left, top = index % columns * _GRID_SIDE + 3, index // columns * height
+        sheet.paste(thumbnail(root / row.path, _GRID_SIDE), (left - 3, top))
+        probability = f" {row.probability:.2f}"
+        captions = (_fit(row.predicted, font, probability) + probability, "true: " + _fit(row.true, font, "true: "))
+        for line, (caption, color) in enumerate(zip(captions, ("black", "dimgray"), strict=True)):
+            draw.text((left, top + _GRID_SIDE + 1 + line * line_height), caption, color, font)
     return torch.as_tensor(v2.functional.pil_to_tensor(sheet))
+
+
+def _fit(label: str, font: ImageFont.FreeTypeFont, beside: str) -> str:
+    """Return a label, cut so that it fits under its thumbnail together with another text."""
+    label, room = one_line(label), _GRID_SIDE - 6 - font.getlength(beside)
+    if font.getlength(label) <= room:
+        return label
+    end = next(end for end in range(len(label), -1, -1) if font.getlength(label[:end] + "…") <= room)
+    return label[:end] + "…"

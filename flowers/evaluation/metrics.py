@@ -9,17 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from flowers.evaluation.calibration import (
     CALIBRATION_BINS,
@@ -28,10 +23,12 @@ from flowers.evaluation.calibration import (
     fit_temperature,
     reliability_bins,
 )
+from flowers.evaluation.confusion import MATRIX_CLASSES, ConfusionCells, count_confusion
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import wilson_interval
 
 _BOOTSTRAP_RESAMPLES = 1000
+_RESAMPLED_COUNTS = 2**21  # counts held at once while resampling: 16 MiB an array
 _MACRO = ("precision", "recall", "f1")
 
 Interval = list[float]  # [low, high]
@@ -53,28 +50,34 @@ class MetricInputs:
     @cached_property
     def top2_correct(self) -> int:
         """The number of images whose true class is among the two most likely ones."""
-        share = multiclass_accuracy(
-            self.predictions.logits, self.labels, self.class_count, average="micro", top_k=2, validate_args=False
-        )
-        return round(share.item() * len(self.predictions))
+        likely = self.predictions.logits.topk(min(2, self.class_count)).indices
+        return int((likely == self.labels[:, None]).any(1).sum())
 
     @cached_property
-    def confusion(self) -> Tensor:
-        """The confusion matrix (C, C), one row per true class."""
-        return multiclass_confusion_matrix(self.predicted, self.labels, self.class_count)
+    def confusion(self) -> ConfusionCells:
+        """The confusion matrix."""
+        return count_confusion(self.predictions)
 
     @cached_property
     def averages(self) -> Tensor:
         """Macro precision, recall and F1, then the F1 of each class: (3 + C,)."""
-        return _averages(self.predicted, self.labels, self.class_count)
+        return _averages(self.confusion, self.confusion.counts[None])[0]
 
     @cached_property
-    def average_intervals(self) -> Tensor:
-        """The bootstrap's 2.5 and 97.5 percentiles of `averages`: (2, 3 + C)."""
-        generator = torch.Generator().manual_seed(0)
-        draws = torch.randint(len(self.labels), (_BOOTSTRAP_RESAMPLES, len(self.labels)), generator=generator)
-        resampled = [_averages(self.predicted[draw], self.labels[draw], self.class_count) for draw in draws]
-        return torch.stack(resampled).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+    def average_intervals(self) -> NDArray[np.float64]:
+        """The bootstrap's 2.5 and 97.5 percentiles of `averages`: (2, 3 + C).
+
+        Drawing N images with replacement is drawing the counts of the cells from a multinomial distribution.
+        """
+        cells, n = self.confusion, len(self.predictions)
+        size = max(1, _RESAMPLED_COUNTS // max(len(cells.counts), self.class_count))
+        generator = np.random.default_rng(0)
+        resampled = [
+            _averages(cells, generator.multinomial(n, cells.counts / n, min(size, _BOOTSTRAP_RESAMPLES - start)))
+            for start in range(0, _BOOTSTRAP_RESAMPLES, size)
+        ]
+        intervals: NDArray[np.float64] = np.quantile(torch.cat(resampled).numpy(), [0.025, 0.975], axis=0)
+        return intervals
 
     @cached_property
     def calibrated(self) -> Tensor:
@@ -180,13 +183,14 @@ def compute_metrics(predictions: Predictions) -> dict[str, Any]:
 
     Returns:
         The keys of `score`; `metrics`, the value and the interval of each entry of `METRICS`; `classes`, with n,
-        precision, recall and F1 of each class; `confusion`, one row per true class; `calibration`, with the temperature
-        and the bins of the reliability diagram; and `coverage`, the accuracy if only confident answers count.
+        precision, recall and F1 of each class; `confusion`, the matrix with one row per true class, None for more than
+        40 classes; `confused_pairs`, its cells off the diagonal that are not 0, most images first; `calibration`, with
+        the temperature and the bins of the reliability diagram; and `coverage`, the accuracy if only confident answers
+        count.
     """
     inputs = MetricInputs(predictions)
-    correct, per_class, per_answer = (
-        counts.tolist() for counts in (inputs.confusion.diag(), inputs.confusion.sum(1), inputs.confusion.sum(0))
-    )
+    counts = torch.from_numpy(inputs.confusion.counts[None])
+    correct, per_class, per_answer = (total[0].tolist() for total in _class_totals(inputs.confusion, counts))
     return {
         **score(predictions),
         "metrics": {
@@ -208,7 +212,8 @@ def compute_metrics(predictions: Predictions) -> dict[str, Any]:
             }
             for index, label in enumerate(predictions.classes)
         },
-        "confusion": inputs.confusion.tolist(),
+        "confusion": inputs.confusion.matrix() if inputs.class_count <= MATRIX_CLASSES else None,
+        "confused_pairs": inputs.confusion.confused_pairs(predictions.classes),
         "calibration": {
             "temperature": fit_temperature(predictions.logits, predictions.labels),
             "bins": {
@@ -216,7 +221,7 @@ def compute_metrics(predictions: Predictions) -> dict[str, Any]:
                 "after": reliability_bins(inputs.calibrated, predictions.correct),
             },
         },
-        "coverage": coverage_curve(predictions),
+        "coverage": coverage_curve(inputs.calibrated, predictions.correct),
     }
 
 
@@ -225,9 +230,36 @@ def _proportion(correct: int, n: int) -> dict[str, Any]:
     return {"value": correct / n if n else None, "interval": wilson_interval(correct, n) if n else None}
 
 
-def _averages(predicted: Tensor, labels: Tensor, class_count: int) -> Tensor:
-    def measure(metric: Callable[..., Tensor], average: str) -> Tensor:
-        return metric(predicted, labels, class_count, average=average, validate_args=False).double().reshape(-1)
+def _class_totals(cells: ConfusionCells, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each class the images that are predicted right, are of the class, and are predicted as it: 3 x (R, C).
 
-    macro = [measure(metric, "macro") for metric in (multiclass_precision, multiclass_recall, multiclass_f1_score)]
-    return torch.cat([*macro, measure(multiclass_f1_score, "none")])
+    Args:
+        cells: The cells of the confusion matrix.
+        counts: R counts of these cells: (R, K).
+    """
+    true, predicted = torch.from_numpy(cells.true), torch.from_numpy(cells.predicted)
+    empty = counts.new_zeros(len(counts), cells.class_count)
+    is_right = true == predicted
+    correct = empty.index_add(1, true[is_right], counts[:, is_right])
+    return correct, empty.index_add(1, true, counts), empty.index_add(1, predicted, counts)
+
+
+def _averages(cells: ConfusionCells, counts: NDArray[np.int64]) -> Tensor:
+    """Return macro precision, recall and F1, then the F1 of each class, of R confusion matrices: float64 (R, 3 + C).
+
+    As in torchmetrics, quotients are in float32, 0 / 0 is 0, and a class without image and prediction is left out.
+
+    Args:
+        cells: The cells of the matrices.
+        counts: Their counts (R, K).
+    """
+    correct, per_class, per_answer = _class_totals(cells, torch.from_numpy(counts))
+    exists = (per_class + per_answer > 0).float()
+
+    def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+        return numerator.float() / denominator.float().clamp(min=1)  # the counts of an empty class are 0 / 0
+
+    f1 = divide(2 * correct, per_class + per_answer)
+    scores = (divide(correct, per_answer), divide(correct, per_class), f1)
+    macro = [(score / exists.sum(1, keepdim=True)).sum(1, keepdim=True) for score in scores]
+    return torch.cat([*macro, f1], 1).double()

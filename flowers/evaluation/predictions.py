@@ -1,16 +1,15 @@
 """A model's logits for the images of a split, as saved in the run folder."""
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from flowers.runtime.files import atomic_write_text
 from flowers.runtime.run_folder import PREDICTIONS_DIR
+from flowers.runtime.text import read_csv, write_csv
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,12 @@ class Predictions:
 
     def save(self, path: Path) -> None:
         """Write a CSV file with one line per image: path, true class, and the exact logit of each class."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", "true", *self.classes])
-        for name, label, row in zip(self.paths, self.labels.tolist(), self.logits.tolist(), strict=True):
-            writer.writerow([name, self.classes[label], *map(repr, row)])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(path, text.getvalue())
+        write_csv(path, self._rows())
+
+    def _rows(self) -> Iterator[list[str | float]]:
+        yield ["path", "true", *self.classes]
+        for path, label, logits in zip(self.paths, self.labels.tolist(), self.logits, strict=True):
+            yield [path, self.classes[label], *logits.tolist()]
 
 
 def load_predictions(path: str | Path) -> Predictions:
@@ -64,15 +62,19 @@ def load_predictions(path: str | Path) -> Predictions:
         ValueError: The file is missing or has other content.
     """
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            (_, _, *classes), *lines = list(csv.reader(file))
-        labels = torch.tensor([classes.index(true) for _, true, *_ in lines])
-        logits = torch.tensor([[float(value) for value in row] for _, _, *row in lines], dtype=torch.float64)
-        assert logits.shape == (len(lines), len(classes))
-    except (OSError, ValueError, AssertionError) as error:
+        (_, _, *classes), *lines = read_csv(path)
+        index = {name: number for number, name in enumerate(classes)}
+        labels = torch.tensor([index[true] for _, true, *_ in lines], dtype=torch.int64)
+        logits = np.empty((len(lines), len(classes)))
+        for row, (_, _, *values) in zip(logits, lines, strict=True):
+            row[:] = [float(value) for value in values]
+            assert len(values) == len(classes)
+        assert len(index) == len(classes)
+        assert len(lines)
+    except (OSError, ValueError, KeyError, AssertionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "expected a CSV file of predictions"
         raise ValueError(f"{path} cannot be read: {reason}; train the run again to write it") from error
-    return Predictions([name for name, *_ in lines], labels, logits, classes)
+    return Predictions([name for name, *_ in lines], labels, torch.from_numpy(logits), classes)
 
 
 def load_run_predictions(run_dir: Path, split: str) -> Predictions:

@@ -1,14 +1,18 @@
 """report.html: one page about a run that needs no other file and no network."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowers.data.images import ImageRoot
 from flowers.data.splits import SPLITS, load_split
+from flowers.evaluation.calibration import FEW_IMAGES
+from flowers.evaluation.confusion import MATRIX_CLASSES
 from flowers.evaluation.figures import figure_to_svg, plot_coverage, plot_curves, plot_reliability
 from flowers.evaluation.gallery import (
     ScoredImage,
@@ -20,9 +24,11 @@ from flowers.evaluation.gallery import (
 )
 from flowers.evaluation.metrics import METRICS
 from flowers.evaluation.predictions import Predictions
+from flowers.evaluation.tables import sort_by_f1
 from flowers.runtime.config import flatten
 from flowers.runtime.files import atomic_write_text, read_json
 from flowers.runtime.run_folder import RESULT_FILE, SPLIT_FILE
+from flowers.runtime.text import printable
 
 _GALLERY_IMAGES = 24
 
@@ -48,9 +54,11 @@ def write_report(
         scores: The result of `compute_metrics` for them.
     """
     scored = score_images(predictions)
+    mistakes = find_mistakes(scored)
     page = Environment(
         loader=PackageLoader("flowers.evaluation", "templates"),
         autoescape=True,
+        finalize=_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
     ).get_template("report.html")
@@ -60,19 +68,27 @@ def write_report(
         scores=scores,
         metrics=METRICS,
         classes=list(predictions.classes),
+        by_f1=sort_by_f1(scores),
+        rows=MATRIX_CLASSES,
+        few=FEW_IMAGES,
         result=read_json(run_dir / RESULT_FILE) if (run_dir / RESULT_FILE).exists() else None,
         counts=_split_counts(run_dir),
         curves=_curves(run_dir),
         reliability=figure_to_svg(plot_reliability(scores["calibration"]["bins"])),
         coverage=figure_to_svg(plot_coverage(scores["coverage"])),
-        mistakes=_embed_images(root, find_mistakes(scored)),
-        mistake_count=len(find_mistakes(scored)),
+        mistakes=_embed_images(root, mistakes),
+        mistake_count=len(mistakes),
         uncertain=_embed_images(root, sort_by_uncertainty(scored)),
         settings=[
             (key, value) for key, value in flatten(config).items() if not value or not isinstance(value, Mapping)
         ],
     )
     atomic_write_text(path, text)
+
+
+def _printable(value: Any) -> Any:
+    """Escape what a page cannot show: control characters and invalid bytes in names."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _embed_images(root: ImageRoot, rows: Sequence[ScoredImage]) -> list[tuple[ScoredImage, str]]:
@@ -93,10 +109,9 @@ def _split_counts(run_dir: Path) -> dict[str, Any] | None:
     if not (run_dir / SPLIT_FILE).exists():
         return None
     rows = load_split(run_dir / SPLIT_FILE)
-    sides = [side for side in SPLITS if any(row.split == side for row in rows)]
-    labels = sorted({row.label for row in rows})
-    table = {
-        label: [sum(row.label == label and row.split == side for row in rows) for side in sides] for label in labels
-    }
-    groups = [row.group for row in rows]
-    return {"sides": sides, "table": table, "duplicates": len(groups) - len(set(groups)), "n": len(rows)}
+    counts = Counter((row.label, row.split) for row in rows)
+    sides = [side for side in SPLITS if any(split == side for _, split in counts)]
+    labels = sorted({label for label, _ in counts})
+    table = {label: [counts[label, side] for side in sides] for label in labels}
+    groups = {row.group for row in rows}
+    return {"sides": sides, "table": table, "duplicates": len(rows) - len(groups), "n": len(rows)}

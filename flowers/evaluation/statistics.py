@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest, ttest_ind, ttest_rel
+from scipy.stats import binomtest, t, ttest_ind, ttest_rel
 
 from flowers.evaluation.predictions import Predictions
 
@@ -57,6 +57,16 @@ def mcnemar_verdict(comparison: Mapping[str, Any]) -> str:
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and the sample standard deviation; the latter is NaN for a single value."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+def mean_interval(values: Sequence[float]) -> list[float]:
+    """Return the 95 % interval [low, high] of the mean of at least two values, by Student's t distribution.
+
+    Cross-validation folds share training images, so their interval is only approximate.
+    """
+    mean, deviation = mean_std(values)
+    half_width = float(t.ppf(0.975, len(values) - 1)) * deviation / len(values) ** 0.5
+    return [mean - half_width, mean + half_width]
 
 
 class RunGroup(NamedTuple):

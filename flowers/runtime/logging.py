@@ -50,6 +50,8 @@ HARMLESS_WARNINGS = (
     "Image size .* exceeds limit",
     # As in any program with a DataLoader, workers are forked before they use anything that may be locked.
     "This process .* is multi-threaded, use of fork",
+    # A class name in letters that the font lacks: matplotlib draws boxes.
+    "Glyph .* missing from font",
     # The plugins' schemas have the names of our files; our files also work without them.
     "\\s*'hydra/launcher/.*' is validated against ConfigStore schema",
 )
@@ -78,6 +80,8 @@ def configure_logging() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+    # "Detected out of order event.step": a resumed run repeats the steps after its last checkpoint, on purpose.
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
     for handler in root.handlers:
         handler.addFilter(_is_worth_showing)
 

@@ -1,7 +1,5 @@
 """The result of a search: a table of its trials, plots, and the command that repeats the best."""
 
-import csv
-import io
 import logging
 import shlex
 import sys
@@ -16,6 +14,7 @@ import optuna
 import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from matplotlib.text import Text as FigureText
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
@@ -23,11 +22,14 @@ from optuna.visualization import matplotlib as plots
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flowers.evaluation.predictions import Predictions, load_predictions
 from flowers.evaluation.statistics import mcnemar
-from flowers.runtime.files import atomic_write, atomic_write_text
+from flowers.evaluation.tables import plain
+from flowers.runtime.files import atomic_write
 from flowers.runtime.run_folder import PREDICTIONS_DIR
+from flowers.runtime.text import one_line, write_csv
 from flowers.search.space import to_override
 from flowers.search.study import Search
 
@@ -61,12 +63,9 @@ def finalize_search(search: Search) -> float:
     finished.sort(key=lambda trial: (-trial.user_attrs["accuracy"], trial.number))
     p_values = _p_values_against_best(finished)
     trials = [*finished, *by_state[TrialState.PRUNED], *failed]
-    text = io.StringIO()
     rows = _csv_rows(trials, p_values)
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic_write_text(search.folder / TRIALS_FILE, text.getvalue())
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    write_csv(search.folder / TRIALS_FILE, [columns, *([row.get(name) for name in columns] for row in rows)])
     _print_trials(trials, p_values, search.folder)
     _plot_study(search)
     _log_outcome(search, finished, p_values, len(by_state[TrialState.RUNNING]))
@@ -78,7 +77,7 @@ def _no_trial_finished(failed: Sequence[FrozenTrial], count: int) -> str:
         return f"none of the {count} trials has finished: start the search again, in the folder of each machine"
     reason = failed[0].user_attrs["traceback"].strip().split("\n")[-1]
     which = f"all {count}" if len(failed) == count else f"{len(failed)} of {count}"
-    return f"{which} trials failed; trial {failed[0].number}: {reason}"
+    return f"{which} trials failed; trial {failed[0].number}: {one_line(reason)}"
 
 
 def _p_values_against_best(finished: Sequence[FrozenTrial]) -> dict[int, float]:
@@ -117,10 +116,10 @@ def _csv_rows(trials: Sequence[FrozenTrial], p_values: Mapping[int, float]) -> l
 
 def _print_trials(trials: Sequence[FrozenTrial], p_values: Mapping[int, float], folder: Path) -> None:
     keys = sorted({key for trial in trials for key in trial.params})
-    title = f"{len(trials)} trials in {folder}, best first"
+    title = Text(f"{len(trials)} trials in {one_line(folder)}, best first")
     table = Table("trial", *keys, "accuracy", "95 % interval", "p", title=title, title_justify="left", box=box.SIMPLE)
     for trial in trials[:_TABLE_ROWS]:
-        values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in map(trial.params.get, keys)]
+        values = [plain(f"{value:.4g}" if isinstance(value, float) else value) for value in map(trial.params.get, keys)]
         if trial.state == TrialState.COMPLETE:
             low, high = trial.user_attrs["interval"]
             p = f"{p_values[trial.number]:.3g}" if trial.number in p_values else ""
@@ -145,6 +144,8 @@ def _plot_study(search: Search) -> None:
             axes["importances"] = plots.plot_param_importances(study, evaluator=forest, target_name="accuracy")
     for name, axis in axes.items():
         assert isinstance(axis.figure, Figure)
+        for text in axis.figure.findobj(match=FigureText):
+            text.set_parse_math(False)  # a value may hold a dollar sign
         with atomic_write(search.folder / f"{name}.png") as beside:
             axis.figure.savefig(beside, format="png", dpi=120, bbox_inches="tight")
         pyplot.close(axis.figure)

@@ -131,7 +131,9 @@ class GlobalStep(Callback):
 
 
 class LearningRateLogger(Callback):
-    """Log the learning rate of each parameter group as `lr/<name>`, every `trainer.log_every_n_steps` steps.
+    """Log the learning rate of each parameter group as `lr/<name>`.
+
+    It is logged at the start of each epoch, and every `trainer.log_every_n_steps` steps.
 
     Lightning has LearningRateMonitor, whose x-axis counts batches and not steps.
     """
@@ -140,7 +142,8 @@ class LearningRateLogger(Callback):
         """Log the rates of the batch's first step."""
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         steps = cast(ImageClassifier, pl_module).steps
-        if every and (steps + 1) % every == 0:
+        # A batch of cached features holds several steps, so that few batches begin at a multiple of `every`.
+        if every and (batch_idx == 0 or (steps + 1) % every == 0):
             groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
             for logger in trainer.loggers:
                 logger.log_metrics({f"lr/{group['name']}": group["lr"] for group in groups}, step=steps)

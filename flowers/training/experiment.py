@@ -23,6 +23,7 @@ from flowers.runtime.interrupt import resumable
 from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.logging import configure_logging
 from flowers.runtime.run_folder import CONFIG_FILE, LOCK_FILE, SPLIT_FILE, START_FILE, own_run_dir, write_start
+from flowers.runtime.text import one_line
 from flowers.training.callbacks import GlobalStep, StageTimer
 from flowers.training.checkpointing import AtomicCheckpointIO
 from flowers.training.fsdp import FSDP2Strategy
@@ -30,6 +31,8 @@ from flowers.training.results import finalize_run
 from flowers.training.stages import StagePlan, check_stages, plan_stages, train_stage
 
 log = logging.getLogger(__name__)
+
+_SUMMARY_CLASSES = 40  # of the table at the start of a run
 
 
 def run_training(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> float:
@@ -186,9 +189,12 @@ def log_run_summary(
 ) -> None:
     """Log images per class and split, parameters per stage, device, precision, and the TensorBoard command."""
     counts = {split: data.counts(split) for split in SPLITS if data.counts(split)}
-    width = max(map(len, data.classes)) + 2
+    width = max(len(one_line(name)) for name in data.classes[:_SUMMARY_CLASSES]) + 2
     lines = ["images".ljust(width) + "".join(split.rjust(8) for split in counts)]
-    lines += [name.ljust(width) + "".join(f"{count[name]:8,}" for count in counts.values()) for name in data.classes]
+    shown = data.classes[:_SUMMARY_CLASSES]
+    lines += [one_line(name).ljust(width) + "".join(f"{count[name]:8,}" for count in counts.values()) for name in shown]
+    if len(data.classes) > len(shown):
+        lines += [f"… and {len(data.classes) - len(shown):,} more classes"]
     lines += ["all".ljust(width) + "".join(f"{count.total():8,}" for count in counts.values())]
     head_lr = model.hparams["config"]["optimizer"]["lr"]
     head, backbone = (sum(weight.numel() for weight in part.parameters()) for part in (model.head, model.backbone))

@@ -1,10 +1,9 @@
 """The summary table at the end of a Hydra multirun."""
 
 import atexit
-import csv
-import io
-import json
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from flowers.runtime.files import atomic_write_text
+from flowers.runtime.files import read_json
 from flowers.runtime.run_folder import RESULT_FILE, START_FILE, iterate_multirun
+from flowers.runtime.text import one_line, write_csv
 
 MULTIRUN_COLUMNS = ("run", "overrides", "accuracy", "low", "high", "loss", "n", "seconds")
 
@@ -46,43 +47,60 @@ def _multirun_dir(config: DictConfig) -> Path:
 def _summarize(folder: Path) -> list[dict[str, Any]]:
     rows = multirun_rows(folder)
     if rows:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, MULTIRUN_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        atomic_write_text(folder / "runs.csv", text.getvalue())
+        cells = [(row | {"overrides": " ".join(row["overrides"])}).values() for row in rows]
+        write_csv(folder / "runs.csv", [MULTIRUN_COLUMNS, *map(tuple, cells)])
         _print_rows(rows, folder)
     return rows
 
 
 def multirun_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return a row of `MULTIRUN_COLUMNS` for each run below `folder`: best accuracy first, failed runs last."""
+    """Return a row of `MULTIRUN_COLUMNS` for each run below `folder`: best accuracy first, failed runs last.
+
+    `overrides` is a list. The columns after it are empty for a failed run, or one whose result is damaged.
+    """
     rows = []
     for run_dir, overrides in iterate_multirun(folder):
         row: dict[str, Any] = dict.fromkeys(MULTIRUN_COLUMNS, "")
-        row |= {"run": run_dir.name, "overrides": " ".join(overrides)}
+        row |= {"run": run_dir.name, "overrides": overrides}
         # A folder that already held another run refuses this one and keeps the result of the other.
         start, result_file = run_dir / START_FILE, run_dir / RESULT_FILE
         started = start.exists() and [str(line) for line in OmegaConf.load(start).overrides] == overrides
         if started and result_file.exists():
-            result = json.loads(result_file.read_text(encoding="utf-8"))
-            val, (low, high) = result["val"], result["val"]["interval"]
-            row |= {"accuracy": val["accuracy"], "low": low, "high": high, "loss": val["loss"], "n": val["n"]}
-            row |= {"seconds": round(sum(result["cost"]["seconds"].values()), 1)}
+            with suppress(ValueError, KeyError, TypeError):
+                row |= _result_cells(read_json(result_file))
         rows.append(row)
     return sorted(rows, key=lambda row: (-(row["accuracy"] or -1), len(row["run"]), row["run"]))
 
 
+def _result_cells(result: Mapping[str, Any]) -> dict[str, Any]:
+    val, (low, high) = result["val"], result["val"]["interval"]
+    cells = {"accuracy": val["accuracy"], "low": low, "high": high, "loss": val["loss"], "n": val["n"]}
+    return cells | {"seconds": round(sum(result["cost"]["seconds"].values()), 1)}
+
+
 def _print_rows(rows: list[dict[str, Any]], folder: Path) -> None:
-    table = Table(
-        *MULTIRUN_COLUMNS, title=f"{len(rows)} runs in {folder}, best first", title_justify="left", box=box.SIMPLE
-    )
-    common = set.intersection(*(set(row["overrides"].split()) for row in rows)) if len(rows) > 1 else set()
+    from flowers.evaluation.comparison import group_runs  # imports torch, which Hydra's callback must not
+    from flowers.evaluation.tables import plain, run_group_table
+
+    groups = group_runs((row["overrides"], row["accuracy"]) for row in rows if row["accuracy"] != "")
+    has_repeats = any(len(group.accuracies) > 1 for group in groups)
+    if has_repeats:  # the best of several seeds or folds of one setting is no better than the others
+        rows = sorted(rows, key=lambda row: (len(row["run"]), row["run"]))
+    title = f"{len(rows)} runs in {one_line(folder)}{'' if has_repeats else ', best first'}"
+    table = Table(*MULTIRUN_COLUMNS, title=Text(title), title_justify="left", box=box.SIMPLE)
+    common = set.intersection(*(set(row["overrides"]) for row in rows)) if len(rows) > 1 else set()
+    for column in table.columns[2:]:
+        column.no_wrap = True  # a narrow terminal folds names, not numbers
     for row in rows:
-        row = row | {"overrides": " ".join(part for part in row["overrides"].split() if part not in common)}
+        row = row | {"overrides": " ".join(part for part in row["overrides"] if part not in common)}
         cells = [
             f"{value:.4f}" if isinstance(value, float) and name != "seconds" else str(value)
             for name, value in row.items()
         ]
-        table.add_row(*(cells if row["accuracy"] != "" else [*cells[:2], "failed"]))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        table.add_row(*map(plain, cells if row["accuracy"] != "" else [*cells[:2], "failed"]))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    if has_repeats:
+        means = run_group_table(groups)
+        means.title, means.title_justify = Text("means over seeds and folds, best first"), "left"
+        console.print(means)

@@ -71,8 +71,7 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
         write_json(result, run_dir / RESULT_FILE)
     if any(isinstance(callback, ImageLogger) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         log_embeddings(trainer, features["val"], predictions["val"], data.root)
-    best = {f"best/{name}": value for name, value in metric_values(predictions["val"]).items()}
-    log_hyperparameters(trainer, config, best)
+    log_hyperparameters(trainer, config, metric_values(predictions["val"]))
     for split, scored in scores.items():
         log.info(score_line(split, scored))
     _explain_other_loss(trainer, scores["val"]["loss"])

@@ -94,7 +94,7 @@ def test_checkpoint_alone_classifies_an_image(trained: Path):
     assert model.hparams["split_digest"] == read_json(trained / "result.json")["digest"]["split"]
 
 
-IMAGE_TAGS = {"photos/train", "photos/val", "val/confusion", "val/surest_mistakes", "val/least_sure"}
+IMAGE_TAGS = {"train/photos", "val/photos", "val/confusion", "val/surest_mistakes", "val/least_sure"}
 
 
 def test_tensorboard_holds_curves_images_and_hyperparameters(trained: Path):
@@ -105,9 +105,10 @@ def test_tensorboard_holds_curves_images_and_hyperparameters(trained: Path):
         "train/accuracy",
         "val/loss",
         "val/accuracy",
-        "lr/head",
-        "lr/backbone",
-        "photos_per_second",
+        "train/lr/head",
+        "train/lr/backbone",
+        "train/epoch",
+        "train/photos_per_second",
     } <= set(tags["scalars"])
     assert set(tags["images"]) == IMAGE_TAGS
     assert len(events.Scalars("val/accuracy")) == 4

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from flowers.evaluation.calibration import (
@@ -40,15 +41,26 @@ def test_cross_fitted_probabilities_accept_fewer_images_than_folds():
 
 
 def test_reliability_bins_hold_every_image_once_and_leave_out_empty_bins():
-    probabilities = torch.tensor([[0.5, 0.5], [0.52, 0.48], [0.0, 1.0]], dtype=torch.float64)
-    first, last = reliability_bins(probabilities, torch.tensor([True, False, True]))
-    assert first == {"confidence": 0.51, "accuracy": 0.5, "n": 2}
-    assert last == {"confidence": 1.0, "accuracy": 1.0, "n": 1}
+    first, second, last = [0.5, 0.5], [0.52, 0.48], [0.0, 1.0]
+    probabilities = torch.tensor([first, second, last] * 100, dtype=torch.float64)
+    low, high = reliability_bins(probabilities, torch.tensor([True, False, True] * 100))
+    assert low == {"confidence": pytest.approx(0.51), "accuracy": 0.5, "n": 200}
+    assert high == {"confidence": 1.0, "accuracy": 1.0, "n": 100}
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(1, [1]), (39, [39]), (40, [20, 20]), (299, [22, 21] * 7)])
+def test_reliability_bins_of_few_images_have_at_least_twenty(n: int, sizes: list[int]):
+    predictions = overconfident(n)
+    bins = reliability_bins(predictions.probabilities(), predictions.correct)
+    assert sorted(row["n"] for row in bins) == pytest.approx(sorted(sizes), abs=1)
+    assert sum(row["n"] for row in bins) == n
+    confidences = [row["confidence"] for row in bins]
+    assert confidences == sorted(confidences)
 
 
 def test_coverage_curve_ends_at_the_accuracy_of_all_images():
     predictions = overconfident()
-    curve = coverage_curve(predictions)
+    curve = coverage_curve(predictions.probabilities(), predictions.correct)
     assert [round(100 * point["coverage"]) for point in curve] == list(range(2, 101, 2))
     assert curve[-1]["accuracy"] == predictions.correct.double().mean().item()
     confidences = [point["confidence"] for point in curve]

@@ -1,10 +1,14 @@
+import io
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
+from flowers.evaluation.confusion import ConfusionCells, count_confusion
 from flowers.evaluation.figures import figure_to_svg, plot_confusion, plot_coverage, plot_curves, plot_reliability
+from flowers.evaluation.predictions import Predictions
 
 POINT = {"confidence": 0.9, "accuracy": 0.8, "coverage": 1.0, "n": 5}
 
@@ -40,8 +44,38 @@ def test_plot_curves_draws_loss_and_accuracy_of_both_splits():
     assert [np.asarray(line.get_ydata()).tolist() for line in accuracy.lines] == [[], [0.5]]
 
 
+def confusion(class_count: int, mistakes: int = 0) -> ConfusionCells:
+    """A confusion matrix with one correct image for each class, and some mistakes."""
+    true = torch.tensor([*range(class_count), *range(mistakes)])
+    predicted = torch.tensor([*range(class_count), *range(1, mistakes + 1)])
+    logits = torch.nn.functional.one_hot(predicted, class_count).double()
+    names = [str(index) for index in range(class_count)]
+    return count_confusion(Predictions([""] * len(true), true, logits, names))
+
+
 @pytest.mark.parametrize(("count", "texts"), [(3, 9), (20, 400), (21, 0)])
 def test_plot_confusion_writes_counts_for_at_most_twenty_classes(count: int, texts: int):
-    matrix = [[int(row == column) for column in range(count)] for row in range(count)]
-    figure = plot_confusion(matrix, [str(index) for index in range(count)])
+    figure = plot_confusion(confusion(count), [str(index) for index in range(count)])
     assert len(figure.axes[0].texts) == texts
+
+
+@pytest.mark.parametrize(("mistakes", "bars"), [(0, 0), (3, 3), (999, 40)])
+def test_plot_confusion_of_many_classes_shows_the_most_confused_pairs(mistakes: int, bars: int):
+    figure = plot_confusion(confusion(1000, mistakes), [f"class {index}" for index in range(1000)])
+    assert len(figure.axes[0].patches) == bars
+    assert f"{bars} of {mistakes} pairs" in figure.axes[0].get_title()
+    assert max(figure.get_size_inches()) < 12
+
+
+@pytest.mark.parametrize("count", [3, 41])
+def test_plot_confusion_draws_any_class_name(count: int):
+    names = ["$x", "a$^", "esc\x1b[31m\r\udce9" + 200 * "n", *(str(index) for index in range(count))][:count]
+    figure = plot_confusion(confusion(count, mistakes=2), names)
+    figure.savefig(io.BytesIO())
+    drawn = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert all(label.isprintable() and len(label) < 100 for label in drawn)
+
+
+def test_plot_reliability_says_how_many_images_it_shows():
+    figure = plot_reliability({"before": [POINT], "after": [POINT, POINT]})
+    assert figure.axes[0].get_xlabel().endswith("n = 10")

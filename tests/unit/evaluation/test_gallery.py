@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from flowers.evaluation.gallery import (
+    ScoredImage,
     find_mistakes,
     image_grid,
     save_mistakes,
@@ -14,6 +15,7 @@ from flowers.evaluation.gallery import (
     thumbnail,
 )
 from flowers.evaluation.predictions import Predictions
+from flowers.runtime.text import read_csv
 
 
 @pytest.fixture
@@ -70,3 +72,16 @@ def test_image_grid_has_a_cell_for_every_image(predictions: Predictions, tmp_pat
     assert grid.shape == (3, 3 * height, 2 * side)
     assert grid[:, side // 2, side // 2].tolist() == [255, 0, 0]
     assert grid[:, side // 2, side + side // 2].tolist() == [128, 128, 128]
+
+
+def test_image_grid_captions_any_class_name(tmp_path: Path):
+    names = ["\x1b[31m\r\udce9", "ж" * 300]
+    row = ScoredImage("a.png", names[0], names[1], probability=0.5, loss=1.0)
+    assert image_grid(tmp_path, [row]).min() == 0  # black letters
+
+
+def test_save_mistakes_writes_names_that_read_back_and_run_no_formula(tmp_path: Path):
+    names = ("=1+1", "a\r\x1b\udce9")
+    save_mistakes([ScoredImage("-x,y.png", *names, probability=0.75, loss=2.0)], tmp_path / "mistakes.csv")
+    assert read_csv(tmp_path / "mistakes.csv")[1] == ["-x,y.png", *names, "0.750000", "2.000000"]
+    assert b"'=1+1" in (tmp_path / "mistakes.csv").read_bytes()

@@ -4,9 +4,12 @@ import pytest
 import torch
 from rich.console import Console
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
 
-from flowers.evaluation.metrics import METRICS, Metric, compute_metrics, metric_values, score
+from flowers.evaluation.metrics import METRICS, Metric, MetricInputs, compute_metrics, metric_values, score
 from flowers.evaluation.predictions import Predictions
+from flowers.evaluation.statistics import wilson_interval
 from flowers.evaluation.tables import score_tables
 
 
@@ -64,6 +67,91 @@ def test_score_and_metric_values_are_those_of_compute_metrics(predictions: Predi
     assert {key: scores[key] for key in ("accuracy", "loss", "n", "interval")} == score(predictions)
     assert {name: row["value"] for name, row in scores["metrics"].items()} == metric_values(predictions)
     assert scores["metrics"]["accuracy"] == {"value": scores["accuracy"], "interval": scores["interval"]}
+
+
+def test_class_metrics_are_those_of_torchmetrics_to_the_bit(predictions: Predictions, scores: dict[str, Any]):
+    arguments = (predictions.predicted, predictions.labels, 4)
+    assert scores["metrics"]["macro_precision"]["value"] == multiclass_precision(*arguments).item()
+    assert scores["metrics"]["macro_recall"]["value"] == multiclass_recall(*arguments).item()
+    assert scores["metrics"]["macro_f1"]["value"] == multiclass_f1_score(*arguments).item()
+    f1 = multiclass_f1_score(*arguments, average="none").tolist()
+    assert [row["f1"]["value"] for row in scores["classes"].values()] == f1
+
+
+def test_bootstrap_intervals_are_those_of_drawing_images(predictions: Predictions, scores: dict[str, Any]):
+    generator = torch.Generator().manual_seed(1)
+    draws = torch.randint(300, (1000, 300), generator=generator)
+    recalls = torch.stack([multiclass_recall(predictions.predicted[i], predictions.labels[i], 4) for i in draws])
+    expected = recalls.quantile(torch.tensor([0.025, 0.975])).tolist()
+    assert scores["metrics"]["macro_recall"]["interval"] == pytest.approx(expected, abs=0.006)
+
+
+@pytest.fixture(scope="module")
+def many_classes() -> Predictions:
+    """Two images of each of 1,000 classes with awkward names, half of them predicted wrong."""
+    labels = torch.arange(2000) % 1000
+    predicted = torch.where(torch.arange(2000) < 1000, (labels + 1) % 1000, labels)
+    logits = torch.zeros(2000, 1000, dtype=torch.float64).scatter(1, predicted[:, None], 3.0)
+    names = ["[/b]", "$x", "esc\x1b[31m", "cr\r", "bad\udce9", "=1+1", *(f"class {index}" for index in range(6, 1000))]
+    return Predictions([f"{number}.png" for number in range(2000)], labels, logits, names)
+
+
+@pytest.fixture(scope="module")
+def many_scores(many_classes: Predictions) -> dict[str, Any]:
+    return compute_metrics(many_classes)
+
+
+def test_scores_of_many_classes_hold_pairs_and_no_matrix(many_scores: dict[str, Any]):
+    scores = many_scores
+    assert scores["confusion"] is None
+    assert scores["confused_pairs"][0] == {"true": "[/b]", "predicted": "$x", "n": 1}
+    assert len(scores["confused_pairs"]) == 1000
+    assert scores["classes"]["$x"]["recall"] == {"value": 1 / 2, "interval": wilson_interval(1, 2)}
+
+
+class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes how many elements the largest tensor has that an operation of torch returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_class_metrics_count_without_a_tensor_of_images_by_cells(many_classes: Predictions):
+    """In deterministic mode, as on a CPU, `bincount` in torchmetrics makes a tensor (N, C²)."""
+    few = Predictions(many_classes.paths[:30], many_classes.labels[:30], many_classes.logits[:30], many_classes.classes)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with LargestTensor() as largest:  # type: ignore[no-untyped-call]
+            assert MetricInputs(few).averages.shape == (1003,)
+            assert MetricInputs(few).average_intervals.shape == (2, 1003)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert largest.elements <= 1000 * 1003  # resamples by averages
+
+
+def test_score_tables_stay_readable_with_many_classes_and_show_any_name(
+    many_scores: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    for table in score_tables("[/b]\x1b", many_scores):
+        Console(width=80).print(table)
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) < 120
+    assert "40 of 1,000 classes, worst F1 first" in out
+    assert "40 of 1,000 confused pairs" in out
+    assert "esc\\x1b[31m" in out
+    assert "[/b]" in out
+    assert "\x1b" not in out
+
+
+def test_score_tables_show_the_matrix_where_it_fits(scores: dict[str, Any]):
+    matrix, pairs = (score_tables("val", scores, width)[2].columns for width in (80, 30))
+    assert [str(column.header) for column in matrix] == ["true \\ predicted", "a", "b", "c", "d"]
+    assert str(pairs[2].header) == "images"
 
 
 @pytest.fixture

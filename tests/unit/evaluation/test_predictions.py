@@ -8,8 +8,8 @@ from flowers.evaluation.predictions import Predictions, load_predictions, load_r
 
 def test_load_predictions_returns_what_save_wrote_to_the_bit(tmp_path: Path):
     logits = torch.randn(3, 2, dtype=torch.float64) * 1e-3
-    paths = ["a/1.png", 'a/"2",\n.png', "b/ü.png"]
-    predictions = Predictions(paths, torch.tensor([0, 0, 1]), logits, ["a", "b, c"])
+    paths = ["a/1.png", 'a/"2",\r\n.png', "=b/ü\udce9.png"]
+    predictions = Predictions(paths, torch.tensor([0, 0, 1]), logits, ["a", "-b, \x1bc\r"])
     predictions.save(tmp_path / "val.csv")
     loaded = load_predictions(tmp_path / "val.csv")
     assert (list(loaded.paths), list(loaded.classes)) == (list(predictions.paths), list(predictions.classes))
@@ -17,7 +17,10 @@ def test_load_predictions_returns_what_save_wrote_to_the_bit(tmp_path: Path):
     assert torch.equal(loaded.labels, predictions.labels)
 
 
-@pytest.mark.parametrize("text", [None, "", "path,true,a\nx,b,1\n", "path,true,a\nx,a,one\n", "path,true,a\nx,a,1,2\n"])
+@pytest.mark.parametrize(
+    "text",
+    [None, "", "path,true,a\nx,b,1\n", "path,true,a\nx,a,one\n", "path,true,a\nx,a,1,2\n", "path,true,a,a\nx,a,1,2\n"],
+)
 def test_load_predictions_refuses_a_missing_file_and_other_content(tmp_path: Path, text: str | None):
     if text is not None:
         (tmp_path / "val.csv").write_text(text)

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from flowers.evaluation.statistics import mean_interval
+from flowers.runtime.text import read_csv
 from flowers.training.multirun import MultirunSummary, multirun_rows
 
 
@@ -25,7 +27,7 @@ def test_multirun_rows_lists_the_best_run_first_and_failed_runs_last(tmp_path: P
     make_run(tmp_path, "2", ["seed=2"], accuracy=0.75)
     rows = multirun_rows(tmp_path)
     assert [row["run"] for row in rows] == ["2", "1", "0"]
-    assert list(rows[0].values()) == ["2", "seed=2", 0.75, 0.1, 0.9, 0.5, 8, 3.8]
+    assert list(rows[0].values()) == ["2", ["seed=2"], 0.75, 0.1, 0.9, 0.5, 8, 3.8]
     assert rows[2]["accuracy"] == ""
 
 
@@ -48,3 +50,46 @@ def test_summary_writes_the_table_and_exits_if_a_run_failed(tmp_path: Path, caps
         "1",
     ]
     assert "lr=1" not in capsys.readouterr().out.split("2 runs")[1]
+
+
+def summary(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    MultirunSummary().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}}))
+    return capsys.readouterr().out
+
+
+def test_summary_groups_seeds_and_folds_with_mean_and_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number, (rate, fold, accuracy) in enumerate(
+        [("1e-3", 0, 0.9), ("1e-3", 1, 0.8), ("1e-3", 2, 0.85), ("1e-4", 0, 0.5), ("1e-4", 1, 0.7)]
+    ):
+        make_run(tmp_path, str(number), ["data.folds=3", f"optimizer.lr={rate}", f"data.fold={fold}"], accuracy)
+    runs, means = summary(tmp_path, capsys).split("means over seeds and folds")
+    assert "best" not in runs.split("accuracy")[0]
+    assert [line.split()[0] for line in runs.splitlines() if "data.fold=" in line] == ["0", "1", "2", "3", "4"]
+    low, high = mean_interval([0.9, 0.8, 0.85])
+    assert (low, high) == pytest.approx((0.85 - 0.124207, 0.85 + 0.124207), abs=1e-5)  # t(0.975, 2) = 4.3027
+    best = next(line for line in means.splitlines() if "optimizer.lr=1e-3" in line)
+    assert best.split() == ["optimizer.lr=1e-3", "0.8500", f"{low:.4f}", "to", f"{high:.4f}", "0.0500", "3"]
+
+
+def test_summary_ranks_single_runs_without_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_run(tmp_path, "0", ["optimizer.lr=1e-3"], 0.5)
+    make_run(tmp_path, "1", ["optimizer.lr=1e-4"], 0.6)
+    out = " ".join(summary(tmp_path, capsys).split())
+    assert "best first" in out
+    assert "means over" not in out
+
+
+def test_summary_shows_and_writes_any_override(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    overrides = ["+a='[/b] \x1b[31m'", "=x", "data.root=a b", "c=bad\udce9"]
+    make_run(tmp_path, "0", overrides, 0.5)
+    out = summary(tmp_path, capsys)
+    assert "[/b]" in out
+    assert "\x1b" not in out
+    assert read_csv(tmp_path / "runs.csv")[1][1] == " ".join(overrides)
+
+
+def test_multirun_rows_takes_a_run_with_a_damaged_result_for_failed(tmp_path: Path):
+    for number, text in enumerate(["", "{}", "[1]", "not json"]):
+        make_run(tmp_path, str(number), [f"seed={number}"], accuracy=None)
+        (tmp_path / str(number) / "result.json").write_text(text)
+    assert [row["accuracy"] for row in multirun_rows(tmp_path)] == [""] * 4
