@@ -32,8 +32,8 @@ from flowers.runtime.text import one_line
 
 MANIFEST_FILE, SHARD_SPLIT_FILE, INDEX_FILE = "shards.json", "split.csv", "places.npy"
 SHARD_FORMAT = 1
+MAX_MANIFEST_BYTES = 128 * 2**20  # a million shards
 
-_MAX_MANIFEST_BYTES = 128 * 2**20  # a million shards
 _MAX_FILE_BYTES = 2**50
 _MAX_IMAGE_BYTES = 2**30  # an image is read into memory; MAX_PIXELS of 16-bit RGBA take 0.7 GiB without compression
 _MAX_DOWNLOADS = 5  # of a shard that another process removes each time
@@ -177,7 +177,7 @@ class ShardSource:
         try:
             # Mapped: a wrong header must not decide how much memory is allocated.
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, OverflowError, EOFError, SyntaxError) as error:
+        except Exception as error:  # on a damaged header, NumPy raises anything from EOFError to TokenError
             raise ValueError(f"{wrong}: {one_line(error)}") from error
         if not isinstance(mapped, np.ndarray) or (mapped.shape, mapped.dtype) != ((self.manifest.photos, 3), np.int64):
             raise ValueError(wrong)
@@ -239,10 +239,10 @@ class ShardSource:
 
     def _manifest_text(self) -> str:
         if self.cache:
-            return self.cache.text(MANIFEST_FILE, _MAX_MANIFEST_BYTES)
+            return self.cache.text(MANIFEST_FILE, MAX_MANIFEST_BYTES)
         path = Path(self.root) / MANIFEST_FILE
-        if path.exists() and (not path.is_file() or path.stat().st_size > _MAX_MANIFEST_BYTES):
-            raise ValueError(f"expected a file of at most {_MAX_MANIFEST_BYTES:,} bytes")
+        if path.exists() and (not path.is_file() or path.stat().st_size > MAX_MANIFEST_BYTES):
+            raise ValueError(f"expected a file of at most {MAX_MANIFEST_BYTES:,} bytes")
         return path.read_text("utf-8")
 
     def _verified_path(self, file: RemoteFile) -> Path:

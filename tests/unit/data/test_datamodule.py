@@ -61,6 +61,18 @@ def test_dataset_of_an_empty_split_is_an_error(folder: Path):
         ImageDataModule(folder).dataset("test")
 
 
+def test_setup_says_that_val_has_no_images_before_any_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    for path in folder.glob("*/*.png"):
+        if int(path.stem) > 3:
+            path.unlink()
+    data = ImageDataModule(folder, **SMALL)
+    assert data.counts("train") == {"lily": 2, "orchid": 2}
+    monkeypatch.setattr("flowers.data.dataset.read_image", None)
+    with pytest.raises(ValueError, match=r"the split val has no images: set .*data.val_fraction"):
+        data.setup("fit")
+    data.setup("test")
+
+
 def test_split_file_is_used_and_refused_if_an_image_has_changed(folder: Path, tmp_path: Path):
     records = ImageDataModule(folder, split_seed=3).records
     save_split(records, tmp_path / "split.csv")
