@@ -8,6 +8,9 @@ from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.splits import save_split
+from flowers.training.experiment import run_training
+from tests.helpers import SMALL as TRAINING
+from tests.helpers import configuration
 
 SMALL: dict[str, Any] = {"image_size": 32, "resize": 36, "batch_size": 4, "num_workers": 0}
 
@@ -71,6 +74,15 @@ def test_setup_says_that_val_has_no_images_before_any_is_read(folder: Path, monk
     with pytest.raises(ValueError, match=r"the split val has no images: set .*data.val_fraction"):
         data.setup("fit")
     data.setup("test")
+
+
+def test_training_says_that_val_has_no_images_before_it_writes_anything(folder: Path, tmp_path: Path):
+    for path in folder.glob("*/*.png"):
+        if int(path.stem) > 3:
+            path.unlink()
+    with pytest.raises(ValueError, match="the split val has no images"):
+        run_training(configuration(*TRAINING, f"data.root={folder}", f"run_dir={tmp_path / 'run'}"))
+    assert not list((tmp_path / "run").glob("*"))
 
 
 def test_split_file_is_used_and_refused_if_an_image_has_changed(folder: Path, tmp_path: Path):

@@ -14,6 +14,7 @@ from flowers.data.images import check_images
 from flowers.data.near_duplicates import NEAR_DUPLICATE_BITS, group_hashes
 from flowers.data.splits import (
     ImageRecord,
+    SplitRecord,
     assign_splits,
     find_label_conflicts,
     find_leaks,
@@ -111,12 +112,52 @@ def test_load_split_returns_what_was_saved_and_split_sha256_is_the_digest_of_the
     assert split_sha256(records) == hashlib.sha256((tmp_path / "split.csv").read_bytes()).hexdigest()
 
 
+def test_load_split_returns_names_of_strangers(tmp_path: Path):
+    names = [
+        "=1+1",
+        "+a",
+        "-a",
+        "@a",
+        "\ta",
+        "\ra",
+        "a\r",
+        "a\nb",
+        "a\r\nb",
+        "\x1b[31m",
+        "'=a",
+        "'a",
+        '"',
+        "$[/b]",
+        "\udce9",
+    ]
+    images = [image for name in names for image in random_images({name: 2})]
+    records = assign_splits([image._replace(sha256=f"{number:064x}") for number, image in enumerate(images)])
+    save_split(records, tmp_path / "split.csv")
+    assert load_split(tmp_path / "split.csv") == records
+    lines = (tmp_path / "split.csv").read_bytes().splitlines()
+    assert not [line for line in lines if line[:1] in (b"=", b"+", b"-", b"@")]
+
+
+def test_split_to_csv_writes_ordinary_names_as_before():
+    record = SplitRecord('ro, "se"/1 é.jpg', 'ro, "se"', "val", "0" * 16, "1" * 64)
+    lines = ["path,class,split,group,sha256", f'"ro, ""se""/1 é.jpg","ro, ""se""",val,{"0" * 16},{"1" * 64}', ""]
+    assert split_to_csv([record]) == "\n".join(lines)
+
+
 HEADER = "path,class,split,group,sha256\n"
 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "path,class\na,b\n", HEADER, HEADER + "a,b,dev,c,d\n", HEADER + "a,b\n", HEADER + "a,b,val,c,d\n" * 2],
+    [
+        "",
+        "path,class\na,b\n",
+        HEADER,
+        HEADER + "a,b,dev,c,d\n",
+        HEADER + "a,b\n",
+        HEADER + "a,b,val,c,d\n" * 2,
+        HEADER + "a,b,val,c,d\n",
+    ],
 )
 def test_load_split_refuses_other_files(tmp_path: Path, content: str):
     (tmp_path / "split.csv").write_text(content, encoding="utf-8")
