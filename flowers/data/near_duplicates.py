@@ -43,7 +43,7 @@ def group_hashes(
         phashes: Hexadecimal hashes of 256 bits.
         block_rows: Rows and columns of a block of pairs. With 2048 its products take 6 MiB, which fits into the cache
             of the processor.
-        cache_above: Number of distinct hashes above which the result is cached; 10,000 take 0.2 s to group.
+        cache_above: Number of distinct hashes above which the result is cached; 10,000 take 0.3 s to group.
         cache_bytes: Disk space for cached results; a result takes four bytes per distinct hash.
     """
     distinct = sorted(set(phashes))
