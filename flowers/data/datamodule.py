@@ -33,6 +33,7 @@ from flowers.data.transforms import (
 from flowers.runtime.distributed import local_slice, rank_and_world_size
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.seeding import PADDING_INDEX
+from flowers.runtime.text import one_line
 
 
 def inference_data_args(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,6 +180,11 @@ class ImageDataModule(LightningDataModule):
         return sorted({record.label for record in self.records})
 
     @cached_property
+    def class_numbers(self) -> dict[str, int]:
+        """The number of each class."""
+        return {name: number for number, name in enumerate(self.classes)}
+
+    @cached_property
     def split_digest(self) -> str:
         """The SHA-256 of split.csv."""
         return split_sha256(self.records)
@@ -191,6 +197,15 @@ class ImageDataModule(LightningDataModule):
         """Return all that determines how an image file becomes pixels, ready for JSON, as part of a cache key."""
         return dict(self._train_settings if augmented else self._eval_settings)
 
+    def setup(self, stage: str) -> None:
+        """Check that there are images to train and validate with. Lightning calls it before it uses any of them.
+
+        Raises:
+            ValueError: If train or val has none.
+        """
+        for split in ("train", "val") if stage == "fit" else ():
+            self._split_records(split)
+
     def dataset(self, split: str, augmented: bool = False, cache: bool = False) -> ImageDataset:
         """Return the images of `split`, in the order of split.csv, or of the shards if they are packed.
 
@@ -202,15 +217,10 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If the split has no images.
         """
-        records = [record for record in self.records if record.split == split]
-        if not records:
-            raise ValueError(
-                f"the split {split} has no images: set data.val_fraction, data.test_fraction or data.split_file"
-            )
+        records = self._split_records(split)
         if self.shards is not None:
             records = self.shards.sort_by_shard(records)
-        index = {name: number for number, name in enumerate(self.classes)}
-        labels = [index[record.label] for record in records]
+        labels = [self.class_numbers[record.label] for record in records]
         if augmented:
             prepare, augment, prepared = self.resize_if_larger, self.train_transform, str(self.resize_if_larger.side)
         else:
@@ -238,11 +248,11 @@ class ImageDataModule(LightningDataModule):
         images = self.root.images
         if unknown := {image.label for image in images} - set(classes):
             raise ValueError(
-                f"{self.root} has the class(es) {', '.join(sorted(unknown))}: "
-                f"expected only classes of the model: {', '.join(classes)}"
+                f"{one_line(self.root)} has the class(es) {one_line(', '.join(sorted(unknown)))}: "
+                f"expected only classes of the model: {one_line(', '.join(classes))}"
             )
-        index = {name: number for number, name in enumerate(classes)}
-        labels = [index[image.label] for image in images]
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = [numbers[image.label] for image in images]
         digests = [image.sha256 for image in images]
         return ImageDataset(self.root, [image.path for image in images], labels, digests, self.eval_transform)
 
@@ -274,6 +284,8 @@ class ImageDataModule(LightningDataModule):
         sampler: Any = keys  # torch's types expect plain indices
         if self.shards is not None:
             keys = range(len(dataset)) if keys is None else keys
+            # Each process reads one shard, ends another, and prefetches a third.
+            self.shards.check_cache_size(3 * rank_and_world_size()[1])
             sampler = PrefetchingSampler(keys, self.shards.shard_numbers(dataset.paths), self.shards.prefetch)
         return DataLoader(dataset, batch_size=batch_size or self.batch_size, sampler=sampler, **self._loading)
 
@@ -291,10 +303,20 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"data.batch_size={self.batch_size}: expected a multiple of the {world_size} processes")
         return self.batch_size // world_size
 
+    def _split_records(self, split: str) -> list[SplitRecord]:
+        if records := [record for record in self.records if record.split == split]:
+            return records
+        raise ValueError(
+            f"the split {split} has no images: set data.val_fraction, data.test_fraction or data.split_file, "
+            "or add images"
+        )
+
     def _shard_sampler(self, dataset: ImageDataset) -> ShardShuffleBatchSampler:
         assert self.shards is not None
         rank, world_size = rank_and_world_size()
-        self.shards.check_cache_size(min((self.shuffle_shards + 2) * world_size, len(self.shards.shards)))
+        self.shards.check_cache_size(
+            (self.shuffle_shards + 2) * world_size, "; a smaller data.shuffle_shards needs less"
+        )
         return ShardShuffleBatchSampler(
             self.shards.shard_numbers(dataset.paths),
             self.per_rank_batch_size(world_size),

@@ -1,5 +1,6 @@
 """Image datasets, and the cache of decoded images in shared memory."""
 
+import io
 import logging
 import mmap
 import multiprocessing
@@ -7,13 +8,22 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from flowers.data.images import ImageRoot, read_image
+from flowers.data.images import (
+    ImageBytes,
+    ImageFileError,
+    ImageRoot,
+    read_error_reason,
+    read_image,
+    read_unchanged,
+)
 from flowers.runtime.hardware import available_memory
 from flowers.runtime.seeding import PADDING_INDEX, seeded
+from flowers.runtime.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +93,10 @@ class DecodedImageCache:
     def put(self, index: int, image: Tensor) -> None:
         """Cache an image if there is room."""
         count = image.numel()
+        if int(self._table[0]) + count > len(self._pixels):
+            return
         if not self._lock.acquire(timeout=1):  # a worker that held the lock was killed
+            self._table[0] = len(self._pixels)  # full, for all workers: the next image does not wait again
             return
         try:
             start = int(self._table[0])
@@ -108,10 +121,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         root: Where the images are.
         paths: Path of each image below `root`.
         labels: Class number of each image.
-        digests: SHA-256 of each image file, hexadecimal.
+        digests: SHA-256 of each image file, hexadecimal, which is checked whenever the file is read.
         prepare: Applied to the decoded image; its result is cached.
         augment: Random transform, applied to the prepared image on each access; None for none.
         cache: Cache of the prepared images; None to read them from disk on each access.
+
+    Raises:
+        ImageFileError: On access, if an image was deleted or changed, or cannot be read.
     """
 
     def __init__(
@@ -146,7 +162,17 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         cached = self.cache.get(index) if self.cache else None
         if cached is not None:
             return cached
-        image = self.prepare(v2.functional.pil_to_tensor(read_image(self.root / self.paths[index])))
+        image = self.prepare(v2.functional.pil_to_tensor(self._read(index)))
         if self.cache:
             self.cache.put(index, image)
         return image
+
+    def _read(self, index: int) -> Image.Image:
+        source, digest = self.root / self.paths[index], self.digests[index]
+        content = source.content() if isinstance(source, ImageBytes) else read_unchanged(source, digest)
+        try:
+            return read_image(io.BytesIO(content))
+        except MemoryError:
+            raise
+        except Exception as error:  # shards that others have packed: their images were not checked here
+            raise ImageFileError(f"{one_line(self.paths[index])}: {read_error_reason(error)}") from error

@@ -11,7 +11,7 @@ from typing import IO
 
 from filelock import FileLock
 
-from flowers.runtime.files import atomic_directory, atomic_write
+from flowers.runtime.files import atomic_directory, atomic_write, is_disk_full
 from flowers.runtime.logging import progress_bar
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def download_archive(root: str | Path, url: str, sha256: str, size: int) -> None
             partial.unlink()
         if not archive.exists():
             log.info("downloading %s (%.0f MB) to %s", url, size / 1e6, archive)
-            with atomic_write(archive) as beside:
+            with atomic_write(archive, size) as beside:
                 _download(url, beside, archive, size)
                 _verify_archive(beside, url, sha256, size)
         _verify_archive(archive, archive, sha256, size)
@@ -59,7 +59,11 @@ def _download(url: str, path: Path, archive: Path, size: int) -> None:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, path.open("wb") as file:
             for chunk in progress_bar(_chunks(response), "Downloading", -(-size // _CHUNK)):
                 file.write(chunk)
+                if file.tell() > size:  # another archive, or a reply without end
+                    break
     except (OSError, HTTPException, ValueError) as error:
+        if is_disk_full(error):
+            raise
         raise ValueError(
             f"cannot download {url} ({error}): copy the file to {archive} by hand, or use your own images "
             "(data=folder data.root=PATH), or experiment=quickstart, which needs no network"

@@ -5,6 +5,8 @@ import io
 import json
 import logging
 import os
+import stat
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +14,11 @@ from typing import IO, NamedTuple, Protocol, runtime_checkable
 
 import imagehash
 import numpy as np
-from filelock import FileLock
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from flowers.runtime.files import atomic_write_text, cache_dir, chunk_by_time
+from flowers.runtime.files import cache_dir, cache_lock, chunk_by_time, read_cache, write_cache
 from flowers.runtime.logging import progress_bar
+from flowers.runtime.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,19 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 89_478_485  # the limit above which Pillow warns: a quarter of a GiB as RGB
 
 _CHECKS_FORMAT = 1  # of the cached checks; another number makes all of them stale
+_NOT_REGULAR = "not a regular file"
 _HASH_SIZE = 16  # a perceptual hash has 16 x 16 bits
+
+
+class ImageFileError(ValueError):
+    """An image that can no longer be read, or is another one than before.
+
+    The message is one line, also after a dataloader worker has raised the error again with its traceback as the text.
+    """
+
+    def __init__(self, text: str) -> None:
+        name = f"{type(self).__module__}.{type(self).__qualname__}: "
+        super().__init__(text.strip().rpartition("\n")[2].removeprefix(name))
 
 
 @runtime_checkable
@@ -33,7 +47,11 @@ class ImageBytes(Protocol):
     """An image that is not a file by itself, such as an image in a shard."""
 
     def content(self) -> bytes:
-        """Return the bytes of the image file."""
+        """Return the bytes of the image file.
+
+        Raises:
+            ImageFileError: They cannot be read, or are not those that were packed.
+        """
 
 
 class ImageRoot(Protocol):
@@ -66,6 +84,8 @@ def read_image(path: str | Path | IO[bytes] | ImageBytes) -> Image.Image:
         ValueError: For more than MAX_PIXELS pixels.
         OSError: For a file that cannot be opened or read; for damaged files, Pillow raises various other exceptions.
     """
+    if isinstance(path, (str, Path)):
+        _check_regular(Path(path))
     file = io.BytesIO(path.content()) if isinstance(path, ImageBytes) else path
     with Image.open(file, formats=IMAGE_FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
@@ -96,6 +116,33 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
 
 
+def read_unchanged(path: Path, sha256: str) -> bytes:
+    """Return the content of an image file that was checked before.
+
+    Raises:
+        ImageFileError: It has been deleted or changed since, with its name.
+    """
+    again = "restore it, or start a new run"
+    try:
+        content = _read_regular(path)
+    except OSError as error:
+        raise ImageFileError(f"{one_line(path)} {read_error_reason(error)}, but was checked before: {again}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ImageFileError(f"{one_line(path)} has changed since it was checked: {again}")
+    return content
+
+
+def _read_regular(path: Path) -> bytes:
+    _check_regular(path)
+    return path.read_bytes()
+
+
+def _check_regular(path: Path) -> None:
+    """Raise OSError for a FIFO, on which opening waits for a writer, a device, which may have no end, and a socket."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(_NOT_REGULAR)
+
+
 def read_error_reason(error: Exception) -> str:
     """Return in a few words, without a path, why `read_image` has raised `error`."""
     if isinstance(error, UnidentifiedImageError):
@@ -104,7 +151,7 @@ def read_error_reason(error: Exception) -> str:
         return f"over the limit of {MAX_PIXELS:,} pixels"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be opened ({error.strerror})"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(" ".join(str(error).split())) or type(error).__name__
 
 
 def check_images(root: str | Path, files: Sequence[str]) -> dict[str, ImageCheck]:
@@ -121,9 +168,9 @@ def check_images(root: str | Path, files: Sequence[str]) -> dict[str, ImageCheck
         The result for each path.
     """
     root = Path(root).resolve()
-    cache = cache_dir() / "verdicts" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.json"
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache.with_suffix(".lock")):
+    cache = cache_dir() / "verdicts" / hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+    waiting = f"another process checks the images in {one_line(root)}: waiting for it"
+    with cache_lock(cache.with_name(f".{cache.name}.lock"), waiting):
         checks = _check_new_files(root, files, cache)
     return {file: ImageCheck(*checks[file][1:]) for file in files}
 
@@ -133,26 +180,26 @@ def _check_new_files(root: Path, files: Sequence[str], cache: Path) -> dict[str,
     states = {file: _file_state(root / file) for file in files}
     new = [file for file in files if checks.get(file, [None])[0] != states[file]]
     if new:
-        log.info("checking %d files in %s", len(new), root)
-        # Threads suffice: Pillow and hashlib release the interpreter lock while they decode and digest.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        log.info("checking %d files in %s", len(new), one_line(root))
+        is_writable = True
+        # Threads suffice: Pillow and hashlib release the interpreter lock while they decode and digest. The filter is
+        # set here, because all threads share it. What Pillow warns of, such as a damaged EXIF tag, costs no pixels.
+        with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             results = progress_bar(pool.map(lambda file: _check_file(root / file), new), "Checking images", len(new))
             for chunk in chunk_by_time(zip(new, results, strict=True)):
                 checks |= {file: [states[file], *result] for file, result in chunk}
                 # A file that could not be opened may be readable later with the same size and modification time.
                 lasting = {file: check for file, check in checks.items() if check[1]}
                 content = {"format": _CHECKS_FORMAT, "root": str(root), "verdicts": lasting}
-                atomic_write_text(cache, json.dumps(content))
+                is_writable = is_writable and write_cache(cache, json.dumps(content).encode())
     return checks
 
 
 def _load_checks(path: Path) -> dict[str, list[str]]:
     """Return the cached checks `{path: [state, sha256, phash, reason]}`; none if the file is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return dict(content["verdicts"]) if content["format"] == _CHECKS_FORMAT else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    content = json.loads(read_cache(path) or "{}")
+    return dict(content["verdicts"]) if content.get("format") == _CHECKS_FORMAT else {}
 
 
 def _file_state(path: Path) -> str:
@@ -166,7 +213,7 @@ def _file_state(path: Path) -> str:
 
 def _check_file(path: Path) -> ImageCheck:
     try:
-        content = path.read_bytes()
+        content = _read_regular(path)
     except OSError as error:
         return ImageCheck("", "", read_error_reason(error))
     digest = hashlib.sha256(content).hexdigest()

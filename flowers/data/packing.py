@@ -11,6 +11,7 @@ from flowers.data.shard_writer import write_shards
 from flowers.data.splits import SPLITS
 from flowers.runtime.config import to_container
 from flowers.runtime.hardware import available_cores
+from flowers.runtime.text import one_line
 
 
 def run_packing(cfg: DictConfig) -> int:
@@ -35,5 +36,6 @@ def run_packing(cfg: DictConfig) -> int:
     with FileLock(output.with_name(f".{output.name}.lock")):
         shards = write_shards(root, records, classes, output, cfg.shard_mb, cfg.workers or available_cores())
     counts = ", ".join(f"{data.counts(split).total():,} {split}" for split in SPLITS)
-    Console().print(f"{len(records):,} images ({counts}) in {shards} shards: {output}", soft_wrap=True, highlight=False)
+    summary = f"{len(records):,} images ({counts}) in {shards} shards: {one_line(output)}"
+    Console().print(summary, soft_wrap=True, highlight=False, markup=False)
     return len(records)

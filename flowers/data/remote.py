@@ -3,20 +3,31 @@
 import functools
 import hashlib
 import importlib.util
+import io
 import logging
 import os
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from filelock import FileLock
-
-from flowers.runtime.files import atomic_write, cache_dir, evict_least_recently_used
+from flowers.data.images import ImageFileError
+from flowers.runtime.files import (
+    DiskFullError,
+    atomic_write,
+    cache_dir,
+    cache_lock,
+    check_free_space,
+    drop_damaged,
+    evict_least_recently_used,
+    is_disk_full,
+)
+from flowers.runtime.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +38,8 @@ _CHUNK = 1 << 20
 _PERMANENT_ERRORS = ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "NoRegionError")
 
 
-class RemoteFileError(ValueError):
-    """A file that cannot be downloaded.
-
-    The message is one line, also after a dataloader worker has raised the error again with its traceback as the text.
-    """
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text.strip().rpartition("\n")[2].removeprefix(f"{__name__}.RemoteFileError: "))
+class RemoteFileError(ImageFileError):
+    """A file that cannot be downloaded."""
 
 
 class RemoteFile(NamedTuple):
@@ -65,32 +70,45 @@ def is_remote(root: str | Path) -> bool:
     return bool(colon)
 
 
-def fetch_file(address: str, path: Path, s3_endpoint: str | None = None, retry_timeout: float = 300.0) -> None:
+def fetch_file(
+    address: str, file: IO[bytes], max_bytes: int, s3_endpoint: str | None = None, retry_timeout: float = 300.0
+) -> None:
     """Download a file; start again after a failure.
 
     Args:
         address: https://…, http:// or s3://bucket/key; for s3 with the credentials that boto3 finds.
-        path: Where to write the file. After an error it may be incomplete.
+        file: Where to write the content. After an error it may be incomplete.
+        max_bytes: Size at which a longer reply is given up.
         s3_endpoint: URL of an S3-compatible server; None for $AWS_ENDPOINT_URL, or else AWS.
         retry_timeout: Seconds after which a failing download is given up.
 
     Raises:
         RemoteFileError: If the download is given up, or at once if a retry is of no use.
+        OSError: If the disk of `file` is full.
     """
     start, pause = time.monotonic(), 0.5
     while True:
         try:
-            with _open(address, s3_endpoint) as source, path.open("wb") as file:
+            with _open(address, s3_endpoint) as source:
+                file.seek(0)
                 while chunk := source.read(_CHUNK):
                     file.write(chunk)
+                    if file.tell() > max_bytes:
+                        raise RemoteFileError(
+                            f"{one_line(address)} has more than {max_bytes:,} bytes: it is not as packed"
+                        )
                 if getattr(source, "length", None):  # the rest that an HTTPResponse expects; boto3 raises by itself
                     raise ConnectionError(f"the connection was closed {source.length:,} bytes before the end")
+            file.truncate()
             return
+        except RemoteFileError:
+            raise
         except Exception as error:  # boto3 and the standard library have no common class of errors
-            is_local = isinstance(error, OSError) and error.filename is not None
-            if is_local or _is_permanent(error) or time.monotonic() - start + pause > retry_timeout:
-                raise RemoteFileError(f"cannot download {address} ({_error_reason(error)})") from error
-            log.warning("%s: %s; trying again in %.1f s", address, _error_reason(error), pause)
+            if isinstance(error, OSError) and is_disk_full(error):
+                raise
+            if _is_permanent(error) or time.monotonic() - start + pause > retry_timeout:
+                raise RemoteFileError(f"cannot download {one_line(address)} ({_error_reason(error)})") from error
+            log.warning("%s: %s; trying again in %.1f s", one_line(address), _error_reason(error), pause)
         time.sleep(pause)
         pause = min(2 * pause, 30.0)
 
@@ -122,7 +140,7 @@ def _is_permanent(error: Exception) -> bool:
 
 def _error_reason(error: Exception) -> str:
     name = type(error).__name__ if isinstance(error, HTTPException) or not str(error) else ""
-    return " ".join(f"{name} {error}".split())
+    return one_line(" ".join(f"{name} {error}".split()))
 
 
 class RemoteFileCache:
@@ -148,31 +166,37 @@ class RemoteFileCache:
         """Return the path of a copy; download it if there is none. Another process may evict it at any time.
 
         Raises:
-            RemoteFileError: If the file cannot be downloaded or has other contents.
+            RemoteFileError: If the file cannot be downloaded or kept, or has other contents.
         """
         copy = self.folder / file.sha256
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # a cache that only others can write
             os.utime(copy)  # the least recently used copies are evicted first
+        if copy.is_file():
             return copy
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / f".{file.sha256}.lock"):
-            if not copy.exists():
+        with self._needs_disk(file), cache_lock(self.folder / f".{file.sha256}.lock"):
+            if not copy.is_file():
                 self._download(file, copy)
         return copy
 
-    def text(self, name: str) -> str:
+    def text(self, name: str, max_bytes: int) -> str:
         """Return the text of a small file, downloaded on each call.
 
         Raises:
-            RemoteFileError: If the file cannot be downloaded.
+            RemoteFileError: If the file cannot be downloaded, or has more than `max_bytes` bytes.
+            UnicodeDecodeError: If it is not UTF-8.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self.folder / f".{name}.{os.getpid()}.part"
-        try:
-            fetch_file(f"{self.address}/{name}", beside, self.s3_endpoint, self.retry_timeout)
-            return beside.read_text(encoding="utf-8")
-        finally:
-            beside.unlink(missing_ok=True)
+        content = io.BytesIO()
+        fetch_file(f"{self.address}/{name}", content, max_bytes, self.s3_endpoint, self.retry_timeout)
+        return content.getvalue().decode("utf-8")
+
+    def drop_if_damaged(self, file: RemoteFile) -> bool:
+        """Delete the copy of a file if it has other contents, and return whether that was so."""
+        copy = self.folder / file.sha256
+        with self._needs_disk(file), cache_lock(self.folder / f".{file.sha256}.lock"):
+            if not copy.is_file() or file_sha256(copy) == file.sha256:
+                return False
+            drop_damaged(copy)
+        return True
 
     def prefetch(self, file: RemoteFile) -> None:
         """Start to download a file in a thread. If that fails, the next call of `path` raises the error."""
@@ -181,13 +205,20 @@ class RemoteFileCache:
         self._prefetcher[1].submit(self.path, file)
 
     def _download(self, file: RemoteFile, copy: Path) -> None:
+        if file.size > self.max_bytes:
+            raise RemoteFileError(
+                f"{self.address}/{file.name} has {file.size / 2**30:,.2g} GiB: expected at most "
+                f"data.cache_gb={self.max_bytes / 2**30:g}"
+            )
         for partial in self.folder.glob(f".{copy.name}.*.part"):  # of a process that was killed
             partial.unlink(missing_ok=True)
-        with atomic_write(copy) as beside:
+        if copy.exists():
+            drop_damaged(copy)
+        with atomic_write(copy, durable=False) as beside, beside.open("wb") as content:
             self._reserve(file.size, beside)
-            fetch_file(f"{self.address}/{file.name}", beside, self.s3_endpoint, self.retry_timeout)
-            with beside.open("rb") as written:
-                found = hashlib.file_digest(written, "sha256").hexdigest()
+            fetch_file(f"{self.address}/{file.name}", content, file.size, self.s3_endpoint, self.retry_timeout)
+            content.flush()
+            found = file_sha256(beside)
             if found != file.sha256:
                 raise RemoteFileError(
                     f"{self.address}/{file.name} has SHA-256 {found[:12]}…: expected {file.sha256[:12]}… as packed; "
@@ -196,7 +227,26 @@ class RemoteFileCache:
 
     def _reserve(self, size: int, beside: Path) -> None:
         """Evict copies until there is room for `size` bytes, and occupy it by a file of that size."""
-        with FileLock(self.folder / ".lock"):
-            evict_least_recently_used(self.folder.iterdir(), self.max_bytes - size)
-            with beside.open("wb") as file:
-                file.truncate(size)
+        with cache_lock(self.folder / ".lock"):
+            files = [path for path in self.folder.iterdir() if path.is_file()]
+            evict_least_recently_used(files, self.max_bytes - size)
+            check_free_space(beside, size)
+            os.truncate(beside, size)
+
+    @contextmanager
+    def _needs_disk(self, file: RemoteFile) -> Iterator[None]:
+        """Raise RemoteFileError if a copy cannot be kept: unlike other caches, this one is needed."""
+        try:
+            yield
+        except OSError as error:
+            reason = str(error) if isinstance(error, DiskFullError) else error.strerror or str(error)
+            raise RemoteFileError(
+                f"cannot keep a copy of {self.address}/{file.name} in {one_line(self.folder)} ({one_line(reason)}): "
+                "set FLOWERS_CACHE to a folder with room that can be written"
+            ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,13 +19,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowers.data.images import read_error_reason
-from flowers.data.remote import RemoteFile
+from flowers.data.images import read_unchanged
+from flowers.data.remote import RemoteFile, file_sha256
 from flowers.data.shards import INDEX_FILE, MANIFEST_FILE, SHARD_FORMAT, SHARD_SPLIT_FILE
 from flowers.data.splits import SPLITS, SplitRecord, split_to_csv
-from flowers.runtime.files import atomic_write, atomic_write_text
+from flowers.runtime.files import DiskFullError, atomic_write, atomic_write_text
 from flowers.runtime.launch import exit_with_parent
 from flowers.runtime.logging import progress_bar
+from flowers.runtime.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -183,26 +184,18 @@ def _write_shard(shard: ShardSpec) -> str:
     """Write a shard unless it is complete; return its SHA-256."""
     try:
         if not (shard.path.exists() and shard.path.stat().st_size == _shard_size(shard)):
-            with atomic_write(shard.path) as beside, beside.open("wb") as file:
+            with atomic_write(shard.path, _shard_size(shard)) as beside, beside.open("wb") as file:
                 for entry in shard.entries:
-                    content, name = _read_unchanged(shard.root, entry), f"{entry.line:09}"
+                    content = read_unchanged(shard.root / entry.record.path, entry.record.sha256)
+                    name = f"{entry.line:09}"
                     file.write(_tar_member(name + _suffix(entry.record.path), content))
                     file.write(_tar_member(f"{name}.cls", str(entry.label).encode()))
                 file.write(bytes(2 * _TAR_BLOCK))
-        with shard.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(shard.path)
+    except DiskFullError as error:
+        raise ValueError(str(error)) from error
     except OSError as error:
-        raise ValueError(f"{shard.path} cannot be written: {error.strerror or error}") from error
-
-
-def _read_unchanged(root: Path, entry: ShardEntry) -> bytes:
-    try:
-        content = (root / entry.record.path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{entry.record.path}: {read_error_reason(error)}") from error
-    if hashlib.sha256(content).hexdigest() != entry.record.sha256:
-        raise ValueError(f"{entry.record.path} has changed since it was checked: start again")
-    return content
+        raise ValueError(f"{one_line(shard.path)} cannot be written: {error.strerror or error}") from error
 
 
 def _tar_member(name: str, content: bytes) -> bytes:

@@ -9,33 +9,108 @@ A set of shards is a folder, or an address of such a folder, with these files:
 - `places.npy`: int64 (N, 3), for each line of split.csv the shard number, the first byte and the size of the image.
 - `shards.json`: written last. `format` (1), `photos` (N), `classes`, and `[name, size in bytes, SHA-256]` of the other
   files: `split`, `places` and the list `shards` in the order of the shard numbers.
+
+The files may come from strangers. shards.json is checked as a whole before anything else is read; split.csv and
+places.npy are those that it names, and each image is the one that split.csv names.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowers.data.remote import RemoteFile, RemoteFileCache, is_remote
-from flowers.data.splits import ImageRecord, SplitRecord, load_split
+from flowers.data.images import ImageFileError
+from flowers.data.remote import RemoteFile, RemoteFileCache, RemoteFileError, file_sha256, is_remote
+from flowers.data.splits import ImageRecord, SplitRecord, is_sha256, load_split
+from flowers.runtime.text import one_line
 
 MANIFEST_FILE, SHARD_SPLIT_FILE, INDEX_FILE = "shards.json", "split.csv", "places.npy"
 SHARD_FORMAT = 1
+MAX_MANIFEST_BYTES = 128 * 2**20  # a million shards
+
+_MAX_FILE_BYTES = 2**50
+_MAX_IMAGE_BYTES = 2**30  # an image is read into memory; MAX_PIXELS of 16-bit RGBA take 0.7 GiB without compression
+_MAX_DOWNLOADS = 5  # of a shard that another process removes each time
+
+
+class Manifest(NamedTuple):
+    """The content of shards.json.
+
+    Attributes:
+        photos: Number of images.
+        classes: Class names.
+        split: split.csv.
+        places: places.npy.
+        shards: The shards in the order of their numbers.
+    """
+
+    photos: int
+    classes: list[str]
+    split: RemoteFile
+    places: RemoteFile
+    shards: list[RemoteFile]
+
+
+def parse_manifest(text: str) -> Manifest:
+    """Return the content of shards.json.
+
+    Raises:
+        ValueError: If something in it is missing or not as it should be, with the reason.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("it is not JSON") from error
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    if content.get("format") != SHARD_FORMAT:
+        raise ValueError(f"it has format {content.get('format')!r:.20}: expected {SHARD_FORMAT}; pack the images again")
+    photos, classes, shards = (content.get(name) for name in ("photos", "classes", "shards"))
+    if not _is_size(photos):
+        raise ValueError(f"photos is {photos!r:.20}: expected the number of images")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("classes is not a list of names")
+    if not isinstance(shards, list) or not shards:
+        raise ValueError("shards is not a list of files")
+    files = [_parse_file(file) for file in (content.get("split"), content.get("places"), *shards)]
+    if len({file.name for file in files}) < len(files):
+        raise ValueError("a file occurs twice")
+    return Manifest(photos, classes, files[0], files[1], files[2:])
+
+
+def _parse_file(file: object) -> RemoteFile:
+    if isinstance(file, list) and len(file) == 3:
+        name, size, sha256 = file
+        # A name is part of a path and of an address. Neither may lead out of the folder.
+        is_name = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", name)
+        if is_name and _is_size(size) and is_sha256(sha256):
+            return RemoteFile(name, size, sha256)
+    raise ValueError(f"{file!r:.100} is not a file: expected [name without a folder, size, SHA-256]")
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 < value <= _MAX_FILE_BYTES
 
 
 class ShardedImage:
     """An image in a shard, for `read_image`."""
 
-    def __init__(self, shards: "ShardSource", position: Sequence[int]) -> None:
-        self.shards, self.position = shards, position
+    def __init__(self, shards: "ShardSource", line: int) -> None:
+        self.shards, self.line = shards, line
 
     def content(self) -> bytes:
-        """Return the bytes of the image file."""
-        return self.shards.content(*self.position)
+        """Return the bytes of the image file.
+
+        Raises:
+            ImageFileError: They cannot be read, or are not those of split.csv.
+        """
+        return self.shards.content(self.line)
 
 
 class ShardSource:
@@ -48,7 +123,8 @@ class ShardSource:
         cache_gb: Disk space for copies of remote shards, in GiB.
 
     Raises:
-        ValueError: For an address of an unknown kind; on first use, if the shards do not exist or cannot be downloaded.
+        ValueError: For an address of an unknown kind; on first use, if the shards do not exist, cannot be downloaded
+            or are damaged.
     """
 
     def __init__(self, root: str, s3_endpoint: str | None, retry_timeout: float, cache_gb: float) -> None:
@@ -59,31 +135,34 @@ class ShardSource:
         return self.root
 
     def __truediv__(self, path: str) -> ShardedImage:
-        return ShardedImage(self, self.index[self._lines[path]].tolist())
+        return ShardedImage(self, self._lines[path])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For spawned workers, which make it again in less time than it takes to send it.
+        return {name: value for name, value in self.__dict__.items() if name != "_lines"}
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """The content of shards.json."""
         try:
-            text = (
-                self.cache.text(MANIFEST_FILE) if self.cache else (Path(self.root) / MANIFEST_FILE).read_text("utf-8")
-            )
-            manifest = json.loads(text)
-            if manifest["format"] != SHARD_FORMAT:
-                raise ValueError(
-                    f"{self.root} has shards of format {manifest['format']}: expected format {SHARD_FORMAT}; "
-                    "pack the images again"
-                )
-            return dict(manifest)
-        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, json.JSONDecodeError) as error:
+            return parse_manifest(self._manifest_text())
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(
                 f"no shards at {self.root} (no complete {MANIFEST_FILE}): python -m flowers.pack writes them"
             ) from error
+        except ImageFileError:
+            raise
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else one_line(error)
+            raise ValueError(f"{self.root}/{MANIFEST_FILE} describes no shards: {reason}") from error
 
     @cached_property
     def records(self) -> list[SplitRecord]:
         """The images with their split: the lines of split.csv."""
-        return load_split(self._path(RemoteFile(*self.manifest["split"])))
+        records = load_split(self._verified_path(self.manifest.split))
+        if len(records) != self.manifest.photos or {record.label for record in records} != {*self.manifest.classes}:
+            raise ValueError(f"{self.root}: {SHARD_SPLIT_FILE} has other images or classes than {MANIFEST_FILE}")
+        return records
 
     @property
     def images(self) -> list[ImageRecord]:
@@ -93,13 +172,27 @@ class ShardSource:
     @cached_property
     def index(self) -> NDArray[np.int64]:
         """The shard number, first byte and size of each line of split.csv, (N, 3)."""
-        index: NDArray[np.int64] = np.load(self._path(RemoteFile(*self.manifest["places"])))
+        path = self._verified_path(self.manifest.places)
+        wrong = f"{self.root}/{self.manifest.places.name} is no index of {self.manifest.photos:,} images"
+        try:
+            # Mapped: a wrong header must not decide how much memory is allocated.
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # on a damaged header, NumPy raises anything from EOFError to TokenError
+            raise ValueError(f"{wrong}: {one_line(error)}") from error
+        if not isinstance(mapped, np.ndarray) or (mapped.shape, mapped.dtype) != ((self.manifest.photos, 3), np.int64):
+            raise ValueError(wrong)
+        index = np.array(mapped, order="C")
+        shard, start, size = index.T
+        if index.min() < 0 or shard.max() >= len(self.shards) or size.max() > _MAX_IMAGE_BYTES:
+            raise ValueError(f"{wrong}: a shard number or a size is out of range")
+        if (start > np.array([file.size for file in self.shards])[shard] - size).any():
+            raise ValueError(f"{wrong}: an image ends after its shard")
         return index
 
-    @cached_property
+    @property
     def shards(self) -> list[RemoteFile]:
         """The shards in the order of their numbers."""
-        return [RemoteFile(*shard) for shard in self.manifest["shards"]]
+        return self.manifest.shards
 
     def sort_by_shard(self, records: Sequence[SplitRecord]) -> list[SplitRecord]:
         """Return `records` in the order of the images in the shards."""
@@ -109,25 +202,34 @@ class ShardSource:
         """Return the shard number of each image, (N,)."""
         return self.index[[self._lines[path] for path in paths], 0]
 
-    def content(self, shard: int, start: int, size: int) -> bytes:
-        """Return `size` bytes of shard number `shard`, from byte `start` on."""
-        while True:
-            try:
-                with self._path(self.shards[shard]).open("rb") as file:
-                    file.seek(start)
-                    return file.read(size)
-            except FileNotFoundError:
-                if self.cache is None:
-                    raise
-                # Another process has evicted the copy in the meantime: download it again.
+    def content(self, line: int) -> bytes:
+        """Return the bytes of the image of a line of split.csv.
 
-    def check_cache_size(self, count: int) -> None:
-        """Raise ValueError if `count` shards of the largest size do not fit into the cache."""
+        Raises:
+            ImageFileError: They cannot be read, or have another SHA-256 than in split.csv.
+        """
+        record, (shard, start, size) = self.records[line], self.index[line].tolist()
+        file = self.shards[shard]
+        content = self._read(file, start, size)
+        is_unchanged = hashlib.sha256(content).hexdigest() == record.sha256
+        if not is_unchanged and self.cache and self.cache.drop_if_damaged(file):
+            content = self._read(file, start, size)
+            is_unchanged = hashlib.sha256(content).hexdigest() == record.sha256
+        if not is_unchanged:
+            raise ImageFileError(
+                f"{one_line(record.path)} in {self.root}/{file.name} is not the image of {SHARD_SPLIT_FILE}: "
+                "copy or pack the shards again"
+            )
+        return content
+
+    def check_cache_size(self, count: int, advice: str = "") -> None:
+        """Raise ValueError with `advice` if `count` shards of the largest size do not fit into the cache."""
+        count = min(count, len(self.shards))
         needed = count * max(shard.size for shard in self.shards)
         if self.cache and needed > self.cache.max_bytes:
             raise ValueError(
                 f"data.cache_gb={self.cache.max_bytes / 2**30:g}: expected at least {needed / 2**30:.2g} for the "
-                f"{count} shards in use at a time; a smaller data.shuffle_shards needs less"
+                f"{count} shards in use at a time{advice}"
             )
 
     def prefetch(self, shard: int) -> None:
@@ -135,8 +237,45 @@ class ShardSource:
         if self.cache is not None:
             self.cache.prefetch(self.shards[shard])
 
+    def _manifest_text(self) -> str:
+        if self.cache:
+            return self.cache.text(MANIFEST_FILE, MAX_MANIFEST_BYTES)
+        path = Path(self.root) / MANIFEST_FILE
+        if path.exists() and (not path.is_file() or path.stat().st_size > MAX_MANIFEST_BYTES):
+            raise ValueError(f"expected a file of at most {MAX_MANIFEST_BYTES:,} bytes")
+        return path.read_text("utf-8")
+
+    def _verified_path(self, file: RemoteFile) -> Path:
+        """Return the path of a small file, whose content is the one of the manifest."""
+        path = self._path(file)
+        if self.cache and self.cache.drop_if_damaged(file):
+            path = self._path(file)
+        if not self.cache and (path.stat().st_size != file.size or file_sha256(path) != file.sha256):
+            raise ImageFileError(f"{self.root}/{file.name} is not the file of {MANIFEST_FILE}: copy the shards again")
+        return path
+
     def _path(self, file: RemoteFile) -> Path:
-        return self.cache.path(file) if self.cache else Path(self.root) / file.name
+        if self.cache:
+            return self.cache.path(file)
+        path = Path(self.root) / file.name
+        if not path.is_file():
+            raise ImageFileError(f"{self.root}/{file.name} is missing, or not a regular file: copy the shards again")
+        return path
+
+    def _read(self, file: RemoteFile, start: int, size: int) -> bytes:
+        for _ in range(_MAX_DOWNLOADS):
+            try:
+                with self._path(file).open("rb") as stream:
+                    stream.seek(start)
+                    return stream.read(size)
+            except FileNotFoundError:  # another process has evicted the copy in the meantime: download it again
+                continue
+            except OSError as error:
+                raise ImageFileError(f"{self.root}/{file.name} cannot be read ({error.strerror})") from error
+        raise RemoteFileError(
+            f"other processes have removed the copy of {self.root}/{file.name} {_MAX_DOWNLOADS} times before it was "
+            "read: set a larger data.cache_gb for all of them"
+        )
 
     @cached_property
     def _lines(self) -> dict[str, int]:

@@ -1,19 +1,21 @@
 """Assign images to train, val and test: stratified by class, with near duplicates in one split; split.csv."""
 
-import csv
 import hashlib
-import io
 import logging
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from flowers.runtime.files import atomic_write_text
+from flowers.runtime.text import one_line, read_csv, to_csv
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+
+_COLUMNS = ("path", "class", "split", "group", "sha256")  # of split.csv
 
 
 class ImageRecord(NamedTuple):
@@ -96,8 +98,8 @@ def assign_splits(
     check_split_settings(val_fraction, test_fraction, folds, fold)
     total = Counter(image.label for image in images)
     rarest, count = min(total.items(), key=lambda item: item[1])
-    if count < max(2, folds):
-        raise ValueError(f"class {rarest} has {count} usable image(s): expected at least {max(2, folds)} to split")
+    if count < (needed := max(2, folds)):
+        raise ValueError(f"class {one_line(rarest)} has {count} usable image(s): expected at least {needed} to split")
     group_of = group_near_duplicates(images)
     labels: defaultdict[str, Counter[str]] = defaultdict(Counter)  # of each group, the number of images per class
     for image in images:
@@ -167,8 +169,8 @@ def check_split(records: Sequence[SplitRecord], images: Sequence[ImageRecord], s
     wrong = [record.path for record in records if digests.get(record.path) != record.sha256]
     if wrong:
         raise ValueError(
-            f"{len(wrong)} of the {len(records)} images of {source} are missing or have changed, such as {wrong[0]}: "
-            "expected the images that the split was made of"
+            f"{len(wrong)} of the {len(records)} images of {source} are missing or have changed, "
+            f"such as {one_line(wrong[0])}: expected the images that the split was made of"
         )
     if len(images) > len(records):
         log.info("%d images are not in %s and are not used", len(images) - len(records), source)
@@ -177,11 +179,7 @@ def check_split(records: Sequence[SplitRecord], images: Sequence[ImageRecord], s
 
 def split_to_csv(records: Iterable[SplitRecord]) -> str:
     """Return the text of split.csv."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "class", "split", "group", "sha256"])
-    writer.writerows(records)
-    return text.getvalue()
+    return to_csv([_COLUMNS, *records])
 
 
 def split_sha256(records: Iterable[SplitRecord]) -> str:
@@ -198,26 +196,32 @@ def load_split(path: str | Path) -> list[SplitRecord]:
     """Return the records of a split.csv.
 
     Raises:
-        ValueError: If the file is missing, or has other columns, other splits, incomplete lines or a path twice.
+        ValueError: If the file is missing, or has other columns, other splits, incomplete lines, a path twice, or what
+            is no SHA-256.
     """
+    name = one_line(path)
     try:
-        with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            records = [
-                SplitRecord(line["path"], line["class"], line["split"], line["group"], line["sha256"])
-                for line in csv.DictReader(file)
-            ]
-    except KeyError as error:
-        raise ValueError(
-            f"{path} is not a split file: no column {error}: expected path, class, split, group, sha256"
-        ) from error
-    except (OSError, csv.Error) as error:
+        header, *rows = read_csv(path) or [[]]
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ValueError(f"{path} cannot be read ({reason}): expected a split.csv (data.split_file)") from error
-    if not records or any(None in record for record in records) or len({r.path for r in records}) < len(records):
-        raise ValueError(f"{path} is not a split file: expected one complete line for each image, and no path twice")
+        raise ValueError(f"{name} cannot be read ({reason}): expected a split.csv (data.split_file)") from error
+    if missing := [column for column in _COLUMNS if column not in header]:
+        raise ValueError(f"{name} is not a split file: no column {missing[0]}: expected {', '.join(_COLUMNS)}")
+    positions = [header.index(column) for column in _COLUMNS]
+    is_complete = bool(rows) and all(len(row) == len(header) for row in rows)
+    records = [SplitRecord(*(row[position] for position in positions)) for row in rows] if is_complete else []
+    if not records or len({record.path for record in records}) < len(records):
+        raise ValueError(f"{name} is not a split file: expected one complete line for each image, and no path twice")
     if wrong := {record.split for record in records} - set(SPLITS):
-        raise ValueError(f"{path} has the split(s) {', '.join(sorted(wrong))}: expected {', '.join(SPLITS)}")
+        raise ValueError(f"{name} has the split(s) {one_line(', '.join(sorted(wrong)))}: expected {', '.join(SPLITS)}")
+    if damaged := next((record for record in records if not is_sha256(record.sha256)), None):
+        raise ValueError(f"{name} has no SHA-256 for {one_line(damaged.path)}: expected 64 hexadecimal digits")
     return records
+
+
+def is_sha256(text: object) -> bool:
+    """Return whether `text` is a SHA-256 as this project writes it: 64 lower-case hexadecimal digits."""
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def group_near_duplicates(images: Sequence[ImageRecord]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import hashlib
 import json
 import logging
 import os
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CHUNK_SECONDS = 30.0  # a killed program loses at most this much work
+
+_DIGEST_BYTES = 32  # of SHA-256, at the start of a cache file
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -117,6 +120,40 @@ def cache_lock(path: Path, waiting: str = "") -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+def read_cache(path: Path) -> bytes | None:
+    """Return the content that `write_cache` has written to `path`; None if there is none that can be used.
+
+    A damaged file, or something else in its place, is deleted and named in one line.
+    """
+    with optional_cache(path), suppress(FileNotFoundError):  # another process may delete it meanwhile
+        if path.is_file():
+            stored = path.read_bytes()
+            digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+            if hashlib.sha256(content).digest() == digest:
+                with suppress(OSError):  # a cache that only others can write
+                    os.utime(path)
+                return content
+        if path.exists():
+            drop_damaged(path)
+    return None
+
+
+def write_cache(path: Path, content: bytes) -> bool:
+    """Write `content` and its checksum to a file of the cache; return whether that was possible, and log it if not."""
+    is_written = False
+    with optional_cache(path):
+        with atomic_write(path, len(content) + _DIGEST_BYTES, durable=False) as temporary:
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
+        is_written = True
+    return is_written  # noqa: RET504  # optional_cache may end the block early
+
+
+def drop_damaged(path: Path) -> None:
+    """Delete a damaged file of the cache, or a folder in its place, and log one line that names it."""
+    log.warning("%s is damaged: it is deleted, and its content made again", path)
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def evict_least_recently_used(files: Iterable[Path], max_bytes: int) -> None:

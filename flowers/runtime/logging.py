@@ -58,9 +58,10 @@ HARMLESS_WARNINGS = (
 
 
 def filter_harmless_warnings() -> None:
-    """Ignore HARMLESS_WARNINGS."""
+    """Ignore HARMLESS_WARNINGS, and all of Pillow, which warns of each file with a damaged EXIF tag."""
     for message in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def configure_logging() -> None:

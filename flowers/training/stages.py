@@ -83,11 +83,12 @@ def plan_stages(head_epochs: int, finetune_epochs: int, run_dir: Path) -> list[S
 
 
 def check_stages(plans: Sequence[StagePlan], data: ImageDataModule, trainer: Trainer, cached_views: int) -> None:
-    """Check that the ranks can share a step, and that a resumed epoch has the steps with which it started.
+    """Check that train and val have images, the ranks can share a step, and a resumed epoch has the steps of its start.
 
     Raises:
-        ValueError: They cannot, or it has not.
+        ValueError: One of these is not so.
     """
+    data.setup("fit")
     data.per_rank_batch_size(trainer.world_size)
     is_cached = plans[0].stage == "head" and cached_views
     found = f"head.cached_views={cached_views}" if is_cached else epoch_steps_key(data, trainer.world_size)

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.splits import save_split
+from flowers.training.experiment import run_training
+from tests.helpers import SMALL as TRAINING
+from tests.helpers import configuration
 
 SMALL: dict[str, Any] = {"image_size": 32, "resize": 36, "batch_size": 4, "num_workers": 0}
 
@@ -59,6 +62,27 @@ def test_full_dataset_refuses_a_class_that_the_model_does_not_have(folder: Path)
 def test_dataset_of_an_empty_split_is_an_error(folder: Path):
     with pytest.raises(ValueError, match=r"the split test has no images: set .*data.test_fraction"):
         ImageDataModule(folder).dataset("test")
+
+
+def test_setup_says_that_val_has_no_images_before_any_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    for path in folder.glob("*/*.png"):
+        if int(path.stem) > 3:
+            path.unlink()
+    data = ImageDataModule(folder, **SMALL)
+    assert data.counts("train") == {"lily": 2, "orchid": 2}
+    monkeypatch.setattr("flowers.data.dataset.read_image", None)
+    with pytest.raises(ValueError, match=r"the split val has no images: set .*data.val_fraction"):
+        data.setup("fit")
+    data.setup("test")
+
+
+def test_training_says_that_val_has_no_images_before_it_writes_anything(folder: Path, tmp_path: Path):
+    for path in folder.glob("*/*.png"):
+        if int(path.stem) > 3:
+            path.unlink()
+    with pytest.raises(ValueError, match="the split val has no images"):
+        run_training(configuration(*TRAINING, f"data.root={folder}", f"run_dir={tmp_path / 'run'}"))
+    assert not list((tmp_path / "run").glob("*"))
 
 
 def test_split_file_is_used_and_refused_if_an_image_has_changed(folder: Path, tmp_path: Path):

@@ -1,8 +1,13 @@
+import errno
+import os
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flowers.data.folder import ImageFolderSource, expand_image_paths, find_images
+from flowers.data.images import read_image
 
 
 def create_files(root: Path, *files: str) -> Path:
@@ -35,14 +40,96 @@ def test_find_images_reads_train_and_val_folders_as_splits(tmp_path: Path):
 
 def test_find_images_refuses_a_class_that_is_only_in_val(tmp_path: Path):
     root = create_files(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/c/3.jpg")
-    with pytest.raises(ValueError, match=r"train lacks the class.* c: expected all classes"):
+    with pytest.raises(ValueError, match=r"train folder of .* lacks the class.* c: expected all classes"):
         find_images(root)
 
 
-@pytest.mark.parametrize("folders", [("train", "test"), ("train", "val", "more")])
-def test_find_images_does_not_take_incomplete_splits_for_classes(tmp_path: Path, folders: tuple[str, ...]):
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("train", "valid", "test"), ("training", "validation", "testing"), ("Train", "Val", "TEST"), ("train", "dev", "")],
+)
+def test_find_images_takes_the_usual_names_of_splits_in_any_case(tmp_path: Path, train: str, val: str, test: str):
+    files = [f"{train}/a/1.jpg", f"{train}/b/2.jpg", f"{val}/a/3.jpg", *([f"{test}/b/4.jpg"] if test else [])]
+    found = {file.path: (file.label, file.split) for file in find_images(create_files(tmp_path, *files))}
+    expected = [("a", "train"), ("b", "train"), ("a", "val"), ("b", "test")]
+    assert found == dict(zip(files, expected, strict=False))
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train", "test"),
+        ("train", "val", "more"),
+        ("training", "Valid", "rose"),
+        ("train", "val", "validation"),
+        ("train", "training"),
+        ("val", "test"),
+    ],
+)
+def test_find_images_does_not_take_unclear_splits_for_classes(tmp_path: Path, folders: tuple[str, ...]):
     with pytest.raises(ValueError, match="expected train, val and optionally test"):
         find_images(create_files(tmp_path, *(f"{name}/a/1.jpg" for name in folders)))
+
+
+@pytest.mark.parametrize("folders", [("train", "car", "bus"), ("valid", "invalid"), ("dev", "prod")])
+def test_find_images_takes_a_class_that_has_the_name_of_a_split(tmp_path: Path, folders: tuple[str, ...]):
+    found = find_images(create_files(tmp_path, *(f"{name}/1.jpg" for name in folders)))
+    assert {(file.label, file.split) for file in found} == {(name, None) for name in folders}
+
+
+@pytest.mark.parametrize("unreadable", ["lily", "lily/more", ""])
+def test_find_images_names_a_folder_that_cannot_be_read(
+    tmp_path: Path, unreadable: str, monkeypatch: pytest.MonkeyPatch
+):
+    root = create_files(tmp_path, "lily/1.jpg", "lily/more/2.jpg", "rose/3.jpg")
+    scandir = os.scandir
+
+    def fail(path: str | Path) -> Any:  # permissions do not stop the root user, who may run the tests
+        if Path(path) == root / unreadable:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", fail)
+    with pytest.raises(ValueError, match=f"the folder {root / unreadable} cannot be read .Permission denied"):
+        find_images(root)
+    if unreadable:
+        with pytest.raises(ValueError, match=f"the folder {root / unreadable} cannot be read"):
+            expand_image_paths(str(root))
+
+
+def test_find_images_names_empty_class_folders_and_links_to_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    root = create_files(tmp_path / "photos", "lily/1.jpg", "rose/2.jpg", "tu\x1blip/.hidden")
+    (tmp_path / "photos" / "lily" / "linked").symlink_to(tmp_path)
+    assert {file.label for file in find_images(root)} == {"lily", "rose"}
+    assert "ignoring folders without a file" in caplog.text
+    assert r"tu\x1blip" in caplog.text
+    assert "lily/linked" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "socket", "folder"])
+def test_source_lists_what_is_not_a_regular_file(folder: Path, kind: str):
+    path = folder / "lily" / "special.jpg"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "socket":
+        os.mknod(path, stat.S_IFSOCK | 0o600)
+    else:
+        path.symlink_to(folder, target_is_directory=True)
+        assert path not in expand_image_paths(str(folder))
+        return
+    with pytest.raises(ValueError, match=r"1 of 21 files (.|\n)*lily/special.jpg: not a regular file"):
+        _ = ImageFolderSource(folder).records
+    assert path in expand_image_paths(str(folder))
+    with pytest.raises(OSError, match="not a regular file"):
+        read_image(path)
+
+
+def test_source_escapes_the_names_of_strangers(folder: Path):
+    (folder / "lily" / "a\x1b[31m\n.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"\n  lily/a\\x1b\[31m\\n\.jpg: empty\n"):
+        _ = ImageFolderSource(folder).records
 
 
 def test_find_images_refuses_a_missing_folder_and_a_single_class(tmp_path: Path):

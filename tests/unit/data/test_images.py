@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 from pathlib import Path
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowers.data.images import check_images, read_image
+from flowers.data.images import ImageFileError, check_images, read_image
 
 RED_OVER_BLUE = np.zeros((40, 60, 3), np.uint8)
 RED_OVER_BLUE[:20, :, 0] = RED_OVER_BLUE[20:, :, 2] = 255
@@ -142,11 +143,78 @@ def test_check_images_tries_a_file_again_that_could_not_be_opened(
     assert check_images(tmp_path, ["a.png"])["a.png"].reason == ""
 
 
-def test_check_images_ignores_a_damaged_cache(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def verdicts(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of the cached checks of a folder `images` with one image, which has been checked."""
     monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "images").mkdir()
     photo(0).save(tmp_path / "images" / "a.png")
+    check_images(tmp_path / "images", ["a.png"])
+    (file,) = (tmp_path / "cache" / "verdicts").glob("[!.]*")
+    return file
+
+
+def damage(file: Path, kind: str) -> None:
+    content = bytearray(file.read_bytes())
+    if kind == "bit":
+        content[content.index(b'"a.png": ["') + 80] ^= 1  # in the digest of the image
+        file.write_bytes(content)
+    elif kind == "folder":
+        file.unlink()
+        (file / "something").mkdir(parents=True)
+    else:
+        file.write_bytes({"text": b"{half a", "empty": b"", "cut": bytes(content[:-5])}[kind])
+
+
+@pytest.mark.parametrize("kind", ["bit", "text", "empty", "cut", "folder"])
+def test_check_images_makes_damaged_checks_again(
+    tmp_path: Path, verdicts: Path, kind: str, caplog: pytest.LogCaptureFixture
+):
+    content = verdicts.read_bytes()
     first = check_images(tmp_path / "images", ["a.png"])
-    (cache,) = (tmp_path / "cache" / "verdicts").glob("*.json")
-    cache.write_text("{half a", encoding="utf-8")
+    damage(verdicts, kind)
     assert check_images(tmp_path / "images", ["a.png"]) == first
+    assert caplog.text.count(f"{verdicts} is damaged") == 1
+    assert verdicts.read_bytes() == content
+
+
+def test_check_images_reads_a_cache_that_it_cannot_write(
+    tmp_path: Path, verdicts: Path, photo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    photo(1).save(tmp_path / "images" / "b.png")
+    for name in ("filelock.FileLock.acquire", "pathlib.Path.mkdir", "pathlib.Path.write_bytes", "os.utime"):
+        monkeypatch.setattr(name, refuse)
+    read = list[io.BytesIO]()
+
+    def count(file: io.BytesIO) -> Image.Image:
+        read.append(file)
+        return read_image(file)
+
+    monkeypatch.setattr("flowers.data.images.read_image", count)
+    checks = check_images(tmp_path / "images", ["a.png", "b.png"])
+    assert all(check.phash for check in checks.values())
+    assert len(read) == 1
+    assert caplog.text.count("Read-only file system") == 1
+
+
+def test_check_images_prints_no_warning_of_pillow_and_takes_such_files(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+):
+    Image.fromarray(RED_OVER_BLUE).quantize(4).save(tmp_path / "palette.png", transparency=b"\0\x80\xff\xff")
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\x01\x0e\0\x02\0\0\0\x40\0\0\xff\0"
+    Image.fromarray(RED_OVER_BLUE).save(tmp_path / "exif.jpg", exif=exif)
+    with pytest.warns(UserWarning, match="Truncated File Read"):
+        read_image(tmp_path / "exif.jpg")
+    recwarn.clear()
+    assert {check.reason for check in check_images(tmp_path, ["palette.png", "exif.jpg"]).values()} == {""}
+    assert not recwarn.list
+
+
+def test_image_file_error_of_a_worker_is_one_line():
+    error = ImageFileError(
+        "Caught ImageFileError in a worker.\nTraceback:\nflowers.data.images.ImageFileError: a.jpg has changed"
+    )
+    assert str(error) == "a.jpg has changed"

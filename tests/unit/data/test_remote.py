@@ -1,3 +1,5 @@
+import errno
+import io
 import socket
 from pathlib import Path
 
@@ -8,23 +10,39 @@ from flowers.data.shards import ShardSource
 from flowers.evaluation.gallery import thumbnail
 
 
-def test_fetch_file_tries_again_after_a_lost_connection(
-    flaky_web: str, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    fetch_file(f"{flaky_web}/split.csv", tmp_path / "split.csv", retry_timeout=5)
-    assert (tmp_path / "split.csv").read_bytes() == (shards / "split.csv").read_bytes()
+def test_fetch_file_tries_again_after_a_lost_connection(flaky_web: str, shards: Path, caplog: pytest.LogCaptureFixture):
+    content = io.BytesIO(b"an older and longer content" * 1000)
+    fetch_file(f"{flaky_web}/split.csv", content, 10**6, retry_timeout=5)
+    assert content.getvalue() == (shards / "split.csv").read_bytes()
     assert "trying again" in caplog.text
 
 
-def test_fetch_file_names_what_cannot_be_downloaded_in_one_line(web: str, s3: str, tmp_path: Path):
+def test_fetch_file_names_what_cannot_be_downloaded_in_one_line(web: str, s3: str):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # does not listen
         address = f"http://127.0.0.1:{closed.getsockname()[1]}/shards.json"
         with pytest.raises(RemoteFileError, match=r"^cannot download http.*shards.json .*refused"):
-            fetch_file(address, tmp_path / "file", retry_timeout=0.1)
+            fetch_file(address, io.BytesIO(), 100, retry_timeout=0.1)
     for missing in (f"{web}/none/shards.json", "s3://garden/none/shards.json"):
         with pytest.raises(RemoteFileError, match=r"^cannot download .*shards.json .*404|NoSuchKey"):
-            fetch_file(missing, tmp_path / "file", s3_endpoint=s3, retry_timeout=5)
+            fetch_file(missing, io.BytesIO(), 100, s3_endpoint=s3, retry_timeout=5)
+
+
+def test_fetch_file_stops_at_the_limit_of_an_endless_reply(endless_web: str):
+    content = io.BytesIO()
+    with pytest.raises(RemoteFileError, match=r"train-000000.tar has more than 5,000 bytes"):
+        fetch_file(f"{endless_web}/train-000000.tar", content, 5000, retry_timeout=5)
+    assert len(content.getvalue()) < 5e6
+
+
+def test_fetch_file_does_not_try_again_when_the_disk_is_full(web: str, monkeypatch: pytest.MonkeyPatch):
+    class Full(io.BytesIO):
+        def write(self, content: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("time.sleep", None)
+    with pytest.raises(OSError, match="No space left"):
+        fetch_file(f"{web}/split.csv", Full(), 10**6, retry_timeout=5)
 
 
 def test_remote_file_error_of_a_worker_is_one_line():
@@ -57,6 +75,55 @@ def test_remote_file_cache_never_exceeds_its_size_and_verifies_files(
         assert sum(path.stat().st_size for path in (tmp_path / "shards").iterdir()) <= limit
     with pytest.raises(RemoteFileError, match=r"expected 000000000000… as packed"):
         cache.path(RemoteFile(files[0].name, files[0].size, "0" * 64))
+
+
+def test_remote_file_cache_refuses_a_larger_file_before_it_evicts_others(
+    shards: Path, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path))
+    files = ShardSource(str(shards), None, 0, 0).shards
+    cache = RemoteFileCache(web, None, 5, 2 * max(file.size for file in files) / 2**30)
+    kept = cache.path(files[0])
+    with pytest.raises(RemoteFileError, match=r"train-000001.tar has 9.3e\+05 GiB: expected at most data.cache_gb="):
+        cache.path(RemoteFile("train-000001.tar", 10**15, "0" * 64))
+    assert kept.exists()
+
+
+@pytest.mark.parametrize("kind", ["changed", "folder"])
+def test_remote_file_cache_replaces_a_damaged_copy(
+    kind: str, shards: Path, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+):
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path))
+    source = ShardSource(web, None, 5, 1)
+    record = next(record for record in source.records if record.split == "train")
+    expected = (source / record.path).content()
+    assert source.cache is not None
+    copy = source.cache.path(source.shards[int(source.shard_numbers([record.path])[0])])
+    if kind == "changed":
+        copy.write_bytes(bytes(copy.stat().st_size))
+    else:
+        copy.unlink()
+        (copy / "something").mkdir(parents=True)
+    assert (source / record.path).content() == expected
+    assert f"{copy} is damaged" in caplog.text
+
+
+def test_remote_file_cache_says_what_to_do_where_it_cannot_be_written(
+    shards: Path, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(
+        RemoteFileError, match=r"cannot keep a copy of .*split.csv in .*file/shards .Not a directory.*FLOWERS_CACHE"
+    ):
+        _ = ShardSource(web, None, 5, 1).records
+
+
+def test_remote_file_cache_says_that_the_disk_is_full(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    with pytest.raises(RemoteFileError, match=r"cannot keep a copy of .*split.csv.*disk full: .*it needs .* MB"):
+        _ = ShardSource(web, None, 5, 1).records
 
 
 def test_is_remote_says_what_to_install_without_boto3(monkeypatch: pytest.MonkeyPatch):

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance
+from scipy.sparse.csgraph import connected_components
 
 from flowers.data.folder import find_images
 from flowers.data.images import check_images
 from flowers.data.near_duplicates import NEAR_DUPLICATE_BITS, group_hashes
 from flowers.data.splits import (
     ImageRecord,
+    SplitRecord,
     assign_splits,
     find_label_conflicts,
     find_leaks,
@@ -21,6 +23,7 @@ from flowers.data.splits import (
     split_sha256,
     split_to_csv,
 )
+from flowers.runtime.files import write_cache
 
 
 def random_images(classes: dict[str, int]) -> list[ImageRecord]:
@@ -109,12 +112,52 @@ def test_load_split_returns_what_was_saved_and_split_sha256_is_the_digest_of_the
     assert split_sha256(records) == hashlib.sha256((tmp_path / "split.csv").read_bytes()).hexdigest()
 
 
+def test_load_split_returns_names_of_strangers(tmp_path: Path):
+    names = [
+        "=1+1",
+        "+a",
+        "-a",
+        "@a",
+        "\ta",
+        "\ra",
+        "a\r",
+        "a\nb",
+        "a\r\nb",
+        "\x1b[31m",
+        "'=a",
+        "'a",
+        '"',
+        "$[/b]",
+        "\udce9",
+    ]
+    images = [image for name in names for image in random_images({name: 2})]
+    records = assign_splits([image._replace(sha256=f"{number:064x}") for number, image in enumerate(images)])
+    save_split(records, tmp_path / "split.csv")
+    assert load_split(tmp_path / "split.csv") == records
+    lines = (tmp_path / "split.csv").read_bytes().splitlines()
+    assert not [line for line in lines if line[:1] in (b"=", b"+", b"-", b"@")]
+
+
+def test_split_to_csv_writes_ordinary_names_as_before():
+    record = SplitRecord('ro, "se"/1 é.jpg', 'ro, "se"', "val", "0" * 16, "1" * 64)
+    lines = ["path,class,split,group,sha256", f'"ro, ""se""/1 é.jpg","ro, ""se""",val,{"0" * 16},{"1" * 64}', ""]
+    assert split_to_csv([record]) == "\n".join(lines)
+
+
 HEADER = "path,class,split,group,sha256\n"
 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "path,class\na,b\n", HEADER, HEADER + "a,b,dev,c,d\n", HEADER + "a,b\n", HEADER + "a,b,val,c,d\n" * 2],
+    [
+        "",
+        "path,class\na,b\n",
+        HEADER,
+        HEADER + "a,b,dev,c,d\n",
+        HEADER + "a,b\n",
+        HEADER + "a,b,val,c,d\n" * 2,
+        HEADER + "a,b,val,c,d\n",
+    ],
 )
 def test_load_split_refuses_other_files(tmp_path: Path, content: str):
     (tmp_path / "split.csv").write_text(content, encoding="utf-8")
@@ -174,17 +217,34 @@ def cached_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "groups"
 
 
-@pytest.mark.parametrize("block_rows", [7, 100, 2048])
+@pytest.mark.parametrize("block_rows", [6, 7, 100, 2048])
 def test_group_hashes_agrees_with_brute_force_for_any_block_size(block_rows: int):
     phashes = random_hashes(500)
     assert as_sets(group_hashes(phashes, block_rows)) == as_sets(group_by_brute_force(phashes))
 
 
-def test_group_hashes_is_the_same_without_bfloat16(monkeypatch: pytest.MonkeyPatch):
-    phashes = random_hashes(500)
-    found = group_hashes(phashes)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    assert group_hashes(phashes) == found
+def test_group_hashes_has_the_pairs_of_an_exhaustive_search_of_a_few_thousand():
+    """Half of the hashes have a partner at a distance around the limit, in any of the bits; one block is not enough."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (2400, 256), dtype=np.uint8)
+    for row in range(1200):
+        bits[1200 + row] = bits[row]
+        start = rng.integers(256)  # the first bits, which are not in the screen, differ as often as the others
+        bits[1200 + row, np.arange(start, start + rng.integers(60, 69)) % 256] ^= 1
+    words = np.packbits(bits, axis=1).view(np.uint64)
+    near = np.bitwise_count(words[:, None] ^ words).sum(axis=2) <= NEAR_DUPLICATE_BITS
+    assert 500 < (near.sum() - 2400) / 2 < 700
+    phashes = [row.tobytes().hex() for row in words]
+    numbers = np.array(group_hashes(phashes))
+    _, expected = connected_components(near, directed=False)
+    assert as_sets(numbers.tolist()) == as_sets(expected.tolist())
+
+
+def test_group_hashes_is_exact_for_any_number_of_ones():
+    values = (0, 2**256 - 1, 2**64 - 1, 2**65 - 1, (2**64 - 1) << 192, (2**65 - 1) << 191)
+    phashes = [f"{value:064x}" for value in values]
+    assert as_sets(group_hashes(phashes)) == {frozenset({0, 2, 3, 4, 5}), frozenset({1})}
+    assert as_sets(group_hashes([*phashes[:2], phashes[5]])) == {frozenset({0}), frozenset({1}), frozenset({2})}
 
 
 def test_group_hashes_puts_near_hashes_into_one_group_and_restores_the_threads_of_torch():
@@ -198,24 +258,40 @@ def test_group_hashes_reads_cached_groups_and_does_not_compute_them_again(cached
     computed = group_hashes(phashes, cache_above=0)
     assert computed == group_hashes(phashes)
     (file,) = cached_groups.iterdir()
-    groups = np.arange(len(set(phashes)), dtype="<i4").tobytes()  # others than those computed
-    file.write_bytes(hashlib.sha256(groups).digest() + groups)
     distinct = sorted(set(phashes))
+    write_cache(file, np.arange(len(distinct), dtype="<i4").tobytes())  # others than those computed
     assert group_hashes(phashes, cache_above=0) == [distinct.index(phash) for phash in phashes]
     assert group_hashes(phashes[::-1], cache_above=0) == [distinct.index(phash) for phash in phashes[::-1]]
     group_hashes(phashes[1:], cache_above=0)
     assert len(list(cached_groups.iterdir())) == 2
 
 
-@pytest.mark.parametrize("damaged", [b"", b"short", b"\0" * 32, b"\0" * 432])
-def test_group_hashes_replaces_a_damaged_cache_file(cached_groups: Path, damaged: bytes):
+@pytest.mark.parametrize("damaged", [b"", b"short", b"\0" * 32, b"\0" * 432, None])
+def test_group_hashes_replaces_a_damaged_cache_file(
+    cached_groups: Path, damaged: bytes | None, caplog: pytest.LogCaptureFixture
+):
     phashes = random_hashes(100)
     computed = group_hashes(phashes, cache_above=0)
     (file,) = cached_groups.iterdir()
     content = file.read_bytes()
-    file.write_bytes(damaged)
+    if damaged is None:
+        file.unlink()
+        (file / "something").mkdir(parents=True)
+    else:
+        file.write_bytes(damaged)
     assert group_hashes(phashes, cache_above=0) == computed
     assert file.read_bytes() == content
+    assert caplog.text.count(f"{file} is damaged") == 1
+
+
+def test_group_hashes_goes_on_without_a_cache_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path / "file"))
+    phashes = random_hashes(100)
+    assert group_hashes(phashes, cache_above=0) == group_hashes(phashes)
+    assert f"cannot use the cache {tmp_path / 'file'}" in caplog.text
 
 
 def test_group_hashes_bounds_the_size_of_the_cache(cached_groups: Path):
