@@ -32,6 +32,8 @@ from flowers.data.transforms import (
 )
 from flowers.runtime.distributed import local_slice, rank_and_world_size
 from flowers.runtime.hardware import available_cores
+from flowers.runtime.interrupt import ignore_stop_signals
+from flowers.runtime.schema import Pixels, Remote, check_values
 from flowers.runtime.seeding import PADDING_INDEX
 from flowers.runtime.text import one_line
 
@@ -115,39 +117,6 @@ class ImageDataModule(LightningDataModule):
         shuffle_shards: int = 16,
     ) -> None:
         super().__init__()
-        for name, value, is_valid, expected in (
-            ("image_size", image_size, image_size >= 1, "at least 1 pixel"),
-            ("resize", resize, resize >= image_size, f"at least data.image_size={image_size}"),
-            ("crop_scale", crop_scale, _is_range(crop_scale, 1.0), "[smallest, largest], above 0 and at most 1"),
-            ("crop_ratio", crop_ratio, _is_range(crop_ratio), "[smallest, largest], above 0"),
-            ("hflip_prob", hflip_prob, 0 <= hflip_prob <= 1, "a number from 0 to 1"),
-            ("brightness", brightness, brightness >= 0, "at least 0"),
-            ("contrast", contrast, contrast >= 0, "at least 0"),
-            ("saturation", saturation, saturation >= 0, "at least 0"),
-            ("hue", hue, 0 <= hue <= 0.5, "a number from 0 to 0.5"),
-            ("batch_size", batch_size, batch_size >= 1, "at least 1"),
-            ("num_workers", num_workers, num_workers is None or num_workers >= 0, "at least 0, or null"),
-            (
-                "decoded_cache_fraction",
-                decoded_cache_fraction,
-                0 <= decoded_cache_fraction < 1,
-                "a number from 0 to below 1",
-            ),
-            ("retry_timeout", retry_timeout, retry_timeout >= 0, "at least 0 seconds"),
-            ("cache_gb", cache_gb, cache_gb > 0, "more than 0"),
-            ("shuffle_shards", shuffle_shards, shuffle_shards >= 1, "at least 1"),
-        ):
-            if not is_valid:
-                raise ValueError(f"data.{name}={value}: expected {expected}")
-        if is_remote(root) and not packed:
-            raise ValueError(f"data.root={root}: expected a folder; an address needs data=shards (see flowers.pack)")
-        self.shards = ShardSource(str(root), s3_endpoint, retry_timeout, cache_gb) if packed else None
-        self.root = self.shards or ImageFolderSource(
-            root, source, on_corrupt, val_fraction, test_fraction, folds, fold, split_seed
-        )
-        self.split_file = split_file
-        self._split = None if split_file is None else load_split(split_file)
-        self._eval_settings = {"version": TRANSFORM_VERSION, "image_size": image_size, "resize": resize}
         augmentation: dict[str, Any] = {
             "crop_scale": [*crop_scale],
             "crop_ratio": [*crop_ratio],
@@ -157,6 +126,23 @@ class ImageDataModule(LightningDataModule):
             "saturation": saturation,
             "hue": hue,
         }
+        loading = {
+            "batch_size": batch_size,
+            "num_workers": num_workers,
+            "decoded_cache_fraction": decoded_cache_fraction,
+        }
+        check_values({"image_size": image_size, "resize": resize, **augmentation, **loading}, Pixels, "data.")
+        remote = {"retry_timeout": retry_timeout, "cache_gb": cache_gb, "shuffle_shards": shuffle_shards}
+        check_values(remote, Remote, "data.")
+        if is_remote(root) and not packed:
+            raise ValueError(f"data.root={root}: expected a folder; an address needs data=shards (see flowers.pack)")
+        self.shards = ShardSource(str(root), s3_endpoint, retry_timeout, cache_gb) if packed else None
+        self.root = self.shards or ImageFolderSource(
+            root, source, on_corrupt, val_fraction, test_fraction, folds, fold, split_seed
+        )
+        self.split_file = split_file
+        self._split = None if split_file is None else load_split(split_file)
+        self._eval_settings = {"version": TRANSFORM_VERSION, "image_size": image_size, "resize": resize}
         self._train_settings = self._eval_settings | augmentation
         self.train_transform = train_transform(image_size, **augmentation)
         self.resize_if_larger = ResizeIfLarger(max(resize, max_useful_side(image_size, crop_scale, crop_ratio)))
@@ -332,6 +318,7 @@ class ImageDataModule(LightningDataModule):
         return {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
+            "worker_init_fn": ignore_stop_signals,  # a terminal sends Ctrl-C to all processes; this one stops them
             "pin_memory": torch.cuda.is_available(),
             "generator": torch.Generator(),  # the global generator must not depend on how the data is loaded
         }
@@ -339,7 +326,3 @@ class ImageDataModule(LightningDataModule):
     def _batches_done(self) -> int:
         """Return how many training batches of this epoch are done: more than 0 after a resume inside an epoch."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
-
-
-def _is_range(values: Sequence[float], maximum: float = float("inf")) -> bool:
-    return isinstance(values, Sequence) and len(values) == 2 and 0 < values[0] <= values[1] <= maximum

@@ -24,6 +24,7 @@ from flowers.data.remote import RemoteFile, file_sha256
 from flowers.data.shards import INDEX_FILE, MANIFEST_FILE, SHARD_FORMAT, SHARD_SPLIT_FILE
 from flowers.data.splits import SPLITS, SplitRecord, split_to_csv
 from flowers.runtime.files import DiskFullError, atomic_write, atomic_write_text
+from flowers.runtime.interrupt import ignore_stop_signals
 from flowers.runtime.launch import exit_with_parent
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.text import one_line
@@ -176,8 +177,13 @@ def _prepare_output(output: Path, files: dict[str, bytes]) -> None:
 def _write_all(shards: Sequence[ShardSpec], workers: int) -> Iterable[str]:
     """Write the shards; yield the SHA-256 of each once it is complete."""
     context = multiprocessing.get_context("spawn")  # the threads of torch do not survive a fork
-    with ProcessPoolExecutor(workers, context, initializer=exit_with_parent, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
         yield from pool.map(_write_shard, shards)
+
+
+def _start_worker(parent: int) -> None:
+    ignore_stop_signals()  # a terminal sends Ctrl-C to all processes; the parent stops the workers
+    exit_with_parent(parent)
 
 
 def _write_shard(shard: ShardSpec) -> str:

@@ -20,10 +20,10 @@ from flowers.evaluation.tables import score_tables
 from flowers.features.extractor import FeatureExtractor
 from flowers.models.backbones import state_dict_sha256
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
-from flowers.runtime.config import did_you_mean
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
 from flowers.runtime.run_folder import SPLIT_FILE, find_checkpoint, run_dir_of
+from flowers.runtime.suggestions import did_you_mean
 from flowers.runtime.text import one_line
 
 

@@ -69,11 +69,9 @@ class Split(Group):
     on_corrupt: OnCorrupt
 
 
-class Images(Group):
-    """What data=folder and data=shards have in common."""
+class Pixels(Group):
+    """How images become batches, from a folder or from shards."""
 
-    root: Text
-    source: dict[str, Any] | None
     image_size: Annotated[int, Field(ge=1, le=4096)]
     resize: Annotated[int, Field(ge=1, le=8192)]
     crop_scale: Annotated[list[float], _is_range(1.0), Expected("[smallest, largest], above 0 and at most 1")]
@@ -88,18 +86,30 @@ class Images(Group):
     decoded_cache_fraction: Fraction
 
 
-class Folder(Split, Images):
+class Remote(Group):
+    """How shards are read from an address."""
+
+    retry_timeout: NotNegative
+    cache_gb: Positive
+    shuffle_shards: AtLeastOne
+
+
+class Source(Group):
+    """Where images come from."""
+
+    root: Text
+    source: dict[str, Any] | None
+
+
+class Folder(Split, Pixels, Source):
     """data=folder."""
 
 
-class Shards(Images):
+class Shards(Remote, Pixels, Source):
     """data=shards."""
 
     packed: bool
     s3_endpoint: Text | None
-    retry_timeout: NotNegative
-    cache_gb: Positive
-    shuffle_shards: AtLeastOne
 
 
 class Model(Group):
@@ -445,8 +455,8 @@ def _first_problem(error: ValidationError, schema: type[Group], values: Mapping[
         value = value[name]
     hint = did_you_mean(str(value), _choices(field)) if field else ""
     if keys[-1] == "image_size" and isinstance(value, int) and value > 0:
-        size = 12 * value**2 * values["data"]["batch_size"]
-        hint = f" (a batch of {values['data']['batch_size']} such images takes {size / 1e9:,.1f} GB)"
+        batch_size = values.get("data", values)["batch_size"]
+        hint = f" (a batch of {batch_size} such images takes {12 * value**2 * batch_size / 1e9:,.1f} GB)"
     return f"{key}={format_setting(value)}: expected {field_text(field)}{hint}"
 
 

@@ -8,13 +8,14 @@ from optuna.trial import TrialState, create_trial
 
 from flowers.runtime.text import read_csv
 from flowers.search.leaderboard import finalize_search
-from flowers.search.study import Search, SearchManifest
+from flowers.search.manifest import SearchManifest
+from flowers.search.study import Search
 
 NAMES = ["=1+1", "[/b]", "$x", "esc\x1b[31m", "cr\r"]
 
 
 def test_finalize_search_writes_and_shows_values_of_any_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    manifest = SearchManifest("me", str(tmp_path), ["data.root=a,b", "seed=0"], shared=False)
+    manifest = SearchManifest("me", str(tmp_path), ["data.root=a,b", "seed=0"], shared=False, options=[])
     search = Search(tmp_path, manifest, None, "s", optuna.samplers.RandomSampler, optuna.pruners.NopPruner(), 0)
     study = optuna.load_study(study_name="s", storage=search.storage)
     distribution = CategoricalDistribution(NAMES)
