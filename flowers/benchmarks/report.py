@@ -14,7 +14,7 @@ from flowers.benchmarks.baseline import BaselineBenchmark
 from flowers.benchmarks.project import ProjectBenchmark
 from flowers.data.datamodule import ImageDataModule
 from flowers.models.classifier import ImageClassifier
-from flowers.runtime.config import to_container
+from flowers.runtime.config import instantiate_group, to_container
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import device_name, resolve_device, resolve_trainer_config
 from flowers.runtime.logging import configure_logging, progress_bar
@@ -55,7 +55,7 @@ def run_benchmark(cfg: DictConfig) -> dict[str, Any]:
     _check_settings(cfg)
     settings = resolve_trainer_config(to_container(cfg.trainer))
     device = resolve_device(settings["accelerator"])
-    data = ImageDataModule(**{**cfg.data, "source": instantiate(cfg.data.source)}, seed=cfg.seed)
+    data = ImageDataModule(**instantiate_group(cfg.data), seed=cfg.seed)
     if data.shards is not None:
         raise ValueError("data=shards: the baseline reads each image from its own file; give data=folder")
     counts = data.counts("train").total(), data.counts("val").total()

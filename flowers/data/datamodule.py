@@ -1,5 +1,6 @@
 """The data module: batches of images and labels from a folder or from shards."""
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
 from flowers.data.dataset import ImageDataset, decoded_image_cache
@@ -71,6 +73,9 @@ class ImageDataModule(LightningDataModule):
         contrast: The same for the contrast.
         saturation: The same for the saturation.
         hue: Largest rotation of the hue, as a share of the color circle, from 0 to 0.5.
+        augmentation: Makes the training transform from `image_size`, `resize` and the settings from `crop_scale` to
+            `hue`, given by name; None for `train_transform`. It maps uint8 (3, H, W) to uint8 (3, image_size,
+            image_size) and draws from the global generator of torch.
         batch_size: Images per step, over all processes.
         num_workers: Dataloader workers per process; None for one per core, at most 8.
         decoded_cache_fraction: Share of the free memory for decoded images, from 0 to below 1; 0 reads them from disk
@@ -106,6 +111,7 @@ class ImageDataModule(LightningDataModule):
         contrast: float = 0.2,
         saturation: float = 0.2,
         hue: float = 0.02,
+        augmentation: Callable[..., Callable[[Tensor], Tensor]] | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
         decoded_cache_fraction: float = 0.5,
@@ -117,9 +123,9 @@ class ImageDataModule(LightningDataModule):
         shuffle_shards: int = 16,
     ) -> None:
         super().__init__()
-        augmentation: dict[str, Any] = {
-            "crop_scale": [*crop_scale],
-            "crop_ratio": [*crop_ratio],
+        drawn: dict[str, Any] = {
+            "crop_scale": list(crop_scale) if isinstance(crop_scale, Sequence) else crop_scale,
+            "crop_ratio": list(crop_ratio) if isinstance(crop_ratio, Sequence) else crop_ratio,
             "hflip_prob": hflip_prob,
             "brightness": brightness,
             "contrast": contrast,
@@ -131,7 +137,7 @@ class ImageDataModule(LightningDataModule):
             "num_workers": num_workers,
             "decoded_cache_fraction": decoded_cache_fraction,
         }
-        check_values({"image_size": image_size, "resize": resize, **augmentation, **loading}, Pixels, "data.")
+        check_values({"image_size": image_size, "resize": resize, **drawn, **loading}, Pixels, "data.")
         remote = {"retry_timeout": retry_timeout, "cache_gb": cache_gb, "shuffle_shards": shuffle_shards}
         check_values(remote, Remote, "data.")
         if is_remote(root) and not packed:
@@ -143,8 +149,12 @@ class ImageDataModule(LightningDataModule):
         self.split_file = split_file
         self._split = None if split_file is None else load_split(split_file)
         self._eval_settings = {"version": TRANSFORM_VERSION, "image_size": image_size, "resize": resize}
-        self._train_settings = self._eval_settings | augmentation
-        self.train_transform = train_transform(image_size, **augmentation)
+        self._train_settings = self._eval_settings | drawn
+        if augmentation is None:
+            self.train_transform: Callable[[Tensor], Tensor] = train_transform(image_size, **drawn)
+        else:
+            self._train_settings |= {"augmentation": _describe(augmentation)}
+            self.train_transform = augmentation(image_size=image_size, resize=resize, **drawn)
         self.resize_if_larger = ResizeIfLarger(max(resize, max_useful_side(image_size, crop_scale, crop_ratio)))
         self.eval_transform = eval_transform(image_size, resize)
         self.batch_size = batch_size
@@ -326,3 +336,9 @@ class ImageDataModule(LightningDataModule):
     def _batches_done(self) -> int:
         """Return how many training batches of this epoch are done: more than 0 after a resume inside an epoch."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
+
+
+def _describe(function: Callable[..., Any]) -> str:
+    """Return the name of a function and the arguments that it is given, as part of a cache key."""
+    target, given = (function.func, function.keywords) if isinstance(function, functools.partial) else (function, {})
+    return f"{target.__module__}.{target.__qualname__} {json.dumps(given, sort_keys=True)}"

@@ -45,6 +45,30 @@ def train_transform(
     )
 
 
+def no_augmentation(image_size: int, resize: int, **_: Any) -> v2.Transform:
+    """Return `eval_transform`: training images look as in validation."""
+    return eval_transform(image_size, resize)
+
+
+def light_augmentation(
+    image_size: int, crop_scale: Sequence[float], crop_ratio: Sequence[float], hflip_prob: float, **_: Any
+) -> v2.Transform:
+    """Return random resized crops and horizontal flips; see `train_transform`."""
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(image_size, tuple(crop_scale), tuple(crop_ratio), antialias=True),
+            v2.RandomHorizontalFlip(hflip_prob),
+        ]
+    )
+
+
+def strong_augmentation(image_size: int, erasing: float = 0.1, **settings: Any) -> v2.Transform:
+    """Return `light_augmentation`, then one random operation, then random erasing with probability `erasing`."""
+    return v2.Compose(
+        [light_augmentation(image_size, **settings), v2.TrivialAugmentWide(), v2.RandomErasing(erasing, value=127)]
+    )
+
+
 def eval_transform(image_size: int, resize: int) -> v2.Transform:
     """Return the evaluation transform: resize the shorter side to `resize` pixels, then crop the center square.
 

@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, RangeSweep, Sweep
 from hydra.errors import HydraException
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -409,6 +409,14 @@ def require_extra(purpose: str, extra: str, *packages: str) -> None:
     """
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         raise ValueError(f"{purpose} needs {', '.join(missing)}: pip install 'flowers[{extra}]'")
+
+
+def instantiate_group(group: DictConfig) -> dict[str, Any]:
+    """Return the settings of a group as arguments; each one that names a `_target_` is called."""
+    return {
+        str(name): instantiate(value) if isinstance(value, DictConfig) and "_target_" in value else value
+        for name, value in group.items()
+    }
 
 
 def to_container(cfg: DictConfig | ListConfig) -> dict[str, Any]:

@@ -22,7 +22,19 @@ CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") i
 
 PROGRAMS = ("train", "evaluate", "compare", "predict", "explain", "export", "app", "sweep", "pack", "benchmark")
 GROUPS = (
-    *("data", "model", "optimizer", "scheduler", "loss", "trainer", "callbacks", "logger", "experiment", "debug"),
+    *(
+        "data",
+        "data/augmentation",
+        "model",
+        "optimizer",
+        "scheduler",
+        "loss",
+        "trainer",
+        "callbacks",
+        "logger",
+        "experiment",
+        "debug",
+    ),
     *("sweep/sampler", "sweep/pruner", "hydra/launcher"),
 )
 _SKIPPED_KEYS = ("defaults", "hydra", "_target_", "_partial_")

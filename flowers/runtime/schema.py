@@ -94,11 +94,18 @@ class Remote(Group):
     shuffle_shards: AtLeastOne
 
 
+class Augmentation(Target):
+    """data.augmentation."""
+
+    erasing: Probability = 0.0
+
+
 class Source(Group):
     """Where images come from."""
 
     root: Text
     source: dict[str, Any] | None
+    augmentation: Augmentation | None = None
 
 
 class Folder(Split, Pixels, Source):
@@ -406,8 +413,8 @@ def check_values(values: Mapping[str, Any], schema: type[Group], prefix: str = "
         model.model_validate(values)
     except ValidationError as error:
         raise ValueError(_first_problem(error, model, values, prefix)) from None
-    for message in _joint_problems(values):
-        raise ValueError(f"{prefix}{message}")
+    for message in _joint_problems(values, prefix):
+        raise ValueError(message)
 
 
 def _narrow(schema: type[Group], values: Mapping[str, Any]) -> type[Group]:
@@ -419,8 +426,8 @@ def _narrow(schema: type[Group], values: Mapping[str, Any]) -> type[Group]:
     return type(schema.__name__, (schema,), {"__annotations__": {"data": kind}, "__module__": __name__})
 
 
-def _joint_problems(values: Mapping[str, Any]) -> Iterator[str]:
-    groups = {"": values, "data.": values.get("data")}
+def _joint_problems(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    groups = {prefix: values, f"{prefix}data.": values.get("data")}
     for group, settings in groups.items():
         if not isinstance(settings, Mapping):
             continue

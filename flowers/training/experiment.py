@@ -16,7 +16,7 @@ from flowers.data.remote import is_remote
 from flowers.data.splits import SPLITS, SplitRecord, load_split, save_split
 from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier
-from flowers.runtime.config import check_settings, check_targets, to_container
+from flowers.runtime.config import check_settings, check_targets, instantiate_group, to_container
 from flowers.runtime.files import atomic_write_text
 from flowers.runtime.hardware import check_devices, device_name, resolve_trainer_config
 from flowers.runtime.interrupt import resumable
@@ -58,7 +58,7 @@ def run_training(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> f
 
 def _run_stages(cfg: DictConfig, run_dir: Path, extra_callbacks: Sequence[Callback]) -> float:
     plans = plan_stages(cfg.head.epochs, cfg.finetune.epochs, run_dir)
-    data = ImageDataModule(**{**cfg.data, "source": instantiate(cfg.data.source)}, seed=cfg.seed)
+    data = ImageDataModule(**instantiate_group(cfg.data), seed=cfg.seed)
     timer = StageTimer()
     trainer = make_trainer(cfg, run_dir, [timer, GlobalStep()], extra_callbacks)
     seed_everything(cfg.seed)

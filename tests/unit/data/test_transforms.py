@@ -1,12 +1,25 @@
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from hydra.utils import get_object
 from PIL import Image
 from torchvision import transforms as plain
 from torchvision.transforms import v2
 
-from flowers.data.transforms import FusedColorJitter, ResizeIfLarger, max_useful_side, train_transform
+from flowers.data.datamodule import ImageDataModule
+from flowers.data.transforms import (
+    FusedColorJitter,
+    ResizeIfLarger,
+    light_augmentation,
+    max_useful_side,
+    strong_augmentation,
+    train_transform,
+)
+from flowers.runtime.config import load_config
+from flowers.runtime.config_reference import options_of
+from flowers.runtime.seeding import seeded
 
 
 def test_max_useful_side_still_fills_the_smallest_crop():
@@ -55,3 +68,33 @@ def test_train_transform_has_the_statistics_of_the_torchvision_transforms_on_pil
         )
         assert 0.42 < (sides > 0).float().mean() < 0.58  # half of them are flipped
     torch.testing.assert_close(*statistics, rtol=0.08, atol=1.5)
+
+
+@pytest.mark.parametrize("name", options_of("data/augmentation"))
+def test_augmentation_is_a_function_of_the_seed_and_keeps_the_size(name: str):
+    path = load_config([f"data/augmentation={name}", "run_dir=x"]).data.augmentation._target_
+    augment = get_object(path)(
+        image_size=48, resize=54, crop_scale=[0.5, 1.0], crop_ratio=[0.75, 1.333], hflip_prob=0.5, hue=0.02
+    )
+    image = torch.randint(256, (3, 80, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    first, second, other = (seeded_output(augment, image, seed) for seed in (1, 1, 2))
+    assert (first.dtype, first.shape) == (torch.uint8, (3, 48, 48))
+    assert torch.equal(first, second)
+    assert torch.equal(first, other) == (name == "none")
+
+
+def seeded_output(augment: Any, image: torch.Tensor, seed: int) -> torch.Tensor:
+    with seeded(seed):
+        return torch.as_tensor(augment(image))
+
+
+def test_the_augmentation_is_part_of_the_key_of_cached_views():
+    plain_data, light, erasing = (
+        ImageDataModule("images", augmentation=augmentation)
+        for augmentation in (None, light_augmentation, partial(strong_augmentation, erasing=0.5))
+    )
+    keys = [data.transform_settings(augmented=True) for data in (plain_data, light, erasing)]
+    assert "augmentation" not in keys[0]
+    assert keys[1]["augmentation"] == "flowers.data.transforms.light_augmentation {}"
+    assert keys[2]["augmentation"] == 'flowers.data.transforms.strong_augmentation {"erasing": 0.5}'
+    assert plain_data.transform_settings() == erasing.transform_settings()
