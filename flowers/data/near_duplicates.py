@@ -115,7 +115,8 @@ def _near_pairs(
         for field in range(_FIELDS):
             is_hit = (hits & (128 << (_FIELD_BITS * field))) != 0
             pairs = np.stack([row[is_hit] + field * len(rows), column[is_hit]], axis=1)
-            pairs = pairs[pairs[:, 0] < pairs[:, 1]]  # each pair once; not the rows of zeros that fill the last field
+            # Each pair once. The zeros that fill the last field stand for rows of the next strip, or for none.
+            pairs = pairs[pairs[:, 0] < pairs[:, 1]]
             distances = np.bitwise_count(words[pairs[:, 0]] ^ words[pairs[:, 1]]).sum(axis=1)
             pairs = pairs[distances <= NEAR_DUPLICATE_BITS]
             found.append(pairs if len(pairs) < size else _spanning_pairs(pairs))
