@@ -42,7 +42,7 @@ def backbone_is_unchanged(run: Path, name: str) -> tuple[bool, int]:
 
 def test_run_folder_holds_every_file_of_a_run(trained: Path):
     files = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
-    expected = {"config.yaml", "started.yaml", "split.csv", "result.json", BEST_CHECKPOINT, LAST_CHECKPOINT}
+    expected = {".lock", "config.yaml", "started.yaml", "split.csv", "result.json", BEST_CHECKPOINT, LAST_CHECKPOINT}
     expected |= {"predictions/val.csv", "predictions/test.csv"}
     assert expected <= files
     evaluated = {
