@@ -23,9 +23,10 @@ def pack_trial_settings(overrides: Sequence[str]) -> list[str]:
     if refused := [line for line in settings if line.startswith(("resume=", "run_dir="))]:
         raise ValueError(f"{refused[0]}: a search sets the folders of its trials: sweep.folder=FOLDER resumes a search")
     settings = check_overrides(settings, "train")
-    compose_checked([*settings, "run_dir=trial"], "train")
     folder = last_value(own, "sweep.folder")
     manifest = read_manifest(Path(folder)) if folder else None
+    if manifest is None:
+        compose_checked([*settings, "run_dir=trial"], "train")
     own = [*(manifest.options if manifest else []), *own]
     packed = {"sweep.settings": settings, "sweep.options": own}
     return [*own, *(f"{key}=[{','.join(map(quote_override, lines))}]" for key, lines in packed.items())]

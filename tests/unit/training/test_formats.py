@@ -65,7 +65,7 @@ def test_format_1_run_resumes_with_its_best_score(painted: Path, tmp_path: Path)
     run = tmp_path / "run"
     shutil.copytree(FORMAT_1, run)
     recipe = [*SMALL, "model.architecture=shufflenet_v2_x0_5", "data.batch_size=8", "data.crop_scale=[1.0,1.0]"]
-    recipe += ["optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=false", "optimizer.lr=0"]
+    recipe += ["optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=false", "optimizer.lr=1e-30"]
     recipe += ["data.test_fraction=0.1", "head.epochs=1", "finetune.epochs=26", "features.cache=false"]
     run_training(configuration(*recipe, f"data.root={painted}", f"run_dir={run}", f"resume={run}"))
     last = read_checkpoint(run / LAST_CHECKPOINT)
