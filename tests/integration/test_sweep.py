@@ -150,7 +150,7 @@ def test_other_settings_than_those_of_the_folder_or_of_the_study_are_refused(pai
     with pytest.raises(ValueError, match=r"was started with sweep\.storage: resume it with one"):
         searched(tmp_path / "a")
     with pytest.raises(ValueError, match="is of another search"):
-        searched(tmp_path / "b", *HEAD, "seed=1", url)
+        searched(tmp_path / "b", *HEAD, f"data.root={painted}", "seed=1", url)
 
 
 @pytest.mark.parametrize(
