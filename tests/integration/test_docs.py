@@ -23,7 +23,7 @@ from tests.helpers import SMALL
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *DOCS]
 PROGRAMS = ["app", "benchmark", "compare", "evaluate", "explain", "export", "pack", "predict", "sweep", "train"]
 FLAGS = {"-m", "--multirun", "--help"}
 
@@ -205,3 +205,11 @@ def test_the_site_builds_without_warnings_and_asks_no_other_host(tmp_path: Path)
     for page in tmp_path.rglob("*.html"):
         tags = re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", page.read_text(encoding="utf-8"))
         assert not [tag for tag in tags if re.search(r"(?:src|href)=[\"']?(?:https?:)?//", tag)]
+
+
+def test_each_promise_in_security_names_a_test_that_exists():
+    named = [code for code in inline_codes(ROOT / "SECURITY.md") if "::" in code]
+    assert len(named) > 10
+    for code in named:
+        path, _, function = code.partition("::")
+        assert f"def {function}(" in (ROOT / path).read_text(encoding="utf-8"), code
