@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf
 
-from flowers.runtime.config import check_overrides, flatten, hydra_context
+from flowers.runtime.config import check_overrides, compose_checked, flatten, hydra_context
 from tests.helpers import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -75,21 +74,12 @@ def check_call(program: str, arguments: Sequence[str]) -> None:
 
 
 def compose_first(config: str, overrides: Sequence[str], has_sweeps: bool) -> None:
-    """Compose a configuration with the first value of each override."""
-    parsed = OverridesParser.create().parse_overrides(check_overrides(overrides, config))
+    """Compose a configuration, and check each of its values."""
+    checked = check_overrides(overrides, config)
+    parsed = OverridesParser.create().parse_overrides(checked)
     assert has_sweeps or not any(each.is_sweep_override() for each in parsed), "several values need -m"
-    with hydra_context():
-        cfg = compose(config, [first for each in parsed if (first := first_value(each)) is not None])
-    missing = [key for key, value in flatten(OmegaConf.to_container(cfg)).items() if value == "???"]
-    assert not missing or any(word.startswith("resume=") for word in overrides), f"needs {missing}"
-
-
-def first_value(override: Override) -> str | None:
-    if not override.is_sweep_override():
-        return str(override.input_line)
-    if isinstance(override.value(), IntervalSweep):
-        return None
-    return f"{override.key_or_group}={next(iter(override.sweep_iterator()))}"
+    if not any(word.startswith("resume=") for word in overrides):
+        compose_checked(checked, config)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +88,7 @@ def known_keys() -> set[str]:
     variants: list[tuple[str, list[str]]] = [(name, []) for name in PROGRAMS]
     variants += [("train", [f"data={name}"]) for name in ("garden", "shards")]
     variants += [("train", [f"scheduler={name}"]) for name in ("one_cycle", "step")]
+    variants += [("train", ["loss=focal", "data/augmentation=strong"])]
     with hydra_context():
         return {
             key for name, overrides in variants for key in flatten(OmegaConf.to_container(compose(name, overrides)))
