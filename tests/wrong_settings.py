@@ -92,7 +92,12 @@ WRONG: dict[str, dict[str, str]] = {
     },
     "explain": {"output=": "not empty"},
     "export": {"calibration_images=0": "at least 1", "int8=1": "true or false", "min_agreement=2": "from 0 to 1"},
-    "app": {"port=70000": "from 0 to 65535", "port=x": "a whole number", "confidence=-1": "from 0 to 1"},
+    "app": {
+        "port=70000": "from 0 to 65535",
+        "port=x": "a whole number",
+        "max_megapixels=0": "above 0",
+        "confidence=-1": "from 0 to 1",
+    },
     "sweep": {"sweep.trials=0": "at least 1", "sweep.seed=-1": "at least 0", "sweep.keep=-1": "or null"},
     "pack": {"shard_mb=0": "above 0", "workers=0": "at least 1", "data.val_fraction=-1": "at least 0"},
     "benchmark": {

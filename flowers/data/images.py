@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # Pillow reads more formats. For some of them, such as EPS, it passes an untrusted file to another program.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+READ_VERSION = 1  # raise it with every change of `read_image` that changes pixels: features are then computed again
 MAX_PIXELS = 89_478_485  # the limit above which Pillow warns: a quarter of a GiB as RGB
 
 _CHECKS_FORMAT = 1  # of the cached checks; another number makes all of them stale

@@ -109,8 +109,7 @@ class Classifier:
 
     def pixels(self, image: str | Path | IO[bytes] | Image.Image) -> Tensor:
         """Read, resize and crop an image: the input of the network, uint8 (3, H, W)."""
-        rgb = to_upright_rgb(image) if isinstance(image, Image.Image) else read_image(image)
-        return torch.as_tensor(self.eval_transform(v2.functional.pil_to_tensor(rgb)))
+        return _read_pixels(image, self.eval_transform)
 
     def stream(self, files: Sequence[str], num_workers: int = 0) -> Iterator[tuple[str, Prediction | str]]:
         """Classify any number of files in batches. Memory use does not depend on their number.
@@ -123,7 +122,7 @@ class Classifier:
             Each file in order, with its prediction or the reason why it cannot be read.
         """
         batches = DataLoader(
-            _ImageFiles(files, self.pixels),
+            _ImageFiles(files, self.eval_transform),
             self.backbone.batch_size,
             num_workers=num_workers,
             collate_fn=_collate_readable,
@@ -143,7 +142,10 @@ class Classifier:
             Float64 (B, C), on the CPU.
         """
         size = self.backbone.batch_size
-        logits = torch.cat([self.model(self.backbone(part).float()) for part in torch.split(batch, size)])
+        return self.calibrate(torch.cat([self.model(self.backbone(part).float()) for part in torch.split(batch, size)]))
+
+    def calibrate(self, logits: Tensor) -> Tensor:
+        """Return the calibrated probabilities, float64 (B, C) on the CPU, of logits (B, C)."""
         return (logits.double().cpu() / self.temperature).softmax(1)
 
     def predictions(self, probabilities: Tensor) -> list[Prediction]:
@@ -156,11 +158,19 @@ class Classifier:
         return predictions
 
 
-class _ImageFiles(Dataset[tuple[str, Tensor | None, str]]):
-    """Item i is a path, its pixels (3, H, W) or None, and the reason why there are none."""
+def _read_pixels(image: str | Path | IO[bytes] | Image.Image, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    rgb = to_upright_rgb(image) if isinstance(image, Image.Image) else read_image(image)
+    return torch.as_tensor(transform(v2.functional.pil_to_tensor(rgb)))
 
-    def __init__(self, files: Sequence[str], pixels: Callable[[str], Tensor]) -> None:
-        self.files, self.pixels = files, pixels
+
+class _ImageFiles(Dataset[tuple[str, Tensor | None, str]]):
+    """Item i is a path, its pixels (3, H, W) or None, and the reason why there are none.
+
+    It holds the transform and not the classifier: a worker that is started by spawn gets a copy of it.
+    """
+
+    def __init__(self, files: Sequence[str], transform: Callable[[Tensor], Tensor]) -> None:
+        self.files, self.transform = files, transform
 
     def __len__(self) -> int:
         return len(self.files)
@@ -168,7 +178,7 @@ class _ImageFiles(Dataset[tuple[str, Tensor | None, str]]):
     def __getitem__(self, index: int) -> tuple[str, Tensor | None, str]:
         file = self.files[index]
         try:
-            return file, self.pixels(file), ""
+            return file, _read_pixels(file, self.transform), ""
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file

@@ -1,9 +1,11 @@
 """Pictures that show an image beside its Grad-CAM heat map."""
 
 import logging
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +20,14 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from flowers.data.folder import expand_image_paths
 from flowers.data.images import read_error_reason, read_image
 from flowers.data.transforms import eval_transform
-from flowers.deploy.classifier import Classifier
+from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.gradcam import grad_cam
-from flowers.runtime.config import did_you_mean, require_extra, to_container
+from flowers.runtime.config import require_extra, to_container
 from flowers.runtime.files import atomic_write
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.run_folder import find_checkpoint
+from flowers.runtime.suggestions import did_you_mean
+from flowers.runtime.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -34,44 +38,76 @@ _IMAGE_WIDTH = 448  # pixels, approximately, of an image in a picture
 _GAP, _TEXT_SIZE = 8, 22  # pixels
 
 
+class ImageCrops(NamedTuple):
+    """The part of an image that the network sees.
+
+    Attributes:
+        pixels: The input of the network, uint8 (3, S, S).
+        picture: The same at a higher resolution, for people: uint8 (3, P, P).
+    """
+
+    pixels: Tensor
+    picture: Tensor
+
+
 class Explanation(NamedTuple):
     """An explained prediction.
 
     Attributes:
+        prediction: The prediction.
         picture: The image and its heat map side by side, above the caption.
         caption: The class and its probability.
     """
 
+    prediction: Prediction
     picture: Image.Image
     caption: str
 
 
-def explain_image(classifier: Classifier, image: Image.Image, label: str | None = None) -> Explanation:
-    """Show which parts of an image speak for a class.
-
-    The picture shows the part of the image that the network sees.
+def crop_image(classifier: Classifier, image: Image.Image) -> ImageCrops:
+    """Return the part of an image that the network sees.
 
     Args:
         classifier: The trained classifier.
         image: An upright RGB image, as `flowers.data.images.read_image` returns it.
-        label: The class. None for the predicted class.
+    """
+    scale = max(1, round(_IMAGE_WIDTH / classifier.model.hparams["image_size"]))
+    size, resize = (classifier.model.hparams[name] * scale for name in ("image_size", "resize"))
+    whole = pil_to_tensor(image)
+    return ImageCrops(
+        *(torch.as_tensor(crop(whole)) for crop in (classifier.eval_transform, eval_transform(size, resize)))
+    )
+
+
+def explain_images(
+    classifier: Classifier, images: Sequence[ImageCrops], label: str | None = None
+) -> Iterator[Explanation]:
+    """Classify images, and show which parts of each speak for a class.
+
+    Args:
+        classifier: The trained classifier.
+        images: At least one.
+        label: The class. None for the predicted class of each image.
+
+    Yields:
+        The explanation of each image.
 
     Raises:
         ValueError: There is no such class.
     """
     if label is not None and label not in classifier.classes:
         suggestion = did_you_mean(label, classifier.classes)
-        raise ValueError(f"label={label}: no such class{suggestion} (expected one of {', '.join(classifier.classes)})")
-    prediction, pixels = classifier(image), classifier.pixels(image)
-    explained = prediction.label if label is None else label
-    heat_map = grad_cam(classifier.model, pixels, classifier.classes.index(explained))
-    caption = f"{explained}, probability {prediction.probabilities[explained]:.3f}"
-    if explained != prediction.label:
-        caption += f" (most likely: {prediction.label}, {prediction.probability:.3f})"
-    scale = max(1, round(_IMAGE_WIDTH / pixels.shape[-1]))  # the same crop at a higher resolution, for people
-    size, resize = (classifier.model.hparams[name] * scale for name in ("image_size", "resize"))
-    crop = torch.as_tensor(eval_transform(size, resize)(pil_to_tensor(image)))
-    return Explanation(side_by_side(crop, heat_map, caption), caption)
+        classes = ", ".join(classifier.classes)
+        raise ValueError(one_line(f"label={label}: no such class{suggestion} (expected one of {classes})"))
+    index = None if label is None else classifier.classes.index(label)
+    probabilities, heat_maps = grad_cam(classifier, torch.stack([image.pixels for image in images]), index)
+    predictions = classifier.predictions(probabilities)
+    for image, prediction, heat_map in zip(images, predictions, heat_maps, strict=True):
+        explained = prediction.label if label is None else label
+        caption = f"{explained}, probability {prediction.probabilities[explained]:.3f}"
+        if explained != prediction.label:
+            caption += f" (most likely: {prediction.label}, {prediction.probability:.3f})"
+        yield Explanation(prediction, side_by_side(image.picture, heat_map, caption), caption)
 
 
 def overlay_heat_map(image: Tensor, heat_map: Tensor) -> Image.Image:
@@ -98,21 +134,23 @@ def side_by_side(image: Tensor, heat_map: Tensor, caption: str) -> Image.Image:
     Args:
         image: uint8 (3, H, W).
         heat_map: Float (h, w), from 0 to 1.
-        caption: One line. It is drawn in smaller letters if it is too long.
+        caption: It is drawn in one line, in smaller letters if it is too long.
     """
     left = to_pil_image(image)
     width = 2 * left.width + _GAP
     picture = Image.new("RGB", (width, left.height + 2 * _TEXT_SIZE), "white")
     picture.paste(left, (0, 0))
     picture.paste(overlay_heat_map(image, heat_map), (left.width + _GAP, 0))
-    size = _TEXT_SIZE * min(1.0, (width - 2 * _GAP) / _font(_TEXT_SIZE).getlength(caption))
+    caption = one_line(caption)
+    fitting = (width - 2 * _GAP) / max(1.0, _font(_TEXT_SIZE).getlength(caption))
+    size = max(1, math.floor(_TEXT_SIZE * min(1.0, fitting)))
     center = (width // 2, left.height + _TEXT_SIZE)
     ImageDraw.Draw(picture).text(center, caption, "black", _font(size), anchor="mm")
     return picture
 
 
 @cache
-def _font(size: float) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont:
     import matplotlib
 
     # The font of matplotlib: the default font of Pillow has few letters beyond English ones.
@@ -138,14 +176,14 @@ def run_explanation(cfg: DictConfig) -> int:
     pictures = _picture_paths(files, output)
     classifier = Classifier.load(checkpoint, cfg.accelerator, cfg.precision)
     console, readable = Console(soft_wrap=True, markup=False, highlight=False), 0
-    for file, path in progress_bar(list(zip(files, pictures, strict=True)), "Explaining"):
-        image = _read_or_warn(file)
-        if image is None:
-            continue
-        picture, caption = explain_image(classifier, image, label)
-        _save_picture(picture, path)
-        console.print(f"{path}: {caption}")
-        readable += 1
+    pairs = progress_bar(list(zip(files, pictures, strict=True)), "Explaining")
+    cropped = ((path, crop_image(classifier, image)) for file, path in pairs if (image := _read_or_warn(file)))
+    while batch := list(islice(cropped, classifier.backbone.batch_size)):
+        explanations = explain_images(classifier, [crops for _, crops in batch], label)
+        for (path, _), explanation in zip(batch, explanations, strict=True):
+            _save_picture(explanation.picture, path)
+            console.print(one_line(f"{path}: {explanation.caption}"))
+            readable += 1
     if not readable:
         raise ValueError(f"none of {len(files)} files could be read: expected images (JPEG, PNG, WebP, BMP, GIF, TIFF)")
     return readable
@@ -158,7 +196,7 @@ def _read_or_warn(file: Path) -> Image.Image | None:
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file
-        log.warning("skipped %s: %s", file, read_error_reason(error))
+        log.warning("skipped %s: %s", one_line(file), one_line(read_error_reason(error)))
         return None
 
 
@@ -167,7 +205,7 @@ def _save_picture(picture: Image.Image, path: Path) -> None:
         with atomic_write(path) as part:
             picture.save(part, "PNG")
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+        raise ValueError(f"{one_line(path)} cannot be written: {error.strerror}") from error
 
 
 def _picture_paths(files: Sequence[Path], output: Path) -> list[Path]:

@@ -5,113 +5,125 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
-from flowers.models.classifier import ImageClassifier
+from flowers.deploy.classifier import Classifier
+from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.runtime.config import require_extra
 
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
+_LOCK = threading.Lock()  # one call at a time sets hooks on the layers, which other threads pass by
 
-_LOCK = threading.Lock()  # during a call the model carries a hook, which would also run in other threads
+_LAYERS: WeakKeyDictionary[FrozenBackbone, nn.Module] = WeakKeyDictionary()  # found once: that takes a pass
 
 
-def grad_cam(model: ImageClassifier, image: Tensor, label: int | None = None) -> Tensor:
-    """Compute how much each pixel speaks for a class.
-
-    The model runs in evaluation mode. Its modes, parameters and gradients are unchanged afterwards.
+def grad_cam(classifier: Classifier, pixels: Tensor, label: int | None = None) -> tuple[Tensor, Tensor]:
+    """Classify images, and compute how much each pixel speaks for a class, in one pass through the backbone.
 
     Args:
-        model: A model of any architecture, on any device.
-        image: The input of the network, uint8 (3, H, W); see `Classifier.pixels`.
-        label: The class index. None for the most likely class.
+        classifier: A classifier of any architecture, on any device. Other threads may use it meanwhile.
+        pixels: The input of the network, uint8 (B, 3, H, W); see `Classifier.pixels`.
+        label: The class index. None for the most likely class of each image.
 
     Returns:
-        Float32 (H, W) on the CPU: 1 at the maximum, 0 where nothing speaks for the class.
+        The calibrated probabilities, float64 (B, C), and the heat maps, float32 (B, H, W), both on the CPU. A heat map
+        is 1 at its maximum, and 0 where nothing speaks for the class. The probabilities are those of
+        `Classifier.probabilities` to within rounding: padding, as there, would make a single image many times slower.
 
     Raises:
         ValueError: `label` is out of range, captum is not installed, or the architecture has no feature map.
     """
     require_extra("a heat map", "explain", "captum")
+    if label is not None and not 0 <= label < len(classifier.classes):
+        raise ValueError(f"label={label}: expected a class index from 0 to {len(classifier.classes) - 1}")
+    with _LOCK, torch.inference_mode(False):
+        if classifier.backbone not in _LAYERS:
+            _LAYERS[classifier.backbone] = _find_layer(classifier, pixels[:1].clone())
+        parts = torch.split(pixels.clone(), classifier.backbone.batch_size)
+        probabilities, heat_maps = zip(*(_explain_batch(classifier, part, label) for part in parts), strict=True)
+    return torch.cat(probabilities), torch.cat(heat_maps)
+
+
+def _explain_batch(classifier: Classifier, pixels: Tensor, label: int | None) -> tuple[Tensor, Tensor]:
     from captum.attr import LayerAttribution, LayerGradCam
 
-    if label is not None and not 0 <= label < len(model.classes):
-        raise ValueError(f"label={label}: expected a class index from 0 to {len(model.classes) - 1}")
-    with _LOCK, torch.inference_mode(False), _eval_mode(model):
-        pixels = image.to(model.device, copy=True)[None]
-        layer, logits = _find_layer(model, pixels)
-        label = int(logits.argmax()) if label is None else label
-        with torch.enable_grad(), _exposed_layer(layer, model.backbone) as exposed:
-            cam = LayerGradCam(model, exposed).attribute(pixels, label, relu_attributions=True)  # (1, 1, h, w)
-        heat_map = LayerAttribution.interpolate(cam.detach().cpu(), tuple(image.shape[-2:]), "bilinear")[0, 0]
-    return torch.as_tensor(heat_map / heat_map.max().clamp(min=torch.finfo(heat_map.dtype).tiny))
+    logits = torch.empty(0)
 
+    def score(images: Tensor) -> Tensor:
+        """Return the logit (B,) of the class that is explained."""
+        nonlocal logits
+        logits = torch.as_tensor(classifier.model(classifier.backbone.forward(images).float()))
+        return logits.amax(1) if label is None else logits[:, label]
 
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with torch.enable_grad(), _exposed_layer(classifier) as exposed:
+        cam = LayerGradCam(score, exposed).attribute(pixels, relu_attributions=True)  # (B, 1, h, w)
+    heat_maps = LayerAttribution.interpolate(cam.detach().float().cpu(), tuple(pixels.shape[-2:]), "bilinear")[:, 0]
+    heat_maps /= heat_maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(heat_maps.dtype).tiny)
+    return classifier.calibrate(logits.detach()), heat_maps
 
 
 @torch.no_grad()
-def _find_layer(model: ImageClassifier, pixels: Tensor) -> tuple[nn.Module, Tensor]:
-    """Return the layer whose output Grad-CAM weights, and the logits (1, C) of `pixels`.
+def _find_layer(classifier: Classifier, pixels: Tensor) -> nn.Module:
+    """Return the layer whose output Grad-CAM weights.
 
     It is the last layer with a feature map of more than one position. Pooling layers do not count: after its last pool
     VGG has a quarter of the positions. In a Vision Transformer only the class token matters after the last attention,
     so there it is the layer before that attention.
     """
+    backbone, network, thread = classifier.model.backbone, classifier.backbone.network, threading.get_ident()
+    if isinstance(backbone, VisionTransformer):
+        names = {module: name for name, module in backbone.named_modules()}
+        return network.get_submodule(names[backbone.encoder.layers[-1].ln_1])
     last: list[nn.Module] = []
     pooled: list[Tensor] = []
 
     def record(module: nn.Module, _: Any, output: Any) -> None:
+        if threading.get_ident() != thread:
+            return
         if isinstance(module, _POOLING):
             pooled.append(output)
         is_map = isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1
         if is_map and not any(output is pool for pool in pooled):
             last[:] = [module]
 
-    hooks = [module.register_forward_hook(record) for module in model.backbone.modules()]
+    hooks = [module.register_forward_hook(record) for module in network.modules() if module is not network]
     try:
-        logits = model(pixels)
+        classifier.backbone.forward(pixels)
     finally:
         for hook in hooks:
             hook.remove()
-    if isinstance(model.backbone, VisionTransformer):
-        return model.backbone.encoder.layers[-1].ln_1, logits
     if not last:
         raise ValueError(
-            f"{model.hparams['architecture']} has no feature map for an image of {pixels.shape[-1]} pixels: "
+            f"{classifier.model.hparams['architecture']} has no feature map for an image of {pixels.shape[-1]} pixels: "
             "Grad-CAM needs a larger data.image_size"
         )
-    return last[0], logits
+    return last[0]
 
 
 @contextmanager
-def _exposed_layer(layer: nn.Module, backbone: nn.Module) -> Iterator[nn.Module]:
-    """Yield a module that each forward pass calls with the output of `layer` as a feature map (B, C, h, w).
+def _exposed_layer(classifier: Classifier) -> Iterator[nn.Module]:
+    """Yield a module that each forward pass of this thread calls with the feature maps (B, C, h, w) of the layer.
 
-    The output is detached, so gradients of earlier layers are not computed and no parameter has to require one.
+    The output of the layer is detached, so gradients of earlier layers are not computed.
     """
-    exposed = nn.Identity()
+    exposed, thread = nn.Identity(), threading.get_ident()
 
     def pass_through(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        if not isinstance(backbone, VisionTransformer):
+        if threading.get_ident() != thread:
+            return output
+        if not isinstance(classifier.model.backbone, VisionTransformer):
             return torch.as_tensor(exposed(output.detach().requires_grad_()))
         tokens = output.detach().requires_grad_()  # (B, 1 + h * w, C), the class token first
         side = math.isqrt(tokens.shape[1] - 1)
         patches = exposed(tokens[:, 1:].transpose(1, 2).reshape(len(tokens), -1, side, side))
         return torch.cat([tokens[:, :1], patches.flatten(2).transpose(1, 2)], 1)
 
-    hook = layer.register_forward_hook(pass_through)
+    hook = _LAYERS[classifier.backbone].register_forward_hook(pass_through)
     try:
         yield exposed
     finally:

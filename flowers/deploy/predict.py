@@ -1,8 +1,7 @@
 """Classify image files and write one row per file: CSV, JSON or a table on the terminal."""
 
-import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,6 +20,7 @@ from flowers.runtime.files import atomic_write
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.run_folder import find_checkpoint
+from flowers.runtime.text import one_line, write_csv
 
 _TABLE_ROWS = 1000  # rows shown on the terminal
 
@@ -35,7 +35,8 @@ def run_prediction(cfg: DictConfig) -> int:
         How many files could be read.
 
     Raises:
-        ValueError: A setting is wrong, or there is no run or no file.
+        ValueError: A setting is wrong, there is no run or no file, or no file could be read. Then the rows, which give
+            the reasons, are written nevertheless.
     """
     check_confidence(cfg.confidence)
     writer = make_row_writer(cfg.output)
@@ -45,7 +46,13 @@ def run_prediction(cfg: DictConfig) -> int:
     num_workers = cfg.num_workers if cfg.num_workers is not None else _default_num_workers(classifier, len(files))
     results = progress_bar(classifier.stream(files, num_workers), "Classifying", len(files))
     rows = (PredictionRow.from_result(file, result, cfg.confidence) for file, result in results)
-    return writer(rows, classifier.classes)
+    readable = writer(rows, classifier.classes)
+    if not readable:
+        raise ValueError(
+            f"none of {len(files)} files could be read: expected images (JPEG, PNG, WebP, BMP, GIF, TIFF); "
+            "the reasons are in the rows"
+        )
+    return readable
 
 
 def check_confidence(confidence: float | None) -> None:
@@ -123,17 +130,17 @@ def make_row_writer(output: str | None) -> RowWriter:
 
 def _write_csv(path: Path, rows: Iterable[PredictionRow], classes: Sequence[str]) -> int:
     readable = 0
-    with (
-        atomic_write(path) as part,
-        part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "class", "probability", *classes, "abstain", "reason"])
+
+    def cells() -> Iterator[list[object]]:
+        nonlocal readable
+        yield ["path", "class", "probability", *classes, "abstain", "reason"]
         for row in rows:
             readable += not row.reason
             probabilities = [f"{row.probabilities[name]:.6f}" if row.probabilities else "" for name in classes]
             probability = "" if row.probability is None else f"{row.probability:.6f}"
-            writer.writerow([row.path, row.label, probability, *probabilities, str(row.abstain).lower(), row.reason])
+            yield [row.path, row.label, probability, *probabilities, str(row.abstain).lower(), row.reason]
+
+    write_csv(path, cells())
     return readable
 
 
@@ -157,7 +164,7 @@ def _print_table(rows: Iterable[PredictionRow], classes: Sequence[str]) -> int:
         readable += not row.reason
         probability = "" if row.probability is None else f"{row.probability:.4f}"
         note = row.reason or ("abstains" if row.abstain else "")
-        table.add_row(Text(row.path), Text(row.label or ""), probability, Text(note))
+        table.add_row(Text(one_line(row.path)), Text(one_line(row.label or "")), probability, Text(one_line(note)))
     hidden = 0
     for hidden, row in enumerate(iterator, 1):  # noqa: B007
         readable += not row.reason

@@ -7,11 +7,13 @@ import re
 import shutil
 import socket
 import tempfile
+import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
@@ -21,12 +23,14 @@ from PIL import Image
 from rich.console import Console
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from flowers.data.images import read_error_reason, read_image
+from flowers.data.images import IMAGE_FORMATS, read_error_reason, read_image
 from flowers.deploy.classifier import Classifier
-from flowers.deploy.explain import explain_image
+from flowers.deploy.explain import Explanation, ImageCrops, crop_image, explain_images
 from flowers.deploy.predict import check_confidence
 from flowers.runtime.config import require_extra
+from flowers.runtime.hardware import available_cores
 from flowers.runtime.run_folder import find_checkpoint
+from flowers.runtime.text import escape_markdown, one_line
 
 _HOST = "127.0.0.1"
 
@@ -40,7 +44,10 @@ _CONTENT_SECURITY_POLICY = (
 )
 
 
-_MAX_UPLOAD = "100mb"
+_MAX_BATCH = 16  # uploads; on a CPU, the frozen backbone computes batches of this size
+
+
+_MULTIPART_BYTES = 100_000  # of an upload, beside the file
 
 
 def serve_app(cfg: DictConfig) -> None:
@@ -56,13 +63,20 @@ def serve_app(cfg: DictConfig) -> None:
     import uvicorn
 
     check_confidence(cfg.confidence)
+    for key in ("max_megapixels", "max_upload_mb"):
+        if cfg[key] <= 0:
+            raise ValueError(f"{key}={cfg[key]}: expected more than 0")
     _check_port(cfg.port)
     checkpoint = find_checkpoint(cfg.run)
     classifier = Classifier.load(checkpoint, cfg.accelerator, cfg.precision)
-    app = build_app(classifier, cfg.confidence, str(cfg.run), cfg.allowed_hosts)
+    settings = PageSettings(
+        str(cfg.run), cfg.confidence, cfg.max_megapixels, cfg.max_upload_mb, list(cfg.allowed_hosts)
+    )
+    app = build_app(classifier, settings)
     console = Console(highlight=False)
     console.print(f"open http://{_HOST}:{cfg.port} in a browser on this machine; Ctrl-C stops the server")
-    uvicorn.run(app, host=_HOST, port=cfg.port, log_level="warning")
+    # A client that waits for its turn uses its connection again after more than the default of 5 seconds.
+    uvicorn.run(app, host=_HOST, port=cfg.port, log_level="warning", timeout_keep_alive=75)
 
 
 def _check_port(port: int) -> None:
@@ -75,17 +89,12 @@ def _check_port(port: int) -> None:
             raise ValueError(f"port={port}: {'in use' if in_use else error}; give another port") from error
 
 
-def build_app(
-    classifier: Classifier, confidence: float | None, name: str, allowed_hosts: Sequence[str] = ()
-) -> FastAPI:
+def build_app(classifier: Classifier, settings: "PageSettings") -> FastAPI:
     """Build the web application.
 
     Args:
         classifier: The trained classifier.
-        confidence: The probability below which the page says that it does not know. None to always name a class.
-        name: The name of the run, shown on the page.
-        allowed_hosts: Host names, beside localhost, under which a reverse proxy serves the page. "*.example.com" and
-            "*" are patterns.
+        settings: The settings of the page.
 
     Returns:
         The application. It deletes the uploaded images when it shuts down.
@@ -100,15 +109,15 @@ def build_app(
         shutil.rmtree(uploads, ignore_errors=True)
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    _guard_requests(app, uploads, allowed_hosts)
+    _guard_requests(app, uploads, settings)
     return gr.mount_gradio_app(  # type: ignore[no-any-return]
         app,
-        _build_page(classifier, confidence, name),
+        _build_page(classifier, settings),
         path="/",
         server_name=_HOST,
         footer_links=[],
         theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        max_file_size=_MAX_UPLOAD,
+        max_file_size=int(settings.max_upload_mb * 1e6),
         show_error=False,
         ssr_mode=False,
     )
@@ -122,66 +131,142 @@ def _configure_gradio(uploads: Path) -> None:
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # the default folder is shared with other apps of this machine
 
 
-def _build_page(classifier: Classifier, confidence: float | None, name: str) -> Any:
+def _build_page(classifier: Classifier, settings: "PageSettings") -> Any:
     import gradio as gr
 
+    def markdown(text: str = "") -> Any:
+        return gr.Markdown(text, latex_delimiters=[])  # a class name may hold dollars
+
+    def answer(files: Sequence[dict[str, str] | None]) -> tuple[list[Any], ...]:
+        paths = [file["path"] if file else None for file in files]
+        answers = answer_uploads(classifier, paths, settings.confidence, settings.max_megapixels)
+        labels = [
+            # A label shows the most likely class in large letters, as the answer, unless it has no heading.
+            gr.Label(value=answer.probabilities, show_heading=not answer.abstains)
+            for answer in answers
+        ]
+        return [answer.message for answer in answers], labels, [answer.picture for answer in answers]
+
     with gr.Blocks(title="flowers", analytics_enabled=False, delete_cache=(600, 600)) as page:
-        gr.Markdown(f"## Which class: {', '.join(classifier.classes)}?")
+        markdown(f"## Which class: {', '.join(map(escape_markdown, classifier.classes))}?")
         with gr.Row():
             image = gr.Image(
                 label="Drop, paste or choose an image", sources=["upload", "clipboard"], buttons=[], height=420
             )
             with gr.Column():
-                message = gr.Markdown()
+                message = markdown()
                 label = gr.Label(show_label=False, num_top_classes=min(10, len(classifier.classes)))
-        heat_map = gr.Image(label="What the model looks at (Grad-CAM)", interactive=False, buttons=["fullscreen"])
-        gr.Markdown(f"Probabilities are calibrated on validation images. Model: {name}. Images stay on this machine.")
+        heat_map = gr.Image(
+            label="What the model looks at (Grad-CAM)",
+            interactive=False,
+            buttons=["fullscreen"],
+            format="jpeg",  # the compression of WebP takes 20 times as long, and as long as the network itself
+        )
+        name = escape_markdown(settings.name)
+        markdown(f"Probabilities are calibrated on validation images. Model: {name}. Images stay on this machine.")
         # Without preprocessing the function gets the uploaded file itself. `read_image` knows more formats than Gradio
-        # and says what is wrong with a file.
+        # and says what is wrong with a file. The uploads that wait are answered together.
         image.change(
-            lambda upload: answer_upload(classifier, upload["path"] if upload else None, confidence),
+            answer,
             image,
             [message, label, heat_map],
             preprocess=False,
             api_visibility="private",
+            batch=True,
+            max_batch_size=_MAX_BATCH,
         )
     return page
 
 
-def answer_upload(
-    classifier: Classifier, file: str | None, confidence: float | None
-) -> tuple[str, dict[str, float] | None, Image.Image | None]:
-    """Classify and explain an uploaded file.
+class PageSettings(NamedTuple):
+    """What the owner of the page may choose.
+
+    Attributes:
+        name: The name of the run, shown on the page.
+        confidence: The probability below which the page says that it does not know. None to always name a class.
+        max_megapixels: Images with more pixels are refused.
+        max_upload_mb: Files of more megabytes are refused.
+        allowed_hosts: Host names, beside localhost, under which a reverse proxy serves the page. "*.example.com" and
+            "*" are patterns.
+    """
+
+    name: str
+    confidence: float | None = None
+    max_megapixels: float = 50.0
+    max_upload_mb: float = 20.0
+    allowed_hosts: Sequence[str] = ()
+
+
+class Answer(NamedTuple):
+    """What the page shows for an upload.
+
+    Attributes:
+        message: Markdown; empty if there is nothing to say.
+        probabilities: The probability of each class, as it is displayed. None if there is no readable image.
+        picture: The image beside its heat map. None if there is no readable image.
+        abstains: Whether the page does not know the class.
+    """
+
+    message: str = ""
+    probabilities: dict[str, float] | None = None
+    picture: Image.Image | None = None
+    abstains: bool = False
+
+
+def answer_uploads(
+    classifier: Classifier, files: Sequence[str | None], confidence: float | None, max_megapixels: float
+) -> list[Answer]:
+    """Classify and explain uploaded files, all in one batch.
 
     Args:
         classifier: The trained classifier.
-        file: The path. None if the upload was removed from the page.
-        confidence: The probability below which the answer is "I don't know". None to always name a class.
-
-    Returns:
-        A message in Markdown, the probabilities by class, and the image beside its heat map. The last two are None if
-        there is no readable image.
+        files: The paths. None if an upload was removed from the page.
+        confidence: See `PageSettings`.
+        max_megapixels: See `PageSettings`.
     """
+    # Threads suffice: Pillow and torch release the interpreter lock while they decode and resize.
+    with ThreadPoolExecutor(available_cores()) as pool:
+        read = list(pool.map(lambda file: _read_upload(classifier, file, max_megapixels), files))
+    crops = [upload for upload in read if isinstance(upload, ImageCrops)]
+    explanations = explain_images(classifier, crops) if crops else iter(())
+    return [_answer(next(explanations), confidence) if isinstance(each, ImageCrops) else Answer(each) for each in read]
+
+
+def _read_upload(classifier: Classifier, file: str | None, max_megapixels: float) -> ImageCrops | str:
+    """Return what the network sees of a file, or the message, in Markdown, why it sees nothing."""
     if file is None:
-        return "", None, None
+        return ""
     try:
-        image = read_image(file)
+        with Image.open(file, formats=IMAGE_FORMATS) as header:  # the pixels are not decoded yet
+            megapixels = header.width * header.height / 1e6
+            if megapixels > max_megapixels:
+                size = f"{header.width} x {header.height} pixels, {megapixels:.1f} megapixels"
+                return (
+                    f"### This image is too large\nIt has {size}. This page takes up to {max_megapixels:g} megapixels."
+                )
+        return crop_image(classifier, read_image(file))
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file
-        return f"### This file cannot be read as an image\n{read_error_reason(error)}", None, None
-    prediction, explanation = classifier(image), explain_image(classifier, image)
-    message = ""
-    if confidence is not None and prediction.probability < confidence:
-        message = (
-            f"### I don't know\nThe most likely class is {prediction.label}, but its probability is below "
-            f"{confidence:.2f}"
-        )
-    return message, prediction.probabilities, explanation.picture
+        return f"### This file cannot be read as an image\n{escape_markdown(read_error_reason(error))}"
 
 
-def _guard_requests(app: FastAPI, uploads: Path, allowed_hosts: Sequence[str]) -> None:
-    """Refuse requests for other host names, from other sites, and for files that were not uploaded.
+def _answer(explanation: Explanation, confidence: float | None) -> Answer:
+    label, probability, probabilities = explanation.prediction
+    # Gradio names the file of a picture by its content, and writes it again while another request may be reading it.
+    explanation.picture.info["comment"] = uuid.uuid4().hex
+    shown = {one_line(name): value for name, value in probabilities.items()}
+    if confidence is None or probability >= confidence:
+        return Answer("", shown, explanation.picture)
+    message = (
+        f"### I don't know\nThe most likely class is {escape_markdown(label)}, but its probability is below "
+        f"{confidence:.2f}"
+    )
+    return Answer(message, shown, explanation.picture, abstains=True)
+
+
+def _guard_requests(app: FastAPI, uploads: Path, settings: PageSettings) -> None:
+    """Refuse requests that are too large, for other host names, from other sites, and for files that were not uploaded.
 
     Gradio itself checks files only in apps that it launches, not in a mounted app. It would copy any file of this
     machine, or of a public address, into its cache and serve it.
@@ -189,8 +274,12 @@ def _guard_requests(app: FastAPI, uploads: Path, allowed_hosts: Sequence[str]) -
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Any) -> Response:
-        if not _is_own_origin(request, allowed_hosts):
+        if not _is_own_origin(request, settings.allowed_hosts):
             return PlainTextResponse("the request comes from another site", 403)
+        if "transfer-encoding" in request.headers:  # of unknown length; no browser sends it
+            return PlainTextResponse("the request has no length", 411)
+        if int(request.headers.get("content-length", 0)) > settings.max_upload_mb * 1e6 + _MULTIPART_BYTES:
+            return PlainTextResponse(f"this page takes up to {settings.max_upload_mb:g} MB", 413)
         if not await _names_only_uploads(request, uploads):
             return PlainTextResponse("only uploaded files can be used", 403)
         response: Response = await call_next(request)
@@ -198,7 +287,9 @@ def _guard_requests(app: FastAPI, uploads: Path, allowed_hosts: Sequence[str]) -
         return response
 
     # Added last, so it runs first.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*_LOCAL_NAMES, *allowed_hosts], www_redirect=False)
+    app.add_middleware(
+        TrustedHostMiddleware, allowed_hosts=[*_LOCAL_NAMES, *settings.allowed_hosts], www_redirect=False
+    )
 
 
 def _is_own_origin(request: Request, allowed_hosts: Sequence[str]) -> bool:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.dataset import ImageDataset
+from flowers.data.images import READ_VERSION
 from flowers.features.cache import FeatureCache, IndexedFeatures, concat_batches
-from flowers.features.frozen_backbone import FrozenBackbone, precision_dtype
+from flowers.features.frozen_backbone import PASS_VERSION, FrozenBackbone, precision_dtype
 from flowers.models.classifier import ImageClassifier
 from flowers.runtime.distributed import all_gather_object, broadcast_object, local_slice, rank_and_world_size
 from flowers.runtime.logging import progress_bar
@@ -23,9 +24,14 @@ log = logging.getLogger(__name__)
 
 
 def cache_key(data: ImageDataModule, model: ImageClassifier, precision: str, view: int | None) -> dict[str, str]:
-    """Return all settings, except the image itself, that the features of an image depend on."""
+    """Return all settings, except the image itself, that the features of an image depend on.
+
+    The code that they depend on has versions: READ_VERSION, PASS_VERSION, and, among the transform settings,
+    TRANSFORM_VERSION.
+    """
     return {
-        "format": "2",
+        "format": "3",
+        "code": json.dumps({"read": READ_VERSION, "pass": PASS_VERSION}),
         "backbone": str(model.hparams["weights_digest"]),
         "architecture": json.dumps([model.hparams["architecture"], model.hparams["options"]]),
         "transform": json.dumps(data.transform_settings(augmented=view is not None), sort_keys=True),
@@ -63,9 +69,11 @@ class FeatureExtractor:
         """
         computed = 0
 
-        def compute(indices: Sequence[int]) -> Iterator[IndexedFeatures]:
+        def compute(indices: Sequence[int] | None) -> Iterator[IndexedFeatures]:
             nonlocal computed
-            for batch in self._compute(dataset, name, view, broadcast_object(indices)):
+            while (asked := broadcast_object(indices)) is None:  # rank 0 waits for another run: see _fetch
+                pass
+            for batch in self._compute(dataset, name, view, asked):
                 computed += len(batch[0])
                 yield batch
 
@@ -97,15 +105,21 @@ class FeatureExtractor:
                 yield batch[:count], features[:count]
 
     def _fetch(
-        self, dataset: ImageDataset, view: int | None, compute: Callable[[Sequence[int]], Iterator[IndexedFeatures]]
+        self,
+        dataset: ImageDataset,
+        view: int | None,
+        compute: Callable[[Sequence[int] | None], Iterator[IndexedFeatures]],
     ) -> Tensor:
         if not self.cache:
             indices, features = concat_batches(compute(range(len(dataset))))
             return features[torch.tensor(indices).argsort()]
         if rank_and_world_size()[0] == 0:
-            key = cache_key(self.data, self.model, self.precision, view)
-            return broadcast_object(FeatureCache(key, self.cache_gb).fetch(dataset.digests, compute))
-        deque(compute(()), maxlen=0)  # compute a slice of what rank 0 does not find in the cache
+            cache = FeatureCache(
+                cache_key(self.data, self.model, self.precision, view), self.model.head.in_features, self.cache_gb
+            )
+            # While rank 0 waits for a lock, it tells the others so: a collective that waits for long times out.
+            return broadcast_object(cache.fetch(dataset.digests, compute, lambda: broadcast_object(None)))
+        deque(compute(None), maxlen=0)  # compute a slice of what rank 0 does not find in the cache
         return broadcast_object(torch.empty(0))
 
 

@@ -1,6 +1,7 @@
 """The frozen backbone as a pure, fast function from images to features."""
 
 import copy
+import logging
 
 import torch
 from torch import Tensor, fx, nn
@@ -8,6 +9,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from flowers.features.mkldnn_fusion import fuse_if_equal
 from flowers.models.classifier import ImageClassifier
+
+log = logging.getLogger(__name__)
+
+# Raise it with every change of this module, of mkldnn_fusion, or of `ImageClassifier.normalize` that changes features:
+# cached features are then computed again.
+PASS_VERSION = 1
 
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
 _CHECK_SIZE = 96  # pixels; Inception needs at least 75
@@ -28,11 +35,13 @@ def precision_dtype(precision: str) -> torch.dtype:
 def fuse_conv_bn(backbone: nn.Module) -> nn.Module:
     """Return a copy of a network in eval mode, with each BatchNorm folded into the layer before it where possible.
 
-    A network that cannot be traced or fused comes back as a plain copy.
+    A network that cannot be traced or fused comes back as a plain copy, with one line in the log.
     """
     try:
         return _fuse_traced(fx.symbolic_trace(copy.deepcopy(backbone)))
-    except Exception:  # tracing runs the code of the network, which may raise anything
+    except Exception as error:  # tracing runs the code of the network, which may raise anything
+        problem = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.warning("the frozen backbone runs slower: PyTorch cannot trace it (%s)", problem)
         return copy.deepcopy(backbone)
 
 
@@ -68,6 +77,10 @@ class FrozenBackbone:
     Args:
         model: The model whose backbone is copied; the copy stays on the same device.
         precision: A Lightning precision, such as "bf16-mixed".
+
+    Attributes:
+        network: The optimized copy.
+        batch_size: The size of the batches that it computes.
     """
 
     def __init__(self, model: ImageClassifier, precision: str) -> None:
@@ -76,22 +89,23 @@ class FrozenBackbone:
         # The fastest batch size from 2 to 32 on 2 cores with AMX: the activations stay in the CPU caches.
         self.batch_size = 16 if self.device.type == "cpu" else 256
         self._normalize = model.normalize
-        self._network = fuse_conv_bn(model.backbone)
-        for module in self._network.modules():
+        self.network = fuse_conv_bn(model.backbone)
+        for module in self.network.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):  # autocast handles the other layers
                 module.to(self.dtype)
         if self.dtype == torch.float64:
-            self._network.double()
-        self._network.to(memory_format=torch.channels_last)
-        if self.device.type == "cpu" and isinstance(self._network, fx.GraphModule):
+            self.network.double()
+        self.network.to(memory_format=torch.channels_last).requires_grad_(False)
+        if self.device.type == "cpu" and isinstance(self.network, fx.GraphModule):
             pixels = torch.arange(3 * _CHECK_SIZE**2).mul(2654435761).remainder(251).to(torch.uint8)  # like noise
             images = pixels.view(1, 3, _CHECK_SIZE, _CHECK_SIZE)
             # The tolerances are not measured: they only separate rounding from a wrong result, which is far off.
-            self._network = fuse_if_equal(
-                self._network,
-                lambda network: self._forward(network, images),
-                tolerance=0.1 if self.dtype.itemsize == 2 else 1e-3,
-            )
+            with torch.inference_mode():
+                self.network = fuse_if_equal(
+                    self.network,
+                    lambda network: self._run(network, images),
+                    tolerance=0.1 if self.dtype.itemsize == 2 else 1e-3,
+                )
 
     def __call__(self, images: Tensor) -> Tensor:
         """Compute features (B, F) of uint8 images (B, 3, H, W).
@@ -102,10 +116,14 @@ class FrozenBackbone:
         count = len(images)
         if count < self.batch_size:
             images = torch.cat([images, images[-1:].expand(self.batch_size - count, -1, -1, -1)])
-        return self._forward(self._network, images)[:count]
+        with torch.inference_mode():
+            return self.forward(images)[:count]
 
-    @torch.inference_mode()
-    def _forward(self, network: nn.Module, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute features without padding, and in the gradient mode of the caller: a layer may ask for gradients."""
+        return self._run(self.network, images)
+
+    def _run(self, network: nn.Module, images: Tensor) -> Tensor:
         images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         half = self.dtype.itemsize == 2
         with torch.autocast(self.device.type, dtype=self.dtype if half else None, enabled=half):

@@ -30,14 +30,14 @@ def fuse_if_equal(network: fx.GraphModule, forward: Callable[[nn.Module], Tensor
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return network
-    fused = fuse_conv_relu(network)
-    if not any(isinstance(module, FusedConvReLU) for module in fused.modules()):
-        return network
-    expected = forward(network).float()
     try:
+        fused = fuse_conv_relu(network)
+        if not any(isinstance(module, FusedConvReLU) for module in fused.modules()):
+            return network
+        expected = forward(network).float()
         error = (forward(fused).float() - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
         problem = "" if error <= tolerance else f"the features differ by {float(error):.2g} of their maximum"
-    except Exception as raised:  # a private operation may fail in any way
+    except Exception as raised:  # a private operation, or a network of another library, may fail in any way
         problem = f"{type(raised).__name__}: {raised}".splitlines()[0]
     if problem:
         log.warning("the frozen backbone runs slower: PyTorch %s cannot fuse it (%s)", torch.__version__, problem)
@@ -97,6 +97,9 @@ class FusedConvReLU(nn.Module):
     def forward(self, inputs: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Return (B, C', H', W') for inputs (B, C, H, W) and a shortcut of the shape of the result."""
         weight, bias = self.convolution.weight, self.convolution.bias
+        if torch.is_grad_enabled() and inputs.requires_grad:  # the fused operations have no gradients
+            outputs = self.convolution(inputs)
+            return torch.relu(outputs if shortcut is None else outputs + shortcut)
         if shortcut is None:
             unary = torch.ops.mkldnn._convolution_pointwise.default
             return torch.as_tensor(unary(inputs, weight, bias, *self.settings, "relu", [], ""))

@@ -23,8 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from flowers.runtime.config_reference import CONF as CONF
 from flowers.runtime.config_reference import options_of
 from flowers.runtime.schema import PROGRAM_SCHEMAS, check_values, unset_variable
-from flowers.runtime.suggestions import did_you_mean as did_you_mean
-from flowers.runtime.suggestions import suggest_key
+from flowers.runtime.suggestions import did_you_mean, suggest_key
 
 # Arguments of the Trainer that the program sets itself, and what to give instead.
 _RESERVED_TRAINER_KEYS = {

@@ -10,7 +10,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ T = TypeVar("T")
 CHUNK_SECONDS = 30.0  # a killed program loses at most this much work
 
 _DIGEST_BYTES = 32  # of SHA-256, at the start of a cache file
+_LOCK_POLL_SECONDS = 0.5
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -94,12 +95,13 @@ def optional_cache(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def cache_lock(path: Path, waiting: str = "") -> Iterator[bool]:
+def cache_lock(path: Path, waiting: str = "", while_waiting: Callable[[], object] = lambda: None) -> Iterator[bool]:
     """Hold the lock file `path` in a cache folder, which is created; wait if another process holds it.
 
     Args:
         path: The lock file.
         waiting: What to log if another process holds the lock; empty to log nothing.
+        while_waiting: Is called at least once a second while another process holds the lock.
 
     Yields:
         Whether the lock is held. It is not where the folder cannot be written: others cannot write there either.
@@ -112,7 +114,10 @@ def cache_lock(path: Path, waiting: str = "") -> Iterator[bool]:
         except Timeout:
             if waiting:
                 log.info(waiting)
-            lock.acquire()
+            while not lock.is_locked:
+                while_waiting()
+                with suppress(Timeout):
+                    lock.acquire(timeout=_LOCK_POLL_SECONDS)
     except (OSError, NotImplementedError):  # NotImplementedError: a file system without locks
         yield False
         return

@@ -316,6 +316,8 @@ class App(Group):
     run: Text | None
     confidence: Probability | None
     port: Annotated[int, Field(ge=0, le=65535)]
+    max_megapixels: Positive
+    max_upload_mb: Positive
     allowed_hosts: list[Text]
     accelerator: Device | None
     precision: Precision | None

@@ -16,6 +16,10 @@ from flowers.runtime.files import atomic_write
 # lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+# What Markdown, its tables, math, links and HTML give a meaning. Any punctuation may follow a backslash:
+# https://spec.commonmark.org/0.31.2/#backslash-escapes
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>#|&~$!:@^=+./]")
+
 # A spreadsheet takes a cell that begins so for a formula: https://owasp.org/www-community/attacks/CSV_Injection
 _FORMULA = re.compile("'*[=+\\-@\t\r]")
 
@@ -31,6 +35,11 @@ def printable(text: object) -> str:
 def one_line(text: object) -> str:
     """Return `printable(text)` with tabs and newlines escaped too: a name in the middle of a line."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def escape_markdown(text: object) -> str:
+    """Return `one_line(text)` so that Markdown, and HTML in it, shows it as it is."""
+    return _MARKDOWN.sub(r"\\\g<0>", one_line(text))
 
 
 def to_csv(rows: Iterable[Sequence[object]]) -> str:

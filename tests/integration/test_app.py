@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from flowers.app import main
 from flowers.deploy.classifier import Classifier
-from flowers.deploy.web_app import answer_upload
+from flowers.deploy.web_app import answer_uploads
 from tests.helpers import configuration
 
 
@@ -25,30 +26,47 @@ def classifier(trained: Path) -> Classifier:
     return Classifier.load(trained, "cpu", "32-true")
 
 
-def test_answer_upload_returns_probabilities_and_a_heat_map(classifier: Classifier, painted: Path):
-    file = painted / "rose" / "00002.jpg"
-    message, probabilities, picture = answer_upload(classifier, str(file), None)
-    assert message == ""
-    assert probabilities == classifier(file).probabilities
-    assert picture is not None
-    assert picture.width > picture.height
+def test_answer_uploads_returns_probabilities_and_heat_maps(classifier: Classifier, painted: Path):
+    files = sorted(map(str, painted.glob("*/*.jpg")))[:3]
+    for file, answer in zip(files, answer_uploads(classifier, files, None, 50), strict=True):
+        assert (answer.message, answer.abstains) == ("", False)
+        assert answer.probabilities == pytest.approx(classifier(file).probabilities, abs=1e-6)
+        assert answer.picture is not None
+        assert answer.picture.width > answer.picture.height
 
 
-def test_answer_upload_does_not_know_below_the_confidence(classifier: Classifier, painted: Path):
-    message, _, _ = answer_upload(classifier, str(painted / "rose" / "00002.jpg"), 1.0)
-    assert message.startswith("### I don't know")
+def test_answer_uploads_does_not_know_below_the_confidence(classifier: Classifier, painted: Path):
+    (answer,) = answer_uploads(classifier, [str(painted / "rose" / "00002.jpg")], 1.0, 50)
+    assert answer.message.startswith("### I don't know")
+    assert answer.abstains
 
 
-def test_answer_upload_says_why_a_file_cannot_be_read(classifier: Classifier, painted: Path, tmp_path: Path):
+def test_answer_uploads_says_why_a_file_cannot_be_read(classifier: Classifier, painted: Path, tmp_path: Path):
     (tmp_path / "text.jpg").write_text("not an image")
-    content = (painted / "rose" / "00002.jpg").read_bytes()
+    good = painted / "rose" / "00002.jpg"
+    content = good.read_bytes()
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
     Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
-    for name, reason in (("text.jpg", "not a JPEG"), ("cut.jpg", "truncated"), ("large.png", "over the limit")):
-        message, probabilities, picture = answer_upload(classifier, str(tmp_path / name), None)
-        assert reason in message
-        assert (probabilities, picture) == (None, None)
-    assert answer_upload(classifier, None, None) == ("", None, None)
+    Image.new("1", (3_000, 2_000)).save(tmp_path / "rather large.png")
+    files = [*(str(tmp_path / name) for name in ("text.jpg", "cut.jpg", "large.png", "rather large.png")), None]
+    *answers, last = answer_uploads(classifier, [*files, str(good)], None, 5.0)
+    reasons = ["not a JPEG", "truncated", "up to 5 megapixels", "3000 x 2000 pixels, 6.0 megapixels", ""]
+    for reason, answer in zip(reasons, answers, strict=True):
+        assert reason in answer.message
+        assert (answer.probabilities, answer.picture) == (None, None)
+    assert answers[-1].message == ""
+    assert last.probabilities is not None
+
+
+def test_answer_uploads_escapes_class_names(trained: Path, painted: Path):
+    classifier = Classifier.load(trained, "cpu", "32-true")
+    names = ["$a$_b_", "[/b]<img src=x>", "\x1b[31m\r", os.fsdecode(b"caf\xe9"), "=1|2"]
+    classifier.classes[:] = names
+    (answer,) = answer_uploads(classifier, [str(painted / "rose" / "00002.jpg")], 1.0, 50)
+    assert answer.probabilities is not None
+    assert set(answer.probabilities) == {"$a$_b_", "[/b]<img src=x>", "\\x1b[31m\\r", "caf\\udce9", "=1|2"}
+    assert not set(answer.message) & set("\x1b\r\udce9")
+    assert not re.search(r"(?<!\\)[$<>\[\]_|]", answer.message)
 
 
 def free_port() -> int:
@@ -59,17 +77,18 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def app(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """An HTTP client of a started app. Its temporary files are in the folder `client.headers["temp"]`."""
+    """An HTTP client of a started app, whose process is `client.headers["pid"]`."""
     temp = tmp_path_factory.mktemp("app")
     port = free_port()
     command = [sys.executable, "-m", "flowers.app", f"run={trained}", f"port={port}", "accelerator=cpu"]
-    command += ["allowed_hosts=[flowers.example.com]"]
+    command += ["allowed_hosts=[flowers.example.com]", "confidence=1", "max_upload_mb=1"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "TMPDIR": str(temp)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout is not None
         assert f"open http://127.0.0.1:{port}" in server.stdout.readline()
         transport = httpx.HTTPTransport(retries=8)  # the server listens a moment after it says so
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=transport, timeout=60) as client:
+            client.headers["pid"] = str(server.pid)
             yield client
         server.terminate()
     assert list(temp.glob("flowers-app-*")) == []  # the uploads are deleted
@@ -119,7 +138,7 @@ def test_app_classifies_the_uploaded_file_itself(
     for file in (painted / "rose" / "00002.jpg", cmyk):
         answer = result(app, ask(app, described(upload(app, file, file.name))))
         assert answer["success"], answer
-        assert answer["output"]["data"][1]["label"] == classifier(file).label
+        assert answer["output"]["data"][1]["value"]["label"] == classifier(file).label
         picture = answer["output"]["data"][2]["path"]
         assert app.get(f"/gradio_api/file={picture}").headers["content-type"].startswith("image/")
 
@@ -166,6 +185,45 @@ def test_app_refuses_other_hosts_and_other_sites(app: httpx.Client):
         assert app.get("/config", headers={"Host": host, "Origin": origin}).status_code == 200
 
 
+def test_app_refuses_large_requests(app: httpx.Client):
+    large = bytes(1_300_000)
+    for path in ("upload", "queue/join"):
+        response = app.post(f"/gradio_api/{path}", content=large)
+        assert (response.status_code, response.text) == (413, "this page takes up to 1 MB")
+        response = app.post(f"/gradio_api/{path}", content=iter([large]))  # without a length
+        assert response.status_code == 411
+
+
+def test_app_shows_no_class_as_the_answer_below_the_confidence(app: httpx.Client, painted: Path):
+    answer = result(app, ask(app, described(upload(app, painted / "rose" / "00002.jpg", "rose.jpg"))))
+    message, label, _ = answer["output"]["data"]
+    assert message.startswith("### I don't know")
+    assert label["show_heading"] is False
+
+
+@pytest.mark.slow
+def test_app_answers_many_requests_at_once(app: httpx.Client, painted: Path):
+    file = painted / "rose" / "00002.jpg"
+
+    def request(_: int) -> bool:
+        return bool(result(app, ask(app, described(upload(app, file, file.name))))["success"])
+
+    def memory() -> int:
+        status = Path(f"/proc/{app.headers['pid']}/status").read_text(encoding="ascii")
+        return int(re.search(r"VmRSS:\s+(\d+)", status)[1])  # type: ignore[index]
+
+    def picture(_: int) -> str:
+        answer = result(app, ask(app, described(upload(app, file, file.name))))
+        return str(answer["output"]["data"][2]["path"])
+
+    assert picture(0) != picture(1)  # else one request writes a file while another one reads it
+    with ThreadPoolExecutor(50) as pool:
+        assert all(pool.map(request, range(100)))
+        before = memory()
+        assert all(pool.map(request, range(200)))
+        assert memory() < 1.2 * before
+
+
 def test_app_names_a_port_in_use(trained: Path):
     with socket.socket() as occupied:
         occupied.bind(("127.0.0.1", 0))
@@ -180,6 +238,7 @@ def test_app_names_what_is_wrong(tmp_path: Path):
         (["port=0"], "run="),
         ([f"run={tmp_path}", "port=70000"], "port=70000"),
         ([f"run={tmp_path}", "port=0", "confidence=2"], "confidence=2"),
+        ([f"run={tmp_path}", "port=0", "max_megapixels=0"], "max_megapixels=0"),
         ([f"run={tmp_path}", "port=0"], f"run={tmp_path}"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from PIL import Image
 
 from flowers.data.images import read_image
 from flowers.deploy.classifier import Classifier
-from flowers.deploy.explain import explain_image, overlay_heat_map, side_by_side
+from flowers.deploy.explain import crop_image, explain_images, overlay_heat_map, side_by_side
 from flowers.explain import main
 from tests.helpers import configuration
 
@@ -67,12 +68,12 @@ def test_explain_names_what_is_wrong_before_it_writes_anything(trained: Path, pa
         explain(run, photo)
 
 
-def test_explain_image_adds_the_most_likely_class_to_the_caption_of_another(trained: Path, painted: Path):
+def test_explain_images_adds_the_most_likely_class_to_the_caption_of_another(trained: Path, painted: Path):
     classifier = Classifier.load(trained)
     image = read_image(painted / "daisy" / "00000.jpg")
-    prediction = classifier(image)
-    other = list(prediction.probabilities)[1]
-    picture, caption = explain_image(classifier, image, other)
+    other = list(classifier(image).probabilities)[1]
+    ((prediction, picture, caption),) = explain_images(classifier, [crop_image(classifier, image)], other)
+    assert prediction.probabilities == pytest.approx(classifier(image).probabilities, abs=0.01)
     probability = f"{prediction.probabilities[other]:.3f}"
     assert caption.startswith(f"{other}, probability {probability} (most likely: {prediction.label}, ")
     assert picture.size == (2 * 448 + 8, 448 + 44)
@@ -89,3 +90,24 @@ def test_picture_is_red_where_the_map_is_hot_and_shows_the_unchanged_image():
     assert picture.crop((0, 0, 60, 40)).getcolors() == [(2400, (128, 128, 128))]
     assert Image.Image.tobytes(picture.crop((68, 0, 128, 40))) == overlay.tobytes()
     assert picture.crop((0, 44, 8, 84)).getcolors() == [(320, (255, 255, 255))]  # the margin of the caption is empty
+
+
+@pytest.mark.parametrize("caption", ["$a_ [/b] {x} %s", "\x1b[31m\r\n", os.fsdecode(b"caf\xe9"), "", "x" * 60])
+def test_picture_shows_any_caption_in_one_line(caption: str):
+    picture = side_by_side(torch.zeros(3, 40, 60, dtype=torch.uint8), torch.zeros(40, 60), caption)
+    assert picture.size == (128, 84)
+    assert picture.crop((0, 44, 4, 84)).getcolors() == [(160, (255, 255, 255))]
+
+
+def test_explain_shows_odd_file_names_as_one_line(
+    trained: Path, painted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "odd").mkdir()
+    name = os.fsdecode(b"=\xe9\x1b[31m\r\n")
+    (tmp_path / "odd" / f"{name}1.jpg").write_bytes((painted / "rose" / "00002.jpg").read_bytes())
+    (tmp_path / "odd" / f"{name}2.jpg").write_text("not an image")
+    explain(f"run={trained}", f"photos={tmp_path}/odd", f"output={tmp_path}/pictures", "accelerator=cpu")
+    assert (tmp_path / "pictures" / f"{name}1.jpg.png").is_file()
+    for text in (capsys.readouterr().out, caplog.messages[-1]):
+        assert "=\\udce9\\x1b[31m\\r\\n" in text
+        assert text.count("\n") <= 1

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from PIL import Image
 from flowers.data.images import read_image
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.formats import EXPORTERS, ExportSource, ImageProgram, OnnxExporter, TorchExportExporter
+from flowers.deploy.export.model_card import render_model_card
+from flowers.deploy.export.pipeline import TrainedRun, write_programs
 from flowers.evaluation.predictions import load_predictions
 from flowers.export import main
 from flowers.runtime.files import read_json
@@ -142,6 +145,34 @@ def test_export_writes_nothing_if_a_version_disagrees(exporters: list[Any], trai
     with pytest.raises(ValueError, match=message):
         export(tmp_path / "out", trained)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_export_writes_odd_class_names(exporters: list[Any], trained: Path, tmp_path: Path):
+    names = ["=1+1", "$a$_b_ [/b]", "\x1b[31m\r", os.fsdecode(b"caf\xe9"), "<b>|`"]
+    run = TrainedRun(trained / BEST_CHECKPOINT)
+    run.classifier.classes[:] = names
+    write_programs(run, EXPORTERS[:2], tmp_path, 1, reduce_range=False)
+    stored = {prop.key: prop.value for prop in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert json.loads(stored["classes"]) == names
+    files = {"classes": ""}
+    torch.export.load(tmp_path / "model.pt2", extra_files=files)
+    assert json.loads(files["classes"]) == names
+    facts = run.hparams | {"temperature": 1.0, "scores": {}, "photos": {"train": 1, "val": 1}, "folder": "a`|b"}
+    report = {"rounds": 1, "batch": 1, "height": 1, "width": 1, "device": "CPU"}
+    card = render_model_card(facts | {"classes": names}, report, [["version"]], [])
+    line = next(line for line in card.splitlines() if line.startswith("Classes: "))
+    assert r"\=1\+1, \$a\$\_b\_ \[\/b\], \\x1b\[31m\\r, caf\\udce9, \<b\>\|\`" in line
+    assert r"the folder a\`\|b," in card
+
+
+def test_export_needs_no_cache_folder(
+    exporters: list[Any], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    exporters[:] = [RenamedExporter()]
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path / "file" / "cache"))
+    export(tmp_path / "out", trained)
+    assert (tmp_path / "out" / "renamed.pt2").is_file()
 
 
 def test_export_names_what_is_wrong_with_a_setting(exporters: list[Any], trained: Path, tmp_path: Path):

@@ -1,13 +1,16 @@
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from flowers.evaluation.predictions import load_predictions
 from flowers.predict import main
 from flowers.runtime.run_folder import BEST_CHECKPOINT
+from flowers.runtime.text import read_csv
 from tests.helpers import configuration
 
 
@@ -86,3 +89,41 @@ def test_predict_names_what_is_wrong(trained: Path, mixed: Path):
     ):
         with pytest.raises(ValueError, match=message):
             predict(*overrides)
+
+
+def test_predict_ends_with_an_error_after_the_rows_if_no_file_could_be_read(trained: Path, mixed: Path, tmp_path: Path):
+    for output in ("a.csv", "a.json"):
+        with pytest.raises(ValueError, match="none of 1 files could be read"):
+            predict(f"run={trained}", f"photos={mixed}/text.jpg", f"output={tmp_path / output}")
+    assert "not a JPEG" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert len((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()) == 2
+
+
+NAMES = ["=1+1", "$a$_b_ [/b]", "\x1b[31m\r", os.fsdecode(b"caf\xe9"), "<b>|`"]
+
+
+@pytest.fixture
+def named_oddly(trained: Path, tmp_path: Path) -> Path:
+    """A run whose classes have odd names."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    checkpoint = torch.load(run / BEST_CHECKPOINT, weights_only=True)
+    checkpoint["hyper_parameters"]["classes"] = NAMES
+    torch.save(checkpoint, run / BEST_CHECKPOINT)
+    return run
+
+
+def test_predict_writes_odd_names(named_oddly: Path, painted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "odd").mkdir()
+    for name in ("=2.jpg", os.fsdecode(b"\xe9\x1b[31m\r.jpg")):
+        shutil.copy(painted / "rose" / "00002.jpg", tmp_path / "odd" / name)
+    for output in ("output=null", f"output={tmp_path}/a.csv", f"output={tmp_path}/a.json"):
+        assert predict(f"run={named_oddly}", f"photos={tmp_path}/odd", output) == 2
+    heading, *rows = read_csv(tmp_path / "a.csv")
+    assert heading == ["path", "class", "probability", *NAMES, "abstain", "reason"]
+    from_json = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert [row[:2] for row in rows] == [[row["path"], row["class"]] for row in from_json]
+    assert {Path(row[0]).name for row in rows} == {path.name for path in (tmp_path / "odd").iterdir()}
+    table = capsys.readouterr().out
+    assert not set(table) & set("\x1b\r\udce9")
+    assert "=2.jpg" in table

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowers.runtime.text import escape_markdown, one_line
+
 _LICENSE_NOTE = """The code of flowers, which made these files, is under the Apache License 2.0.
 
 That license does not cover the weights in these files. The training started from {weights}
@@ -48,7 +50,7 @@ machines may rank the versions differently.
 
 ## Data
 
-Trained on {train} images of the folder `{folder}`, evaluated on {counts}. Identical and nearly identical images are in
+Trained on {train} images of the folder {folder}, evaluated on {counts}. Identical and nearly identical images are in
 the same split. `model.json` holds the SHA-256 of the split, and the versions and commits that trained and exported the
 model.
 
@@ -81,14 +83,14 @@ def render_model_card(
     counts = facts["photos"]
     return _CARD.format(
         **{name: facts[name] for name in ("architecture", "resize", "image_size", "temperature")},
-        classes=", ".join(facts["classes"]),
+        classes=", ".join(map(escape_markdown, facts["classes"])),
         count=len(facts["classes"]),
         files=" ".join(descriptions),
         scores="\n".join(_markdown_table([["split", "accuracy", "interval", "n"], *_score_rows(facts["scores"])])),
         n=counts["val"],
         parity="\n".join(_markdown_table(parity_rows)),
         train=f"{counts['train']:,}",
-        folder=Path(facts["folder"]).name,
+        folder=escape_markdown(Path(facts["folder"]).name),
         counts=" and ".join(f"{count:,} ({split})" for split, count in counts.items() if split != "train"),
         **{name: report[name] for name in ("rounds", "batch", "height", "width", "device")},
     )
@@ -100,7 +102,7 @@ def render_license_note(weights: str | None) -> str:
     Args:
         weights: What the backbone was initialized with: a name, a path, or None for random numbers.
     """
-    origin = "random numbers" if weights is None else f"`{Path(weights).name}` (model.weights)"
+    origin = "random numbers" if weights is None else f"`{one_line(Path(weights).name)}` (model.weights)"
     return _LICENSE_NOTE.format(weights=origin)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock
 from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
@@ -36,9 +35,10 @@ from flowers.deploy.export.parity import (
 from flowers.evaluation.evaluator import find_split_file
 from flowers.models.classifier import read_checkpoint
 from flowers.runtime.config import require_extra
-from flowers.runtime.files import atomic_directory, atomic_write_text, cache_dir, read_json, write_json
+from flowers.runtime.files import atomic_directory, atomic_write_text, cache_dir, cache_lock, read_json, write_json
 from flowers.runtime.hardware import device_name, has_native_bf16
 from flowers.runtime.run_folder import BEST_CHECKPOINT, RESULT_FILE, find_checkpoint, provenance, run_dir_of
+from flowers.runtime.text import one_line
 
 
 def run_export(cfg: DictConfig) -> dict[str, Any]:
@@ -60,9 +60,9 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
     run = TrainedRun(find_checkpoint(cfg.run), cfg.photos, cfg.on_corrupt)
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    cache_dir().mkdir(parents=True, exist_ok=True)
     # One export at a time: two would distort each other's speeds.
-    with FileLock(cache_dir() / "export.lock"), atomic_directory(output) as folder:
+    waiting = "another export measures its speed: waiting for it"
+    with cache_lock(cache_dir() / "export.lock", waiting), atomic_directory(output) as folder:
         write_programs(run, exporters, folder, cfg.calibration_images, cfg.reduce_range)
         programs = {exporter.name: exporter.load(folder / exporter.file_name) for exporter in exporters}
         rows = compare_outputs(run_all_programs(run, programs), run.labels)
@@ -74,7 +74,7 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
         write_model_files(run, exporters, folder, report)
     console = Console()
     console.print(parity_table(report["versions"]))
-    console.print(f"exported to {output}", soft_wrap=True, markup=False, highlight=False)
+    console.print(one_line(f"exported to {output}"), soft_wrap=True, markup=False, highlight=False)
     return report
 
 
@@ -172,7 +172,7 @@ def write_programs(
     """
     classifier = run.classifier
     metadata = {
-        "classes": json.dumps(classifier.classes, ensure_ascii=False),
+        "classes": json.dumps(classifier.classes),  # in ASCII: the formats take no bytes that are not UTF-8
         "temperature": repr(classifier.temperature),
         "architecture": run.hparams["architecture"],
     }

@@ -1,10 +1,15 @@
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from flowers.deploy.classifier import Classifier
+from flowers.deploy.gradcam import grad_cam
 from flowers.evaluation.predictions import load_predictions
 from flowers.runtime.files import read_json
 from flowers.runtime.run_folder import BEST_CHECKPOINT
@@ -42,3 +47,33 @@ def test_load_names_what_is_not_a_run(tmp_path: Path):
     (tmp_path / "x.ckpt").write_text("no")
     with pytest.raises(ValueError, match=r"x\.ckpt"):
         Classifier.load(tmp_path / "x.ckpt")
+
+
+def test_stream_sends_no_model_to_its_workers(trained: Path, painted: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes = []
+
+    class Loader(DataLoader[Any]):
+        def __init__(self, dataset: Any, *args: Any, **kwargs: Any) -> None:
+            sizes.append(len(pickle.dumps(dataset)))
+            super().__init__(dataset, *args, **kwargs)
+
+    monkeypatch.setattr("flowers.deploy.classifier.DataLoader", Loader)
+    file = str(painted / "rose" / "00002.jpg")
+    classifier = Classifier.load(trained, "cpu", "32-true")
+    assert list(classifier.stream([file])) == [(file, classifier(file))]
+    assert sizes[0] < 10_000
+
+
+def test_classifier_may_be_used_by_several_threads_at_once(trained: Path, painted: Path):
+    classifier = Classifier.load(trained, "cpu", "32-true")
+    pixels = [classifier.pixels(path)[None] for path in sorted(painted.glob("*/*.jpg"))[:12]]
+    predicted = [classifier.probabilities(image) for image in pixels]
+    explained = [grad_cam(classifier, image) for image in pixels]
+    with ThreadPoolExecutor(8) as pool:
+        predictions = [pool.submit(classifier.probabilities, image) for image in pixels * 3]
+        explanations = [pool.submit(grad_cam, classifier, image) for image in pixels * 3]
+        for future, expected in zip(predictions, predicted * 3, strict=True):
+            assert torch.equal(future.result(), expected)
+        for pair, (probabilities, heat_map) in zip(explanations, explained * 3, strict=True):
+            assert torch.equal(pair.result()[0], probabilities)
+            assert torch.equal(pair.result()[1], heat_map)

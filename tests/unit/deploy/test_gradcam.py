@@ -2,8 +2,10 @@ import importlib.util
 
 import pytest
 import torch
+from captum.attr import LayerAttribution, LayerGradCam
 from torch import Tensor, nn
 
+from flowers.deploy.classifier import Classifier
 from flowers.deploy.gradcam import grad_cam
 from flowers.models.classifier import ImageClassifier
 from flowers.runtime.config import CONF
@@ -13,8 +15,8 @@ SIDE = 64
 
 
 @pytest.fixture(scope="module")
-def pixels() -> Tensor:
-    return torch.randint(0, 256, (3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def images() -> Tensor:
+    return torch.randint(0, 256, (3, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def build_model(name: str) -> ImageClassifier:
@@ -24,26 +26,28 @@ def build_model(name: str) -> ImageClassifier:
     return ImageClassifier(**settings, classes=["daisy", "rose", "tulip"], image_size=SIDE)
 
 
-def model_state(model: nn.Module) -> list[object]:
-    modules = [(module.training, len(module._forward_hooks)) for module in model.modules()]
-    return [modules, [(parameter.requires_grad, parameter.grad) for parameter in model.parameters()]]
-
-
 @pytest.mark.parametrize("name", sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - {"resnet152"}))
-def test_grad_cam_works_for_every_architecture_and_leaves_the_model_unchanged(name: str, pixels: Tensor):
-    model = build_model(name)
-    model.set_stage("head", 1)
-    before = model_state(model)
-    heat_map = grad_cam(model, pixels)
-    assert heat_map.shape == (SIDE, SIDE)
-    assert heat_map.dtype == torch.float32
-    assert not heat_map.requires_grad
-    assert 0 <= heat_map.min() <= heat_map.max() <= 1
+def test_grad_cam_works_for_every_architecture_and_predicts_what_the_classifier_predicts(name: str, images: Tensor):
+    classifier = Classifier(build_model(name))
+    probabilities, heat_maps = grad_cam(classifier, images)
+    torch.testing.assert_close(probabilities, classifier.probabilities(images), atol=1e-6, rtol=0)
+    assert heat_maps.shape == (len(images), SIDE, SIDE)
+    assert heat_maps.dtype == torch.float32
+    assert not heat_maps.requires_grad
+    assert 0 <= heat_maps.min() <= heat_maps.max() <= 1
     with torch.inference_mode():
-        of_label = grad_cam(model, pixels, int(model.eval()(pixels[None]).argmax()))
-    torch.testing.assert_close(of_label, heat_map)
-    model.set_stage("head", 1)
-    assert model_state(model) == before
+        _, of_label = grad_cam(classifier, images[1:2], int(probabilities[1].argmax()))
+    torch.testing.assert_close(of_label[0], heat_maps[1])
+
+
+def test_grad_cam_equals_captum_on_the_trained_network(images: Tensor):
+    model = build_model("resnet18").eval()
+    _, heat_maps = grad_cam(Classifier(model), images, 2)
+    expected = LayerGradCam(model, model.backbone.layer4).attribute(images, 2, relu_attributions=True)
+    expected = LayerAttribution.interpolate(expected, (SIDE, SIDE), "bilinear")[:, 0].detach()
+    torch.testing.assert_close(
+        heat_maps, expected / expected.amax((1, 2), keepdim=True).clamp(min=1e-12), atol=1e-4, rtol=0
+    )
 
 
 class RedAndBlue(nn.Module):
@@ -65,21 +69,21 @@ def test_grad_cam_is_hot_where_the_class_is():
     image = torch.zeros(3, 8, 10, dtype=torch.uint8)
     image[0, 1:3, 1:3], image[2, 5:8, 7:9] = 255, 128
     for label, color in enumerate((image[0], image[2])):
-        torch.testing.assert_close(grad_cam(model, image, label), (color > 0).float())
+        torch.testing.assert_close(grad_cam(Classifier(model), image[None], label)[1][0], (color > 0).float())
 
 
-def test_grad_cam_rejects_a_class_index_out_of_range(pixels: Tensor):
+def test_grad_cam_rejects_a_class_index_out_of_range(images: Tensor):
     with pytest.raises(ValueError, match="label=3: expected a class index from 0 to 2"):
-        grad_cam(build_model("resnet18"), pixels, 3)
+        grad_cam(Classifier(build_model("resnet18")), images, 3)
 
 
 def test_grad_cam_is_zero_if_nothing_speaks_for_the_class():
     model = build_model("resnet18")
     nn.init.zeros_(model.head.weight)
-    assert grad_cam(model, torch.zeros(3, 32, 32, dtype=torch.uint8)).max() == 0
+    assert grad_cam(Classifier(model), torch.zeros(1, 3, 32, 32, dtype=torch.uint8))[1].max() == 0
 
 
-def test_grad_cam_names_the_extra_if_captum_is_missing(monkeypatch: pytest.MonkeyPatch, pixels: Tensor):
+def test_grad_cam_names_the_extra_if_captum_is_missing(monkeypatch: pytest.MonkeyPatch, images: Tensor):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'flowers\[explain\]'"):
-        grad_cam(build_model("resnet18"), pixels)
+        grad_cam(Classifier(build_model("resnet18")), images)

@@ -1,13 +1,17 @@
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
+from PIL import Image
 from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.features.extractor import FeatureExtractor
+from flowers.data.images import READ_VERSION, read_image
+from flowers.features.extractor import FeatureExtractor, cache_key
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.models.classifier import ImageClassifier
 
@@ -15,8 +19,6 @@ from flowers.models.classifier import ImageClassifier
 @pytest.fixture
 def square(folder: Path) -> Path:
     """Make the images square, so that a random crop of the whole area equals the center crop."""
-    from PIL import Image
-
     for path in folder.glob("*/*.png"):
         Image.open(path).resize((64, 64)).save(path)
     return folder
@@ -76,3 +78,56 @@ def test_extract_divides_the_images_among_the_processes(square: Path, monkeypatc
         parts.append(features_of(square, cache=False))
     assert torch.equal(torch.cat(parts), expected)
     assert sum(passes) == 3 * math.ceil(len(expected) / 3)
+
+
+@pytest.mark.parametrize("name", ["features.extractor.READ_VERSION", "features.extractor.PASS_VERSION"])
+def test_cache_key_changes_with_the_versions_of_the_code(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    data = ImageDataModule(folder, image_size=32, resize=32)
+    model = ImageClassifier("resnet18", data.classes)
+    before = cache_key(data, model, "32-true", None)
+    monkeypatch.setattr(f"flowers.{name}", 99)
+    assert cache_key(data, model, "32-true", None) != before
+
+
+def test_pixels_are_those_of_their_version(tmp_path: Path):
+    gradient = Image.linear_gradient("L").resize((40, 30))
+    colors = Image.merge("RGB", (gradient, gradient.rotate(180), gradient.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
+    transparent = colors.copy()
+    transparent.putalpha(gradient)
+    images = [colors, transparent, gradient, colors.quantize(8), colors.convert("CMYK"), gradient.convert("I;16")]
+    pixels = b""
+    for image in images:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(tmp_path / "image.tif", exif=exif)
+        pixels += read_image(tmp_path / "image.tif").tobytes()
+    found = READ_VERSION, hashlib.sha256(pixels).hexdigest()[:16]
+    assert found == (1, "072a1c0643f1c69f"), "read_image returns other pixels: raise READ_VERSION, and change this line"
+
+
+def test_extract_without_the_cache_writes_nothing(square: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path / "cache"))
+    features_of(square, cache=False)
+    assert not (tmp_path / "cache" / "features").exists()
+
+
+def test_all_processes_wait_together_while_another_run_computes(
+    square: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path / "cache"))
+    expected = features_of(square)
+    (file,) = (tmp_path / "cache" / "features").rglob("*.safetensors")
+    file.unlink()
+    lock = FileLock(file.with_name(".lock"))
+    lock.acquire()
+    sent: list[Any] = []
+
+    def broadcast(value: Any) -> Any:
+        sent.append(value)
+        if len(sent) == 2:
+            lock.release()
+        return value
+
+    monkeypatch.setattr("flowers.features.extractor.broadcast_object", broadcast)
+    assert torch.equal(features_of(square), expected)
+    assert sent[:3] == [None, None, list(range(len(expected)))]

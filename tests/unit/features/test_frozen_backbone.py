@@ -1,6 +1,8 @@
+import logging
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.models.classifier import ImageClassifier
@@ -61,3 +63,18 @@ def test_features_have_the_precision_of_the_pass():
 def test_precision_dtype_rejects_an_unknown_precision():
     with pytest.raises(ValueError, match="precision=8-bit: expected a Lightning precision"):
         FrozenBackbone(model_of("resnet18"), "8-bit")
+
+
+def test_a_backbone_that_cannot_be_traced_is_used_as_it_is(caplog: pytest.LogCaptureFixture):
+    class Branching(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            means = images.mean((2, 3))
+            return means if means.sum() > 0 else -means
+
+    model, images = model_of("resnet18"), random_images(3)
+    model.backbone = Branching().eval()
+    with caplog.at_level(logging.WARNING):
+        frozen = FrozenBackbone(model, "32-true")
+    torch.testing.assert_close(frozen(images), model.features(images).abs())
+    (record,) = caplog.records
+    assert "cannot trace" in record.getMessage()

@@ -48,7 +48,7 @@ def test_the_private_operation_of_pytorch_still_fuses(network: fx.GraphModule, c
 
 @needs_onednn
 @pytest.mark.parametrize(("failure", "message"), [("raise", "RuntimeError: unsupported"), ("differ", "differ by")])
-def test_a_network_that_fails_to_fuse_stays_unfused(
+def test_a_network_that_fails_to_fuse_in_forward_stays_unfused(
     failure: str, message: str, network: fx.GraphModule, caplog: pytest.LogCaptureFixture
 ):
     def failing(candidate: nn.Module) -> Tensor:
@@ -59,4 +59,21 @@ def test_a_network_that_fails_to_fuse_stays_unfused(
     with caplog.at_level(logging.WARNING):
         assert fuse_if_equal(network, failing, tolerance=1e-5) is network
     assert message in caplog.text
+    assert len(caplog.records) == 1
+
+
+@needs_onednn
+def test_a_network_that_cannot_be_rewritten_stays_unfused(caplog: pytest.LogCaptureFixture):
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.relu(input=inputs)  # by keyword: the node in the graph has no positional argument
+            return outputs
+
+    network = fx.symbolic_trace(ByKeyword().eval())
+    with caplog.at_level(logging.WARNING):
+        assert fuse_if_equal(network, forward, tolerance=1e-5) is network
     assert len(caplog.records) == 1

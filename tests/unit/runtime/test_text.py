@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flowers.runtime.text import one_line, printable, read_csv, to_csv, write_csv
+from flowers.runtime.text import escape_markdown, one_line, printable, read_csv, to_csv, write_csv
 
 NAMES = [
     "=1+1",
@@ -56,3 +56,7 @@ def test_printable_escapes_what_changes_a_terminal():
     assert printable("a\x1b[31mb\rc\u202ed\n") == "a\\x1b[31mb\\rc\\u202ed\n"
     assert printable(os.fsdecode(b"caf\xe9 \xc3\xa9")) == "caf\\udce9 é"
     assert one_line("a\nb\tc") == "a\\nb\\tc"
+
+
+def test_escape_markdown_leaves_no_markdown_and_no_html():
+    assert escape_markdown("a_b *c* <b>&amp; [x](http://y)\x1b") == (r"a\_b \*c\* \<b\>\&amp; \[x\](http\:\/\/y)\\x1b")
