@@ -73,9 +73,9 @@ IN_THE_CACHE: list[tuple[str, Damage]] = [
     ("features/*/*.safetensors", swap),
     ("features/*", swap),
     ("features", swap),
-    ("verdicts/*.json", flip),
-    ("verdicts/*.json", empty),
-    ("verdicts/*.json", swap),
+    ("verdicts/*", flip),
+    ("verdicts/*", empty),
+    ("verdicts/*", swap),
     ("verdicts", swap),
     (".", swap),
 ]
