@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -137,9 +138,13 @@ def _build_page(classifier: Classifier, settings: "PageSettings") -> Any:
     def markdown(text: str = "") -> Any:
         return gr.Markdown(text, latex_delimiters=[])  # a class name may hold dollars
 
+    # PyTorch keeps threads and memory for each thread that calls it, and Gradio calls from dozens of threads.
+    worker = ThreadPoolExecutor(1)
+
     def answer(files: Sequence[dict[str, str] | None]) -> tuple[list[Any], ...]:
         paths = [file["path"] if file else None for file in files]
-        answers = answer_uploads(classifier, paths, settings.confidence, settings.max_megapixels)
+        computed = worker.submit(answer_uploads, classifier, paths, settings.confidence, settings.max_megapixels)
+        answers = computed.result()
         labels = [
             # A label shows the most likely class in large letters, as the answer, unless it has no heading.
             gr.Label(value=answer.probabilities, show_heading=not answer.abstains)
@@ -224,12 +229,16 @@ def answer_uploads(
         confidence: See `PageSettings`.
         max_megapixels: See `PageSettings`.
     """
-    # Threads suffice: Pillow and torch release the interpreter lock while they decode and resize.
-    with ThreadPoolExecutor(available_cores()) as pool:
-        read = list(pool.map(lambda file: _read_upload(classifier, file, max_megapixels), files))
+    read = list(_readers().map(lambda file: _read_upload(classifier, file, max_megapixels), files))
     crops = [upload for upload in read if isinstance(upload, ImageCrops)]
     explanations = explain_images(classifier, crops) if crops else iter(())
     return [_answer(next(explanations), confidence) if isinstance(each, ImageCrops) else Answer(each) for each in read]
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    # Threads suffice: Pillow and torch release the interpreter lock while they decode and resize.
+    return ThreadPoolExecutor(available_cores())
 
 
 def _read_upload(classifier: Classifier, file: str | None, max_megapixels: float) -> ImageCrops | str:
