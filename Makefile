@@ -11,7 +11,7 @@ check: $(VENV)/installed-dev
 	$(VENV)/bin/lint-imports && $(VENV)/bin/mkdocs build --strict
 
 test: check
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -n 2
 
 docs: $(VENV)/installed-dev
 	$(VENV)/bin/mkdocs serve

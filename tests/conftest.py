@@ -1,7 +1,12 @@
 """Made-up photos, and runs on a painted garden: no network, no file but what a test makes."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# Before torch is loaded: the test processes share the cores, and a test's networks are too small for two threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
