@@ -38,7 +38,7 @@ def test_flowers_version_prints_the_version():
 def test_flowers_runs_a_program_as_python_m_does(tmp_path: Path):
     reports_its_module = (
         "import sys, runpy, flowers.cli\n"
-        "def program(task, name, arguments=list):\n"
+        "def program(task, name, arguments=list, check=None):\n"
         "    import __main__\n"
         "    return lambda: print(__main__.__spec__.name, sys.argv[1:])\n"
         "flowers.cli.program = program\n"
