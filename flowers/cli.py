@@ -74,6 +74,8 @@ def program(
             checked = check_overrides([_absolute_sweep_dir(each) for each in rewrite_overrides(overrides)], config_name)
             sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in overrides] + checked
             if not flags - _RUN_FLAGS:
+                if rest := [argument for argument in sys.argv[1:] if argument not in (*checked, *flags)]:
+                    raise ValueError(f"{rest[0]}: expected key=value")
                 cfg = compose_checked(checked, config_name)
                 if check is not None and not flags:
                     check(cfg)

@@ -21,7 +21,14 @@ class Ended(NamedTuple):
 
 def preload() -> None:
     """Import what the programs import, before they are forked."""
-    for name in ("training.experiment", "evaluation.evaluator", "deploy.predict", "search.runner", "data.packing"):
+    for name in (
+        "training.experiment",
+        "evaluation.evaluator",
+        "deploy.predict",
+        "search.runner",
+        "data.packing",
+        "deploy.export.pipeline",
+    ):
         importlib.import_module(f"flowers.{name}")
 
 

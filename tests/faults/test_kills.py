@@ -99,7 +99,15 @@ def cases(painted: Path, trained: Path) -> dict[str, Case]:
     def evaluate(folder: Path) -> tuple[str, list[str]]:
         return "evaluate", [f"run={trained}", f"report={folder}/report", f"output={folder}/scores.json"]
 
+    def export(folder: Path) -> tuple[str, list[str]]:
+        fast = ["int8=false", "rounds=1", "seconds=0.01", "batch=2"]
+        return "export", [f"run={trained}", f"output={folder}/exported", *fast]
+
+    def exported(folder: Path) -> Any:
+        return {path.name: path.read_bytes() for path in (folder / "exported").glob("*.onnx")}
+
     return {
+        "export": Case(export, exported, 4),
         "train": Case(train(painted), run_outputs, 14),
         "sweep": Case(search(painted), search_outputs, 8),
         "pack": Case(pack, lambda folder: files_below(folder / "packed"), 6),
@@ -108,7 +116,7 @@ def cases(painted: Path, trained: Path) -> dict[str, Case]:
     }
 
 
-@pytest.mark.parametrize("name", ["train", "sweep", "pack", "predict", "evaluate"])
+@pytest.mark.parametrize("name", ["train", "sweep", "pack", "predict", "evaluate", "export"])
 def test_killed_program_ends_as_the_uninterrupted_one(name: str, cases: dict[str, Case], tmp_path: Path):
     case, log = cases[name], tmp_path / "log"
     whole = tmp_path / "whole"
