@@ -285,7 +285,14 @@ def test_each_item_is_in_one_part_and_all_parts_are_as_long(monkeypatch: pytest.
 
 
 def test_last_step_may_have_fewer_images_than_processes(painted: Path, tmp_path: Path):
-    few = [*SMALL, f"data.root={painted}", "data.val_fraction=0.58", "data.batch_size=8", "head.epochs=1"]
+    few = [
+        *SMALL,
+        "model.architecture=convnext_tiny",
+        f"data.root={painted}",
+        "data.val_fraction=0.58",
+        "data.batch_size=8",
+        "head.epochs=1",
+    ]
     done = program(*few, *TWO, "head.cached_views=0", "finetune.epochs=1", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "all              25      35" in done.stdout
