@@ -1,8 +1,8 @@
 """Train, evaluate and report on many classes of made-up photos, and print the peak memory.
 
-By hand, in about five minutes on two cores:
+By hand; 1,000 classes of 5 photos at 64 pixels took 144 s on two busy cores, at most 1.24 GiB:
 
-    python -m tests.many_classes FOLDER 1000 5 224
+    python -m tests.many_classes FOLDER 1000 5 64 model.weights=resnet18.pth
 """
 
 import json
