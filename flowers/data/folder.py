@@ -193,7 +193,7 @@ def _check_classes(root: Path, found: list[ImageFile]) -> None:
     if missing := sorted(set(labels) - trained):
         raise ValueError(
             f"the train folder of {one_line(root)} lacks the class(es) {_listed(missing)}: "
-            "expected all classes of the other splits"
+            "expected all classes that val and test have"
         )
 
 

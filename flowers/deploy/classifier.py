@@ -14,9 +14,8 @@ from flowers.data.images import read_error_reason, read_image, to_upright_rgb
 from flowers.data.transforms import eval_transform
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
-from flowers.runtime.files import read_json
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
-from flowers.runtime.run_folder import RESULT_FILE, find_checkpoint, run_dir_of
+from flowers.runtime.run_folder import find_checkpoint, read_result, run_dir_of
 
 
 class Prediction(NamedTuple):
@@ -87,8 +86,7 @@ class Classifier:
         device = resolve_device(resolved["accelerator"])
         checkpoint = find_checkpoint(path)
         read_checkpoint(checkpoint)  # raises a clear error for a file of another origin
-        result = run_dir_of(checkpoint) / RESULT_FILE
-        temperature = read_json(result).get("temperature", 1.0) if result.is_file() else 1.0
+        temperature = (read_result(run_dir_of(checkpoint)) or {}).get("temperature", 1.0)
         return cls(load_classifier(checkpoint).to(device).eval(), temperature, resolved["precision"])
 
     def __call__(self, image: str | Path | IO[bytes] | Image.Image) -> Prediction:

@@ -4,7 +4,6 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from rich.console import Console
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
@@ -22,6 +21,7 @@ from flowers.data.images import read_error_reason, read_image
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.gradcam import grad_cam
+from flowers.evaluation.gallery import caption_font
 from flowers.runtime.config import require_extra, to_container
 from flowers.runtime.files import atomic_write
 from flowers.runtime.logging import progress_bar
@@ -142,19 +142,11 @@ def side_by_side(image: Tensor, heat_map: Tensor, caption: str) -> Image.Image:
     picture.paste(left, (0, 0))
     picture.paste(overlay_heat_map(image, heat_map), (left.width + _GAP, 0))
     caption = one_line(caption)
-    fitting = (width - 2 * _GAP) / max(1.0, _font(_TEXT_SIZE).getlength(caption))
+    fitting = (width - 2 * _GAP) / max(1.0, caption_font(_TEXT_SIZE).getlength(caption))
     size = max(1, math.floor(_TEXT_SIZE * min(1.0, fitting)))
     center = (width // 2, left.height + _TEXT_SIZE)
-    ImageDraw.Draw(picture).text(center, caption, "black", _font(size), anchor="mm")
+    ImageDraw.Draw(picture).text(center, caption, "black", caption_font(size), anchor="mm")
     return picture
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    # The font of matplotlib: the default font of Pillow has few letters beyond English ones.
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def run_explanation(cfg: DictConfig) -> int:

@@ -14,8 +14,7 @@ from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.dataset import ImageDataset
 from flowers.evaluation.statistics import wilson_interval
-from flowers.runtime.files import read_json
-from flowers.runtime.run_folder import RESULT_FILE
+from flowers.runtime.run_folder import RESULT_FILE, read_result
 
 _SIDE, _CELL = 128, 16  # pixels of an image and of a HOG cell
 
@@ -66,7 +65,9 @@ def hog_svm(data: ImageDataModule) -> BaselineResult:
 
 def load_run_result(run_dir: str | Path, method: str, weights: str) -> BaselineResult:
     """Return the result of a run, under the names that the table shows."""
-    result = read_json(Path(run_dir) / RESULT_FILE)
+    result = read_result(Path(run_dir))
+    if result is None:
+        raise ValueError(f"{run_dir} has no {RESULT_FILE}: finish the run first, with resume={run_dir}")
     scores, seconds = result["val"], sum(result["cost"]["seconds"].values())
     return BaselineResult(method, weights, scores["accuracy"], scores["interval"], seconds)
 

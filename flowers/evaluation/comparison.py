@@ -4,7 +4,6 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -14,8 +13,8 @@ from flowers.evaluation.predictions import load_run_predictions
 from flowers.evaluation.statistics import RunGroup, group_verdict, mcnemar, mcnemar_verdict
 from flowers.evaluation.tables import ranking_table, run_group_table
 from flowers.runtime.config import to_container
-from flowers.runtime.files import read_json, write_json
-from flowers.runtime.run_folder import RESULT_FILE, find_checkpoint, iterate_multirun, run_dir_of
+from flowers.runtime.files import write_json
+from flowers.runtime.run_folder import RESULT_FILE, find_checkpoint, iterate_multirun, read_result, run_dir_of
 from flowers.runtime.text import one_line
 
 _REPLICATE_KEYS = ("seed", "data.fold", "data.split_seed")  # the runs of one group differ in these keys
@@ -67,13 +66,12 @@ def load_run_groups(folder: Path, split: str) -> list[RunGroup]:
     """
     runs = []
     for run_dir, overrides in iterate_multirun(folder):
-        result_file = run_dir / RESULT_FILE
-        if not result_file.is_file():
+        result = read_result(run_dir)
+        if result is None:
             continue
-        result: dict[str, Any] = read_json(result_file)
         if split not in result:
             raise ValueError(
-                f"{result_file} has no score of split={split}: expected a split that the runs were scored on"
+                f"{run_dir / RESULT_FILE} has no score of split={split}: expected a split that the runs were scored on"
             )
         runs.append((overrides, result[split]["accuracy"]))
     if not runs:

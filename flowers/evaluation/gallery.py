@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,8 +90,7 @@ def image_data_url(image: Image.Image) -> str:
 
 def image_grid(root: ImageRoot, rows: Sequence[ScoredImage], columns: int = 4) -> Tensor:
     """Return a grid of captioned thumbnails as one image: uint8 (3, H, W)."""
-    # The font of Pillow has Latin letters only. TensorBoard shows such a grid at about half of its size.
-    font = ImageFont.truetype(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), _CAPTION_SIZE)
+    font = caption_font(_CAPTION_SIZE)  # TensorBoard shows such a grid at about half of its size
     line_height = _CAPTION_SIZE * 5 // 4
     height = _GRID_SIDE + 2 * line_height + 6
     sheet = Image.new("RGB", (columns * _GRID_SIDE, max(1, -(-len(rows) // columns)) * height), "white")
@@ -103,6 +103,12 @@ def image_grid(root: ImageRoot, rows: Sequence[ScoredImage], columns: int = 4) -
         for line, (caption, color) in enumerate(zip(captions, ("black", "dimgray"), strict=True)):
             draw.text((left, top + _GRID_SIDE + 1 + line * line_height), caption, color, font)
     return torch.as_tensor(v2.functional.pil_to_tensor(sheet))
+
+
+@cache
+def caption_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return the font of matplotlib in a size in pixels: that of Pillow has few letters beyond English ones."""
+    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def _fit(label: str, font: ImageFont.FreeTypeFont, beside: str) -> str:

@@ -26,8 +26,8 @@ from flowers.evaluation.metrics import METRICS
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.tables import sort_by_f1
 from flowers.runtime.config import flatten
-from flowers.runtime.files import atomic_write_text, read_json
-from flowers.runtime.run_folder import RESULT_FILE, SPLIT_FILE
+from flowers.runtime.files import atomic_write_text
+from flowers.runtime.run_folder import SPLIT_FILE, read_result
 from flowers.runtime.text import printable
 
 _GALLERY_IMAGES = 24
@@ -71,7 +71,7 @@ def write_report(
         by_f1=sort_by_f1(scores),
         rows=MATRIX_CLASSES,
         few=FEW_IMAGES,
-        result=read_json(run_dir / RESULT_FILE) if (run_dir / RESULT_FILE).exists() else None,
+        result=read_result(run_dir),
         counts=_split_counts(run_dir),
         curves=_curves(run_dir),
         reliability=figure_to_svg(plot_reliability(scores["calibration"]["bins"])),

@@ -52,7 +52,7 @@ def sort_by_f1(scores: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
 
 
 def _confusion_matrix(scores: Mapping[str, Any], width: int) -> Table | None:
-    """Return the confusion matrix, or None if it is wider than the terminal."""
+    """Return the table of the confusion matrix, or None if it is wider than the terminal."""
     if scores["confusion"] is None:
         return None
     matrix = Table("true \\ predicted", *(Column(plain(label)) for label in scores["classes"]), box=box.SIMPLE)

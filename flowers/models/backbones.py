@@ -32,8 +32,8 @@ def check_backbone(architecture: str, weights: str | Path | None, options: Mappi
     """
     _check_names(architecture, weights)
     if weights is not None and Path(weights).is_file():
-        build_backbone(architecture, weights, options)  # cached for the next call
-    else:
+        _pretrained(architecture, weights, options)
+    elif options:
         _build_on_meta(_builder(architecture), options)
 
 
@@ -71,10 +71,14 @@ def build_backbone(architecture: str, weights: str | Path | None, options: Mappi
     _check_names(architecture, weights)
     if weights is None:
         return _build(architecture, None, dict(options))
+    network, width = _pretrained(architecture, weights, options)
+    return copy.deepcopy(network), width
+
+
+def _pretrained(architecture: str, weights: str | Path, options: Mapping[str, Any]) -> tuple[nn.Module, int]:
     path = Path(weights)
     changed = path.stat().st_mtime_ns if path.is_file() else 0
-    network, width = _cached_pretrained(architecture, str(weights), changed, json.dumps(dict(options)))
-    return copy.deepcopy(network), width
+    return _cached_pretrained(architecture, str(weights), changed, json.dumps(dict(options)))
 
 
 @functools.lru_cache(maxsize=1)  # the jobs of a multirun start from the same weights

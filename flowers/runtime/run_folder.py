@@ -181,6 +181,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         low, high = map(float, result["val"]["interval"])
         assert low <= high
         assert sum(result["cost"]["seconds"].values()) >= 0
+        assert isinstance(result.get("temperature", 1.0), (int, float))
     except (AssertionError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: delete it and resume the run to write it again") from error
     return result

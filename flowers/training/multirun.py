@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowers.runtime.files import read_json
-from flowers.runtime.run_folder import RESULT_FILE, START_FILE, iterate_multirun
+from flowers.runtime.run_folder import iterate_multirun, read_result, read_start
 from flowers.runtime.text import one_line, write_csv
 
 MULTIRUN_COLUMNS = ("run", "overrides", "accuracy", "low", "high", "loss", "n", "seconds")
@@ -62,12 +61,11 @@ def multirun_rows(folder: Path) -> list[dict[str, Any]]:
     for run_dir, overrides in iterate_multirun(folder):
         row: dict[str, Any] = dict.fromkeys(MULTIRUN_COLUMNS, "")
         row |= {"run": run_dir.name, "overrides": overrides}
-        # A folder that already held another run refuses this one and keeps the result of the other.
-        start, result_file = run_dir / START_FILE, run_dir / RESULT_FILE
-        started = start.exists() and [str(line) for line in OmegaConf.load(start).overrides] == overrides
-        if started and result_file.exists():
-            with suppress(ValueError, KeyError, TypeError):
-                row |= _result_cells(read_json(result_file))
+        with suppress(ValueError):  # the run has not started, or its files are damaged
+            # A folder that already held another run refuses this one and keeps the result of the other.
+            is_own = read_start(run_dir)[1][: len(overrides)] == overrides
+            if is_own and (result := read_result(run_dir)):
+                row |= _result_cells(result)
         rows.append(row)
     return sorted(rows, key=lambda row: (-(row["accuracy"] or -1), len(row["run"]), row["run"]))
 

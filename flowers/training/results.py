@@ -80,14 +80,13 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
 
 
 def _explain_other_loss(trainer: Trainer, loss: float) -> None:
-    """Log why the loss of the best epoch, printed while training, is another one than `loss`, if one sees it."""
+    """Log why `loss` differs from the validation loss that training printed for the best epoch, if by over 0.1 %."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, RelocatableModelCheckpoint) and callback.monitor == "val/accuracy":
             difference = abs(callback.best_loss - loss)
             if 1e-3 * loss < difference < float("inf"):
                 log.info(
-                    "the loss of this epoch was %.4f while training: the final pass folds BatchNorm into the "
-                    "convolutions, and rounds otherwise in %s",
+                    "training printed a loss of %.4f for this epoch: the final pass folds BatchNorm into the "
+                    "convolutions, which rounds differently",
                     callback.best_loss,
-                    trainer.precision,
                 )

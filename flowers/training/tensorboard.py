@@ -137,7 +137,7 @@ def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Ma
         "data.batch_size": config["data"]["batch_size"],
         "data.fold": config["data"].get("fold", 0),  # data=shards has no folds
         "data.image_size": config["data"]["image_size"],
-        "finetune.backbone_lr": config["finetune"]["backbone_lr"] or optimizer["lr"],
+        "finetune.backbone_lr": config["finetune"]["backbone_lr"],
         "finetune.epochs": config["finetune"]["epochs"],
         "head.cached_views": config["head"]["cached_views"],
         "head.epochs": config["head"]["epochs"],

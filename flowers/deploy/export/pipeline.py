@@ -35,9 +35,16 @@ from flowers.deploy.export.parity import (
 from flowers.evaluation.evaluator import find_split_file
 from flowers.models.classifier import read_checkpoint
 from flowers.runtime.config import require_extra
-from flowers.runtime.files import atomic_directory, atomic_write_text, cache_dir, cache_lock, read_json, write_json
+from flowers.runtime.files import atomic_directory, atomic_write_text, cache_dir, cache_lock, write_json
 from flowers.runtime.hardware import device_name, has_native_bf16
-from flowers.runtime.run_folder import BEST_CHECKPOINT, RESULT_FILE, find_checkpoint, provenance, run_dir_of
+from flowers.runtime.run_folder import (
+    BEST_CHECKPOINT,
+    RESULT_FILE,
+    find_checkpoint,
+    provenance,
+    read_result,
+    run_dir_of,
+)
 from flowers.runtime.text import one_line
 
 
@@ -153,9 +160,10 @@ def _read_result(checkpoint: Path) -> dict[str, Any]:
             f"run={checkpoint}: expected a run folder or its {BEST_CHECKPOINT}: an export needs the scores and the "
             "split of the run, which a checkpoint alone lacks"
         )
-    if not (folder / RESULT_FILE).is_file():
+    result = read_result(folder)
+    if result is None:
         raise ValueError(f"{folder} has no {RESULT_FILE}: finish the training first, with resume={folder}")
-    return read_json(folder / RESULT_FILE)
+    return result
 
 
 def write_programs(

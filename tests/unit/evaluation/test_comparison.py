@@ -19,7 +19,8 @@ def test_load_run_groups_groups_by_all_overrides_but_seed_and_fold(tmp_path: Pat
         run = tmp_path / str(number)
         (run / ".hydra").mkdir(parents=True)
         (run / ".hydra" / "overrides.yaml").write_text(f"- model=resnet18\n- optimizer.lr={rate}\n- seed={seed}\n")
-        (run / "result.json").write_text(json.dumps({"val": {"accuracy": accuracy}}))
+        val = {"accuracy": accuracy, "loss": 0.5, "n": 100, "interval": [0.7, 1.0]}
+        (run / "result.json").write_text(json.dumps({"val": val, "cost": {"seconds": {"head": 1.0}}}))
     best, other = load_run_groups(tmp_path, "val")
     assert best.name == "optimizer.lr=1e-3"
     assert best.mean == pytest.approx(0.92)

@@ -14,7 +14,8 @@ def make_run(folder: Path, name: str, overrides: list[str], accuracy: float | No
     run_dir = folder / name
     (run_dir / ".hydra").mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(overrides), run_dir / ".hydra/overrides.yaml")
-    OmegaConf.save({"overrides": overrides if started is None else started}, run_dir / "started.yaml")
+    start = {"cwd": str(folder), "overrides": overrides if started is None else started}
+    OmegaConf.save(start, run_dir / "started.yaml")
     if accuracy is not None:
         val = {"accuracy": accuracy, "interval": [0.1, 0.9], "loss": 0.5, "n": 8}
         result = {"val": val, "cost": {"seconds": {"head": 1.25, "finetune": 2.5}}}
@@ -93,3 +94,9 @@ def test_multirun_rows_takes_a_run_with_a_damaged_result_for_failed(tmp_path: Pa
         make_run(tmp_path, str(number), [f"seed={number}"], accuracy=None)
         (tmp_path / str(number) / "result.json").write_text(text)
     assert [row["accuracy"] for row in multirun_rows(tmp_path)] == [""] * 4
+
+
+def test_multirun_rows_takes_a_run_with_a_damaged_start_for_failed(tmp_path: Path):
+    make_run(tmp_path, "0", ["seed=0"], accuracy=0.5)
+    (tmp_path / "0" / "started.yaml").write_text("a: [", encoding="utf-8")
+    assert [row["accuracy"] for row in multirun_rows(tmp_path)] == [""]
