@@ -16,10 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from flowers.runtime.config import CONF, check_overrides, compose_checked
+from flowers.runtime.config import CONF, compose_checked
 from flowers.runtime.config_reference import help_text
 from flowers.runtime.files import DiskFullError
 from flowers.runtime.logging import configure_logging, filter_harmless_warnings, write_traceback
+from flowers.runtime.overrides import check_overrides
 from flowers.runtime.text import printable
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from flowers.cli import program
-from flowers.runtime.config import check_overrides, compose_checked, last_value, quote_override, require_extra
+from flowers.runtime.config import compose_checked, require_extra
+from flowers.runtime.overrides import check_overrides, last_value, quote_override
 from flowers.search.manifest import read_manifest
 
 
@@ -26,7 +27,7 @@ def pack_trial_settings(overrides: Sequence[str]) -> list[str]:
     folder = last_value(own, "sweep.folder")
     manifest = read_manifest(Path(folder)) if folder else None
     if manifest is None:
-        compose_checked([*settings, "run_dir=trial"], "train")
+        compose_checked(settings, "train")
     own = [*(manifest.options if manifest else []), *own]
     packed = {"sweep.settings": settings, "sweep.options": own}
     return [*own, *(f"{key}=[{','.join(map(quote_override, lines))}]" for key, lines in packed.items())]

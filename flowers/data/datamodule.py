@@ -35,9 +35,10 @@ from flowers.data.transforms import (
 from flowers.runtime.distributed import local_slice, rank_and_world_size
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.interrupt import ignore_stop_signals
-from flowers.runtime.schema import Pixels, Remote, check_values
+from flowers.runtime.schema import Pixels, Remote
 from flowers.runtime.seeding import PADDING_INDEX
 from flowers.runtime.text import one_line
+from flowers.runtime.validation import check_values
 
 
 def inference_data_args(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from flowers.evaluation.gallery import (
 from flowers.evaluation.metrics import METRICS
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.tables import sort_by_f1
-from flowers.runtime.config import flatten
 from flowers.runtime.files import atomic_write_text
+from flowers.runtime.overrides import flatten
 from flowers.runtime.run_folder import SPLIT_FILE, read_result
 from flowers.runtime.text import printable
 

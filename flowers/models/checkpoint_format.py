@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from flowers.runtime.config import rename_old_keys
+from flowers.runtime.overrides import rename_old_keys
 
 CHECKPOINT_FORMAT = 2  # also of result.json; format 1 has no `format_version`
 

@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from flowers.runtime.config import quote_override
 from flowers.runtime.files import atomic_write_text, read_json, remove_stale_parts
 from flowers.runtime.launch import (
     exit_with_parent,
@@ -22,6 +21,7 @@ from flowers.runtime.launch import (
     is_launched_by_lightning,
     share_run_dir,
 )
+from flowers.runtime.overrides import quote_override
 
 log = logging.getLogger(__name__)
 

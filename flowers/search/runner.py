@@ -20,10 +20,11 @@ from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from flowers.evaluation.statistics import wilson_interval
-from flowers.runtime.config import hydra_context, quote_override, to_container
+from flowers.runtime.config import to_container
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.launch import parent_environment
 from flowers.runtime.logging import configure_logging, isolated_logging, write_traceback
+from flowers.runtime.overrides import hydra_context, quote_override
 from flowers.runtime.run_folder import START_FILE, read_result
 from flowers.search.leaderboard import finalize_search
 from flowers.search.pruning import PruningContext

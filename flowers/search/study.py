@@ -19,7 +19,8 @@ from optuna.storages import BaseStorage, get_storage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import DBAPIError
 
-from flowers.runtime.config import check_overrides, compose_checked
+from flowers.runtime.config import compose_checked
+from flowers.runtime.overrides import check_overrides
 from flowers.search.manifest import SearchManifest, read_manifest
 from flowers.search.space import SearchSpace, first_point, parse_search_space, sample
 

@@ -15,7 +15,8 @@ import torch
 from omegaconf import OmegaConf
 
 from flowers.models.classifier import read_checkpoint
-from flowers.runtime.config import CONF, check_overrides
+from flowers.runtime.config import CONF
+from flowers.runtime.overrides import check_overrides
 from flowers.runtime.run_folder import BEST_CHECKPOINT
 from flowers.training.experiment import run_training
 from flowers.training.multirun import MultirunSummary

@@ -17,7 +17,8 @@ from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from flowers.runtime.config import check_overrides, compose_checked, flatten, hydra_context
+from flowers.runtime.config import compose_checked
+from flowers.runtime.overrides import check_overrides, flatten, hydra_context
 from tests.helpers import SMALL
 
 ROOT = Path(__file__).parents[2]

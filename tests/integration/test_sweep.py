@@ -11,8 +11,8 @@ from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from flowers.runtime.config import check_overrides
 from flowers.runtime.files import read_json
+from flowers.runtime.overrides import check_overrides
 from flowers.runtime.run_folder import RESULT_FILE
 from flowers.search.manifest import SearchManifest
 from flowers.search.runner import train_in_process

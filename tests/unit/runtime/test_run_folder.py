@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from flowers.runtime.config import quote_override
+from flowers.runtime.overrides import quote_override
 from flowers.runtime.run_folder import (
     BEST_CHECKPOINT,
     CONFIG_FILE,

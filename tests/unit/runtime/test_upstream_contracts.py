@@ -8,8 +8,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning import Trainer
 from lightning.fabric.strategies.launchers import subprocess_script
 
-from flowers.runtime.config import trainer_arguments
 from flowers.runtime.config_reference import CONF
+from flowers.runtime.overrides import trainer_arguments
 
 
 def test_lightning_trainer_arguments_can_be_read_from_its_source():

@@ -5,7 +5,8 @@ from omegaconf import OmegaConf
 
 from flowers.runtime.config import check_settings, load_config
 from flowers.runtime.config_reference import PROGRAMS, settings_of
-from flowers.runtime.schema import PROGRAM_SCHEMAS, key_names
+from flowers.runtime.schema import PROGRAM_SCHEMAS
+from flowers.runtime.validation import key_names
 from tests.wrong_settings import REQUIRED, WRONG
 
 
