@@ -27,8 +27,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from flowers.data.images import IMAGE_FORMATS, read_error_reason, read_image
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.explain import Explanation, ImageCrops, crop_image, explain_images
-from flowers.deploy.predict import check_confidence
-from flowers.runtime.config import require_extra
+from flowers.runtime.config import check_settings, require_extra
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.run_folder import find_checkpoint
 from flowers.runtime.text import escape_markdown, one_line
@@ -63,10 +62,7 @@ def serve_app(cfg: DictConfig) -> None:
     require_extra("the web app", "app", "gradio", "uvicorn", "captum")
     import uvicorn
 
-    check_confidence(cfg.confidence)
-    for key in ("max_megapixels", "max_upload_mb"):
-        if cfg[key] <= 0:
-            raise ValueError(f"{key}={cfg[key]}: expected more than 0")
+    check_settings(cfg, "app")
     _check_port(cfg.port)
     checkpoint = find_checkpoint(cfg.run)
     classifier = Classifier.load(checkpoint, cfg.accelerator, cfg.precision)
