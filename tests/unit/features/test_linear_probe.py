@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from flowers.features.linear_probe import fit_linear_probe
+from flowers.features.linear_probe import (
+    L2_GRID,
+    choose_l2,
+    fit_linear_probe,
+    out_of_fold_logits,
+    stratified_folds,
+)
 
 
 @pytest.fixture(name="problem")
@@ -37,3 +43,37 @@ def test_fit_linear_probe_finds_the_same_from_another_start(problem):
     start = fit_linear_probe(features, labels, 3, l2=1e-3)
     again = fit_linear_probe(features, labels, 3, l2=0.1, start=start)
     torch.testing.assert_close(again.weight, optimum.weight, rtol=1e-2, atol=1e-3)
+
+
+def test_fit_linear_probe_starts_at_the_given_probe(problem):
+    features, labels = problem
+    features = features + 5  # off center
+    optimum = fit_linear_probe(features, labels, 3, l2=0.1)
+    again = fit_linear_probe(features, labels, 3, l2=0.1, start=optimum)
+    torch.testing.assert_close(again.logits(features), optimum.logits(features), rtol=1e-3, atol=1e-3)
+
+
+def test_choose_l2_penalizes_noise_more_than_a_clear_signal(problem):
+    _, labels = problem
+    noise = torch.randn(90, 200, generator=torch.Generator().manual_seed(1))
+    clear = functional.one_hot(labels, 8).float()
+    assert choose_l2(noise, labels, 3) == max(L2_GRID)
+    assert choose_l2(clear, labels, 3) == min(L2_GRID)
+    assert choose_l2(noise[:2], labels[:2], 3) in L2_GRID  # fewer images than folds
+
+
+def test_out_of_fold_logits_are_those_of_probes_that_never_saw_the_image(problem):
+    features, labels = problem
+    fold_of = stratified_folds(labels, 3, seed=0)
+    logits = out_of_fold_logits(features, labels, 3, fold_of)
+    others = fold_of != 1
+    probe = fit_linear_probe(features[others], labels[others], 3, L2_GRID[-1])
+    torch.testing.assert_close(logits[-1, ~others], probe.logits(features[~others]), rtol=1e-3, atol=1e-3)
+
+
+def test_stratified_folds_spread_each_class_evenly(problem):
+    _, labels = problem
+    fold_of = stratified_folds(labels, 5, seed=0)
+    counts = torch.stack([functional.one_hot(fold_of[labels == label], 5).sum(0) for label in range(3)])
+    assert (counts == 6).all()
+    assert not torch.equal(fold_of, stratified_folds(labels, 5, seed=1))
