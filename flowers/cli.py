@@ -61,6 +61,8 @@ def program(
         if cfg is not None:
             return task(cfg)
         _escape_unprintable()
+        # Before torch is loaded: it then asks Linux for huge pages, which saves a third of a training step on a CPU.
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         flags = {argument for argument in sys.argv[1:] if argument.startswith("-")}
         if config_name == "sweep" or flags & _RUN_FLAGS:
             # Before torch is loaded. OpenMP's threads otherwise spin while they wait, which slows down jobs beside this

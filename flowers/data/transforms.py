@@ -62,11 +62,22 @@ def light_augmentation(
     )
 
 
-def strong_augmentation(image_size: int, erasing: float = 0.1, **settings: Any) -> v2.Transform:
-    """Return `light_augmentation`, then one random operation, then random erasing with probability `erasing`."""
-    return v2.Compose(
-        [light_augmentation(image_size, **settings), v2.TrivialAugmentWide(), v2.RandomErasing(erasing, value=127)]
-    )
+_POLICIES = {"trivial": [v2.TrivialAugmentWide], "rand": [v2.RandAugment], None: []}
+
+
+def strong_augmentation(
+    image_size: int, policy: str | None = "trivial", erasing: float = 0.1, **settings: Any
+) -> v2.Transform:
+    """Return `light_augmentation`, then the operations of a policy, then random erasing.
+
+    Args:
+        image_size: See `train_transform`.
+        policy: "trivial" for TrivialAugment, "rand" for RandAugment, None for no operations.
+        erasing: Probability that a part of the image is erased.
+        settings: The other settings of `train_transform`.
+    """
+    operations = [operation() for operation in _POLICIES[policy]]
+    return v2.Compose([light_augmentation(image_size, **settings), *operations, v2.RandomErasing(erasing, value=127)])
 
 
 def eval_transform(image_size: int, resize: int) -> v2.Transform:

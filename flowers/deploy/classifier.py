@@ -50,19 +50,28 @@ class Classifier:
         model: The trained model. The classifier works on a copy of its backbone.
         temperature: The logits are divided by it. 1 leaves the probabilities uncalibrated.
         precision: The precision of the backbone, as Lightning names it: "32-true", "bf16-mixed".
+        tta: Test-time augmentation: "none", "flip" or "five_crop".
 
     Attributes:
         classes: The class names, in the order of the model's outputs.
     """
 
-    def __init__(self, model: ImageClassifier, temperature: float = 1.0, precision: str = "32-true") -> None:
-        self.model, self.temperature = model.eval(), temperature
+    def __init__(
+        self, model: ImageClassifier, temperature: float = 1.0, precision: str = "32-true", tta: str = "none"
+    ) -> None:
+        self.model, self.temperature, self.tta = model.eval(), temperature, tta
         self.classes: list[str] = model.classes
-        self.backbone = FrozenBackbone(model, precision)
+        self.backbone = FrozenBackbone(model, precision, tta)
         self.eval_transform = eval_transform(model.hparams["image_size"], model.hparams["resize"])
 
     @classmethod
-    def load(cls, path: str | Path, accelerator: str | None = None, precision: str | None = None) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        accelerator: str | None = None,
+        precision: str | None = None,
+        tta: str | None = None,
+    ) -> Self:
         """Load the classifier of a run folder or of a checkpoint.
 
         Loading runs no code that the file contains. The temperature is read from the run folder. It is 1 for a
@@ -73,6 +82,7 @@ class Classifier:
             accelerator: "cpu", "gpu", "cuda" or "mps". None chooses the best one of this machine.
             precision: "32-true", "bf16-mixed" and so on. None chooses the fastest one that the accelerator computes
                 natively.
+            tta: "none", "flip" or "five_crop". None takes that of the training.
 
         Returns:
             The classifier, ready to be called.
@@ -85,9 +95,10 @@ class Classifier:
         resolved = resolve_trainer_config(settings)
         device = resolve_device(resolved["accelerator"])
         checkpoint = find_checkpoint(path)
-        read_checkpoint(checkpoint)  # raises a clear error for a file of another origin
+        hparams = read_checkpoint(checkpoint)["hyper_parameters"]  # raises a clear error for a file of another origin
         temperature = (read_result(run_dir_of(checkpoint)) or {}).get("temperature", 1.0)
-        return cls(load_classifier(checkpoint).to(device).eval(), temperature, resolved["precision"])
+        model = load_classifier(checkpoint).to(device).eval()
+        return cls(model, temperature, resolved["precision"], tta or hparams["config"]["tta"])
 
     def __call__(self, image: str | Path | IO[bytes] | Image.Image) -> Prediction:
         """Classify one image.

@@ -45,6 +45,7 @@ def run_evaluation(cfg: DictConfig) -> float:
     hparams = read_checkpoint(checkpoint)["hyper_parameters"]
     requested = {key: cfg[key] for key in ("accelerator", "precision") if cfg[key] is not None}
     config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | requested}
+    config |= {"tta": cfg.tta or config["tta"]}
     resolve_device(resolve_trainer_config(config["trainer"])["accelerator"])  # fails before any image is read
     data, dataset, name = _open_images(cfg, checkpoint, hparams)
     model = load_classifier(checkpoint)
@@ -112,13 +113,14 @@ def extract_features(
         data: Loads the images.
         dataset: The images, transformed as for validation.
         name: The name of the images in log lines.
-        config: The groups `trainer` and `features` of a run's configuration.
+        config: The groups `trainer` and `features`, and `tta`, of a run's configuration.
     """
     trainer = resolve_trainer_config(config["trainer"])
     model.eval().to(resolve_device(trainer["accelerator"]))
     settings = dict(config["features"])
     settings["cache"] = settings["cache"] and state_dict_sha256(model.backbone) == model.hparams["weights_digest"]
-    return FeatureExtractor(data, model, str(trainer["precision"]), **settings).extract(dataset, name)
+    precision = str(trainer["precision"])
+    return FeatureExtractor(data, model, precision, **settings, tta=config["tta"]).extract(dataset, name)
 
 
 @torch.inference_mode()

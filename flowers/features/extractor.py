@@ -23,7 +23,9 @@ from flowers.runtime.seeding import PADDING_INDEX
 log = logging.getLogger(__name__)
 
 
-def cache_key(data: ImageDataModule, model: ImageClassifier, precision: str, view: int | None) -> dict[str, str]:
+def cache_key(
+    data: ImageDataModule, model: ImageClassifier, precision: str, view: int | None, tta: str = "none"
+) -> dict[str, str]:
     """Return all settings, except the image itself, that the features of an image depend on.
 
     The code that they depend on has versions: READ_VERSION, PASS_VERSION, and, among the transform settings,
@@ -36,7 +38,7 @@ def cache_key(data: ImageDataModule, model: ImageClassifier, precision: str, vie
         "architecture": json.dumps([model.hparams["architecture"], model.hparams["options"]]),
         "transform": json.dumps(data.transform_settings(augmented=view is not None), sort_keys=True),
         "normalize": json.dumps([list(model.hparams["mean"]), list(model.hparams["std"])]),
-        "view": str(view),
+        "view": str(view) if tta == "none" else f"{view} {tta}",
         "precision": f"{precision_dtype(precision)} on {model.device.type}",
         "versions": " ".join(version(name) for name in ("torch", "torchvision", "pillow")),
     }
@@ -51,12 +53,19 @@ class FeatureExtractor:
         precision: A Lightning precision, such as "bf16-mixed".
         cache: Whether to use the cache on disk. The backbone must then match the `weights_digest` of the model.
         cache_gb: See `FeatureCache`.
+        tta: See `FrozenBackbone`.
     """
 
     def __init__(
-        self, data: ImageDataModule, model: ImageClassifier, precision: str, cache: bool = True, cache_gb: float = 10.0
+        self,
+        data: ImageDataModule,
+        model: ImageClassifier,
+        precision: str,
+        cache: bool = True,
+        cache_gb: float = 10.0,
+        tta: str = "none",
     ) -> None:
-        self.data, self.model, self.precision = data, model, precision
+        self.data, self.model, self.precision, self.tta = data, model, precision, tta
         self.cache, self.cache_gb = cache, cache_gb
 
     def extract(self, dataset: ImageDataset, name: str, view: int | None = None) -> Tensor:
@@ -94,7 +103,7 @@ class FeatureExtractor:
         """Yield features of the images at some indices, in batches. Each process computes a slice of the indices."""
         if not indices:
             return
-        frozen = FrozenBackbone(self.model, self.precision)
+        frozen = FrozenBackbone(self.model, self.precision, self.tta)
         local = local_slice(indices, PADDING_INDEX)
         keys = [(index, 0 if view is None else _view_seed(dataset.digests[index], view)) for index in local]
         batches = self.data.batches(dataset, keys, frozen.batch_size)
@@ -114,9 +123,8 @@ class FeatureExtractor:
             indices, features = concat_batches(compute(range(len(dataset))))
             return features[torch.tensor(indices).argsort()]
         if rank_and_world_size()[0] == 0:
-            cache = FeatureCache(
-                cache_key(self.data, self.model, self.precision, view), self.model.head.in_features, self.cache_gb
-            )
+            key = cache_key(self.data, self.model, self.precision, view, self.tta)
+            cache = FeatureCache(key, self.model.head.in_features, self.cache_gb)
             # While rank 0 waits for a lock, it tells the others so: a collective that waits for long times out.
             return broadcast_object(cache.fetch(dataset.digests, compute, lambda: broadcast_object(None)))
         deque(compute(None), maxlen=0)  # compute a slice of what rank 0 does not find in the cache

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from flowers.features.mkldnn_fusion import fuse_if_equal
+from flowers.features.tta import tta_views
 from flowers.models.classifier import ImageClassifier
 
 log = logging.getLogger(__name__)
@@ -77,13 +78,15 @@ class FrozenBackbone:
     Args:
         model: The model whose backbone is copied; the copy stays on the same device.
         precision: A Lightning precision, such as "bf16-mixed".
+        tta: See `tta_views`; the features are the mean over the views.
 
     Attributes:
         network: The optimized copy.
         batch_size: The size of the batches that it computes.
     """
 
-    def __init__(self, model: ImageClassifier, precision: str) -> None:
+    def __init__(self, model: ImageClassifier, precision: str, tta: str = "none") -> None:
+        self.tta = tta
         assert not model.backbone.training, "a backbone in training mode is not a pure function"
         self.device, self.dtype = model.device, precision_dtype(precision)
         # The fastest batch size from 2 to 32 on 2 cores with AMX: the activations stay in the CPU caches.
@@ -117,10 +120,14 @@ class FrozenBackbone:
         if count < self.batch_size:
             images = torch.cat([images, images[-1:].expand(self.batch_size - count, -1, -1, -1)])
         with torch.inference_mode():
-            return self.forward(images)[:count]
+            features = [self.forward(view)[:count] for view in tta_views(images, self.tta)]
+            return features[0] if len(features) == 1 else torch.stack(features).float().mean(0)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute features without padding, and in the gradient mode of the caller: a layer may ask for gradients."""
+        """Compute features of the images as they are, in the gradient mode of the caller.
+
+        There is neither padding nor test-time augmentation, and a layer may ask for gradients.
+        """
         return self._run(self.network, images)
 
     def _run(self, network: nn.Module, images: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from torchvision.transforms import v2
 from flowers.models.backbones import build_backbone, state_dict_sha256
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT, check_checkpoint, upgrade_checkpoint
 from flowers.models.losses import LossFunction, cross_entropy
+from flowers.models.mixing import Mixing
+from flowers.models.parameter_groups import backbone_groups, freeze_first_blocks, frozen_modules
 from flowers.runtime.seeding import PADDING_INDEX, epoch_seed, seeded
 
 Stage = Literal["head", "finetune"]
@@ -98,8 +100,8 @@ def load_classifier(path: str | Path) -> "ImageClassifier":
 class ImageClassifier(LightningModule):
     """Classify images: uint8 (B, 3, H, W) to logits (B, C).
 
-    The hyperparameters in a checkpoint are enough to classify with it. What only training needs (`weights`,
-    `optimizer`, `scheduler`, `backbone_lr`, `compiled`, `loss`) is not saved: a resumed run passes it again.
+    The hyperparameters in a checkpoint are enough to classify with it. What only training needs (`weights`, and all
+    from `optimizer` on but `seed`) is not saved: a resumed run passes it again.
 
     Args:
         architecture: See `build_backbone`.
@@ -119,11 +121,21 @@ class ImageClassifier(LightningModule):
         compiled: Compile the backbone with torch.compile.
         seed: Seed of the head's initial weights, and of the dropout of each epoch.
         loss: The training loss; see `flowers.models.losses`.
+        mixing: Mixes training images; see `flowers.models.mixing`. Cached features are not mixed.
+        layer_decay: See `backbone_groups`.
+        norm_weight_decay: See `backbone_groups`.
+        depth: The last blocks of the backbone that the fine-tune stage trains; None for all of them.
+        train_sizes: Sides in pixels of the images that the fine-tune stage trains on, one after the other for an equal
+            number of epochs; None for `image_size`.
 
     Attributes:
         steps: Optimizer steps so far, over all stages and sessions of the run.
         epochs_done: Finished epochs so far, likewise.
+        averaged_weights: Returns the weights that were validated and belong in best.ckpt, if they are not the current
+            ones; see `WeightEMA`.
     """
+
+    averaged_weights: Callable[[], dict[str, Tensor]] | None = None
 
     def __init__(
         self,
@@ -144,28 +156,31 @@ class ImageClassifier(LightningModule):
         compiled: bool = False,
         seed: int = 0,
         loss: LossFunction = cross_entropy,
+        mixing: Mixing | None = None,
+        layer_decay: float = 1.0,
+        norm_weight_decay: float | None = None,
+        depth: int | None = None,
+        train_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.loss = loss
+        self.loss, self.mixing = loss, mixing(len(classes)) if mixing else None
         self.optimizer, self.scheduler, self.backbone_lr = optimizer, scheduler, backbone_lr
+        self.layer_decay, self.norm_weight_decay = layer_decay, norm_weight_decay
+        self.depth, self.train_sizes = depth, list(train_sizes or ())
         self.classes, self.seed = list(classes), seed
         self.steps = self.epochs_done = 0
         self.normalize = normalize(mean, std)
         self.backbone, width = build_backbone(architecture, weights, options or {})
         self.backbone.to(memory_format=torch.channels_last)  # twice as fast on a CPU with bf16, faster on GPUs too
         weights_digest = weights_digest or state_dict_sha256(self.backbone)
-        self.save_hyperparameters(
-            ignore=["weights", "optimizer", "scheduler", "backbone_lr", "compiled", "loss"], logger=False
-        )
+        self.save_hyperparameters(*sorted(_SAVED_HPARAMS), logger=False)
         if compiled:
             self.backbone.compile()  # in place: the names in checkpoints do not change
         with seeded(seed):  # the head must not depend on earlier draws: the later jobs of a multirun draw no backbone
             self.head = nn.Linear(width, len(classes))
         # The labels are valid by construction; validating them at each step would wait for the device.
         self.train_accuracy = MulticlassAccuracy(len(classes), average="micro", validate_args=False)
-        self.val_accuracy = MulticlassAccuracy(
-            len(classes), average="micro", validate_args=False, ignore_index=PADDING_INDEX
-        )
+        self.val_accuracy = MulticlassAccuracy(len(classes), average="micro", validate_args=False)
         # Checking for NaN would wait for the device too. In torchmetrics 1.9, "disable" also ignores weights.
         self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.set_stage("finetune", epochs=1)
@@ -186,11 +201,14 @@ class ImageClassifier(LightningModule):
         self.stage, self.stage_epochs, self.step_size, self.total_steps = stage, epochs, step_size, total_steps
         self.automatic_optimization = step_size is None
         self.backbone.requires_grad_(stage == "finetune")
+        if stage == "finetune":
+            freeze_first_blocks(self.backbone, self.depth)
         self._set_mode()
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the features (B, F) in float32 of uint8 images (B, 3, H, W)."""
-        features = self.backbone(self.normalize(images.contiguous(memory_format=torch.channels_last)))
+        """Return the features (B, F) in float32 of images (B, 3, H, W): uint8, or normalized float."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        features = self.backbone(images if images.is_floating_point() else self.normalize(images))
         if isinstance(features, tuple):  # in training, Inception adds the outputs of its auxiliary classifiers
             features = features[0]
         return torch.as_tensor(features).float()
@@ -206,21 +224,42 @@ class ImageClassifier(LightningModule):
         """Return the loss of a batch; of a batch of several steps, the loss of the last step."""
         inputs, labels = batch
         if self.step_size is None:
+            inputs, targets = self._mix(self._resize(inputs), labels) if inputs.ndim == 4 else batch
             logits = self(inputs)
             if self.trainer.world_size > 1:
-                return self._distributed_loss(logits, labels)
-            loss = self.loss(logits, labels)
+                return self._distributed_loss(logits, targets, labels)
+            loss = self.loss(logits, targets)
             self._log("train", loss.detach().expand(len(labels)), logits, labels)
             return loss
         losses, logits = self._train_steps(torch.split(inputs, self.step_size), torch.split(labels, self.step_size))
         self._log("train", losses, logits, labels)
         return losses[-1]
 
-    def _distributed_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _resize(self, images: Tensor) -> Tensor:
+        """Resize training images, uint8 (B, 3, H, W), to the side that `train_sizes` has for the epoch."""
+        if self.stage != "finetune" or not self.train_sizes:
+            return images
+        stage_epoch = self.current_epoch - ((self.trainer.max_epochs or 1) - self.stage_epochs)
+        side = self.train_sizes[len(self.train_sizes) * stage_epoch // self.stage_epochs]
+        return torch.as_tensor(v2.functional.resize(images, [side, side], antialias=True))
+
+    def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mixtures of the images with their targets (B, C); without mixing, the arguments. Padding stays."""
+        if self.mixing is None:
+            return images, labels
+        pixels, is_image = self.normalize(images), labels != PADDING_INDEX
+        targets = pixels.new_zeros(len(labels), len(self.classes))
+        if self.trainer.world_size == 1:  # without padding
+            return self.mixing(pixels, labels)
+        if is_image.any():
+            pixels[is_image], targets[is_image] = self.mixing(pixels[is_image], labels[is_image])
+        return pixels, targets
+
+    def _distributed_loss(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
         """Return a loss whose mean over the processes is the mean over the images of all processes."""
         is_image = labels != PADDING_INDEX
-        losses = self.loss(logits, labels, reduction="none", ignore_index=PADDING_INDEX)
-        self._log("train", losses[is_image].detach(), logits[is_image], labels[is_image])
+        losses = self.loss(logits[is_image], targets[is_image], reduction="none")
+        self._log("train", losses.detach(), logits[is_image], labels[is_image])
         return losses.sum() / self.trainer.strategy.reduce(is_image.float().sum(), reduce_op="mean")
 
     def _train_steps(self, inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -250,9 +289,9 @@ class ImageClassifier(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the `logits` (B, C) of a validation batch. Padding is not scored."""
         inputs, labels = batch
-        logits = self(inputs)
-        losses = cross_entropy(logits, labels, reduction="none", ignore_index=PADDING_INDEX)
-        self._log("val", losses[labels != PADDING_INDEX], logits, labels)
+        logits, is_image = self(inputs), labels != PADDING_INDEX
+        losses = cross_entropy(logits[is_image], labels[is_image], reduction="none")
+        self._log("val", losses, logits[is_image], labels[is_image])
         return {"logits": logits}
 
     def _log(self, split: str, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
@@ -273,15 +312,14 @@ class ImageClassifier(LightningModule):
         self.log_dict(axis, on_step=False, on_epoch=True, reduce_fx="max", sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Make one parameter group for the head and one for the backbone, which is empty in the head stage."""
+        """Make one parameter group for the head and at least one for the backbone, empty in the head stage."""
         assert self.optimizer is not None, "an optimizer is needed to train"
         assert self.scheduler is not None, "a scheduler is needed to train"
         head = {"name": "head", "params": list(self.head.parameters())}
-        trained = self.backbone.parameters() if self.stage == "finetune" else ()
-        backbone: dict[str, Any] = {"name": "backbone", "params": list(trained)}
-        if self.backbone_lr is not None:
-            backbone["lr"] = self.backbone_lr
-        optimizer = self.optimizer([head, backbone])
+        backbone: list[dict[str, Any]] = [{"name": "backbone", "params": []}]
+        if self.stage == "finetune":
+            backbone = backbone_groups(self.backbone, self.backbone_lr, self.layer_decay, self.norm_weight_decay)
+        optimizer = self.optimizer([head, *backbone])
         total_steps = self.total_steps
         if total_steps is None:
             total_steps = self._stage_steps()
@@ -320,7 +358,10 @@ class ImageClassifier(LightningModule):
         checkpoint["format_version"] = CHECKPOINT_FORMAT
         checkpoint["stage"] = self.stage
         checkpoint["progress"] = {"epochs_done": self.epochs_done, "steps": self.steps}
-        if self.stage == "head" and "optimizer_states" in checkpoint:
+        is_best = "optimizer_states" not in checkpoint
+        if is_best and self.averaged_weights is not None:
+            checkpoint["state_dict"] = self.averaged_weights()
+        if self.stage == "head" and not is_best:
             weights = checkpoint["state_dict"].items()
             checkpoint["state_dict"] = {name: value for name, value in weights if not name.startswith("backbone.")}
 
@@ -345,3 +386,5 @@ class ImageClassifier(LightningModule):
         # In training mode, a frozen BatchNorm would still update its statistics, and dropout would still act.
         self.train()
         self.backbone.train(self.stage == "finetune")
+        for module in frozen_modules(self.backbone, self.depth) if self.stage == "finetune" else ():
+            module.eval()

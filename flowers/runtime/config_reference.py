@@ -29,6 +29,7 @@ GROUPS = (
         "optimizer",
         "scheduler",
         "loss",
+        "mixing",
         "trainer",
         "callbacks",
         "logger",

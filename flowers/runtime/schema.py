@@ -22,6 +22,8 @@ Device = Literal["cpu", "gpu", "cuda", "mps"]
 # Others of Lightning are left out: with bf16-true and 16-true the weights are too coarse for small learning rates.
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 OnCorrupt = Literal["error", "skip"]
+TestTimeAugmentation = Literal["none", "flip", "five_crop"]
+ImageSide = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Expected(NamedTuple):
@@ -66,7 +68,7 @@ class Split(Group):
 class Pixels(Group):
     """How images become batches, from a folder or from shards."""
 
-    image_size: Annotated[int, Field(ge=1, le=4096)]
+    image_size: ImageSide
     resize: Annotated[int, Field(ge=1, le=8192)]
     crop_scale: Annotated[list[float], _is_range(1.0), Expected("[smallest, largest], above 0 and at most 1")]
     crop_ratio: Annotated[list[float], _is_range(float("inf")), Expected("[smallest, largest], above 0")]
@@ -91,6 +93,7 @@ class Remote(Group):
 class Augmentation(Target):
     """data.augmentation."""
 
+    policy: Literal["trivial", "rand"] | None = None
     erasing: Probability = 0.0
 
 
@@ -147,6 +150,14 @@ class Loss(Target):
     gamma: NotNegative = 0.0
 
 
+class Mixing(Target):
+    """mixing."""
+
+    alpha: Positive = 1.0
+    mixup_alpha: Positive = 1.0
+    cutmix_alpha: Positive = 1.0
+
+
 class Trainer(Target):
     """trainer: what conf/trainer lists, and arguments of Lightning's Trainer."""
 
@@ -175,6 +186,7 @@ class Head(Group):
 
     epochs: Count
     cached_views: Count
+    init: Literal["random", "zero", "probe"]
 
 
 class Finetune(Group):
@@ -182,6 +194,12 @@ class Finetune(Group):
 
     epochs: Count
     backbone_lr: Positive
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    norm_weight_decay: NotNegative | None
+    depth: AtLeastOne | None
+    image_sizes: (
+        Annotated[list[ImageSide], Field(min_length=1), Expected("at least one number of pixels, 1 to 4096")] | None
+    )
     compile: bool
 
 
@@ -204,6 +222,12 @@ class ImageLogging(Target):
     every_seconds: NotNegative = 0.0
 
 
+class Average(Target):
+    """callbacks.ema."""
+
+    decay: Fraction = 0.0
+
+
 class FiniteLoss(Target):
     """callbacks.finite_loss."""
 
@@ -219,6 +243,7 @@ class Callbacks(Target):
     learning_rate: Target | None = None
     image_logger: ImageLogging | None = None
     finite_loss: FiniteLoss | None = None
+    ema: Average | None = None
     progress: Target | None = None
 
 
@@ -230,12 +255,14 @@ class Train(Group):
     optimizer: Optimizer
     scheduler: Scheduler
     loss: Loss
+    mixing: Mixing | None = None
     trainer: Trainer
     callbacks: Callbacks | None
     logger: dict[str, Any] | bool | None
     head: Head
     finetune: Finetune
     features: Features
+    tta: TestTimeAugmentation
     seed: Seed
     resume: Text | None
     run_dir: Text
@@ -245,6 +272,7 @@ class Evaluate(Group):
     """flowers.evaluate."""
 
     run: Text | None
+    tta: TestTimeAugmentation | None
     split: Literal["train", "val", "test"]
     photos: Text | None
     on_corrupt: OnCorrupt | None
@@ -268,6 +296,7 @@ class Predict(Group):
     """flowers.predict."""
 
     run: Text | None
+    tta: TestTimeAugmentation | None
     photos: Text | list[Text]
     confidence: Probability | None
     output: Text | None
@@ -291,6 +320,7 @@ class Export(Group):
     """flowers.export."""
 
     run: Text | None
+    tta: TestTimeAugmentation | None
     output: Text
     photos: Text | None
     on_corrupt: OnCorrupt | None

@@ -1,20 +1,24 @@
-"""Lightning callbacks: epoch summaries, stage times, learning rates, images, non-finite losses."""
+"""Lightning callbacks: epoch summaries, stage times, learning rates, images, non-finite losses, averaged weights."""
 
 import logging
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, WeightAveraging
 from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.predictions import Predictions
 from flowers.features.datamodule import FeatureDataModule
+from flowers.features.extractor import FeatureExtractor
+from flowers.features.linear_probe import choose_l2, fit_linear_probe
 from flowers.models.classifier import ImageClassifier
+from flowers.runtime.distributed import broadcast_object
 from flowers.training.tensorboard import log_images, log_predictions, tensorboard_loggers
 
 log = logging.getLogger(__name__)
@@ -130,6 +134,38 @@ class GlobalStep(Callback):
         loop.manual_optimization.optim_step_progress.total.completed = steps
 
 
+class ProbeHead(Callback):
+    """Start with the best linear head for the features of the training images; see `fit_linear_probe`.
+
+    The strength of its penalty is the one with the best loss in a cross-validation of the training images. A resumed
+    run has its head.
+
+    Args:
+        data: The images.
+        features: The settings of the feature cache.
+    """
+
+    def __init__(self, data: ImageDataModule, features: Mapping[str, Any]) -> None:
+        self.data, self.features = data, dict(features)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the weights of the head if the run begins here. The model is on its device by now."""
+        model = cast(ImageClassifier, pl_module)
+        if trainer.ckpt_path is not None or model.steps:
+            return
+        dataset = self.data.dataset("train")
+        model.backbone.eval()
+        extractor = FeatureExtractor(self.data, model, str(trainer.precision), **self.features)
+        features, labels = extractor.extract(dataset, "train"), torch.tensor(dataset.labels)
+        start = time.perf_counter()
+        l2 = choose_l2(features, labels, len(model.classes), model.seed)
+        probe = broadcast_object(fit_linear_probe(features, labels, len(model.classes), l2))
+        with torch.no_grad():
+            model.head.weight.copy_(probe.weight)
+            model.head.bias.copy_(probe.bias)
+        log.info("head: the best linear one, with l2 = %g (%.1f s)", l2, time.perf_counter() - start)
+
+
 class LearningRateLogger(Callback):
     """Log the learning rate of each parameter group as `lr/<name>`.
 
@@ -179,6 +215,64 @@ def _check_finite(name: str, loss: torch.Tensor, epoch: int) -> None:
             f"the {name} loss became {loss.item()} in epoch {epoch + 1}: "
             "try a smaller optimizer.lr, trainer.gradient_clip_val=1, or trainer.precision=32-true"
         )
+
+
+class WeightEMA(WeightAveraging):
+    """Validate and keep an exponential moving average of the weights in the fine-tune stage.
+
+    After n steps, the decay is min(`decay`, (1 + n) / (10 + n)), as in TensorFlow: without this warm-up, an average of
+    a few hundred steps would mostly be the weights before training.
+
+    best.ckpt then holds the averaged weights, whose score it bears; the callback of Lightning adds them only to
+    checkpoints that are not weights-only. last.ckpt holds both.
+
+    Args:
+        decay: From 0 to below 1. The average covers about the last 1 / (1 - `decay`) steps.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__(multi_avg_fn=self._update)
+        self.decay = decay
+
+    def _update(self, averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        steps = int(count)
+        decay = min(self.decay, (1 + steps) / (10 + steps))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+        else:  # counters of BatchNorm
+            torch._foreach_copy_(averaged, current)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start an average, except in the head stage: there, a batch holds many steps."""
+        self._average_model = None
+        model = cast(ImageClassifier, pl_module)
+        model.averaged_weights = None
+        if model.stage == "finetune":
+            super().setup(trainer, model, stage)
+            model.averaged_weights = self._averaged_weights
+
+    def _averaged_weights(self) -> dict[str, Tensor]:
+        assert self._average_model is not None
+        return self._average_model.module.state_dict()
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """Return whether to update the average: after each step of the fine-tune stage."""
+        return step_idx is not None and self._average_model is not None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in the model."""
+        if self._average_model is not None:
+            super().on_train_end(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the current weights beside the averaged ones."""
+        if self._average_model is not None:
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore both."""
+        if self._average_model is not None and "averaging_state" in checkpoint:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 class ImageLogger(Callback):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -24,7 +25,7 @@ from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.logging import configure_logging
 from flowers.runtime.run_folder import CONFIG_FILE, LOCK_FILE, SPLIT_FILE, START_FILE, own_run_dir, write_start
 from flowers.runtime.text import one_line
-from flowers.training.callbacks import GlobalStep, StageTimer
+from flowers.training.callbacks import GlobalStep, ProbeHead, StageTimer
 from flowers.training.checkpointing import AtomicCheckpointIO
 from flowers.training.fsdp import FSDP2Strategy
 from flowers.training.results import finalize_run
@@ -60,7 +61,10 @@ def _run_stages(cfg: DictConfig, run_dir: Path, extra_callbacks: Sequence[Callba
     plans = plan_stages(cfg.head.epochs, cfg.finetune.epochs, run_dir)
     data = ImageDataModule(**instantiate_group(cfg.data), seed=cfg.seed)
     timer = StageTimer()
-    trainer = make_trainer(cfg, run_dir, [timer, GlobalStep()], extra_callbacks)
+    own_callbacks = [timer, GlobalStep()]
+    if cfg.head.init == "probe":
+        own_callbacks.append(ProbeHead(data, cfg.features))
+    trainer = make_trainer(cfg, run_dir, own_callbacks, extra_callbacks)
     seed_everything(cfg.seed)
     model = make_model(cfg, data, trainer)  # the first use of the images: downloads, verifies and splits them
     check_stages(plans, data, trainer, cfg.head.cached_views)
@@ -121,6 +125,17 @@ def check_config(cfg: DictConfig) -> None:
         raise ValueError("trainer.strategy=fsdp: FSDP version 1 is not supported, expected trainer=fsdp (version 2)")
     if cfg.finetune.compile and strategy == "fsdp2":
         raise ValueError("finetune.compile=true: not supported with trainer=fsdp, expected false, or trainer=ddp")
+    for key, is_used in {
+        "callbacks=ema": "ema" in (cfg.callbacks or {}),
+        "head.init=probe": cfg.head.init == "probe",
+    }.items():
+        if is_used and strategy == "fsdp2":
+            raise ValueError(f"{key}: not supported with trainer=fsdp, expected trainer=ddp")
+    sizes = cfg.finetune.image_sizes
+    if sizes and len(sizes) > cfg.finetune.epochs > 0:
+        raise ValueError(
+            f"finetune.image_sizes={list(sizes)}: expected at most one size for each of the {cfg.finetune.epochs} epochs"
+        )
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     if cfg.trainer.precision == "16-mixed" and resolve_trainer_config(cfg.trainer)["accelerator"] == "cpu":
         raise ValueError("trainer.precision=16-mixed: not on a CPU, expected 32-true or bf16-mixed")
@@ -132,6 +147,8 @@ def make_trainer(
 ) -> Trainer:
     """Return the Trainer of all stages; see `GlobalStep` for why it is one."""
     settings = resolve_trainer_config(cfg.trainer)
+    # Deterministic mode also fills new memory with NaN, to expose reads of it: a third of a training step on a CPU.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if settings["strategy"] == "fsdp2":
         settings["strategy"] = FSDP2Strategy()
     return Trainer(
@@ -148,7 +165,7 @@ def make_model(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> Imag
     # Lightning refuses to clip gradients for a fused optimizer under mixed precision: with float16, such an optimizer
     # divides the gradients by the loss scale inside its step, after they are clipped.
     is_clipped = str(trainer.precision).endswith("-mixed") and trainer.gradient_clip_val and "fused" in cfg.optimizer
-    return ImageClassifier(
+    model = ImageClassifier(
         **to_container(cfg.model),
         classes=data.classes,
         image_size=cfg.data.image_size,
@@ -161,7 +178,16 @@ def make_model(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> Imag
         compiled=cfg.finetune.compile,
         seed=cfg.seed,
         loss=instantiate(cfg.loss, _convert_="all"),
+        mixing=instantiate(cfg.mixing) if "mixing" in cfg else None,
+        layer_decay=cfg.finetune.layer_decay,
+        norm_weight_decay=cfg.finetune.norm_weight_decay,
+        depth=cfg.finetune.depth,
+        train_sizes=cfg.finetune.image_sizes,
     )
+    if cfg.head.init == "zero":
+        for parameter in model.head.parameters():
+            torch.nn.init.zeros_(parameter)
+    return model
 
 
 def write_run_manifest(cfg: DictConfig, run_dir: Path, records: Sequence[SplitRecord]) -> None:

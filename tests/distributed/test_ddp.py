@@ -81,6 +81,23 @@ def in_parts(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run
 
 
+def test_two_processes_share_the_parts_of_a_recipe(recipe: list[str], tmp_path: Path):
+    parts = ["callbacks=ema", "finetune.layer_decay=0.7", "finetune.norm_weight_decay=0", "finetune.depth=3"]
+    parts += ["finetune.image_sizes=[40]", "head.init=probe", "tta=flip", "features.cache=false"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    run_training(configuration(*recipe, *parts, f"run_dir={alone}"))
+    done = program(*recipe, *parts, *TWO, f"hydra.run.dir={together}")
+    assert done.returncode == 0, done.stderr
+    assert_close(together, alone)
+
+
+def test_two_processes_mix_their_images(recipe: list[str], tmp_path: Path):
+    """Each process mixes its own images, and leaves out the padding of the last step."""
+    done = program(*recipe, *TWO, "mixing=mixup_or_cutmix", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    assert all(value > 0 for _, value in curves(tmp_path / "run")["train/loss"])
+
+
 @pytest.mark.parametrize("way", ["together", "in_parts"])
 def test_two_processes_train_what_one_does_with_the_same_batch(alone: Path, way: str, request: pytest.FixtureRequest):
     assert_close(request.getfixturevalue(way), alone)

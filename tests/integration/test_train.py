@@ -11,10 +11,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowers.models.backbones import state_dict_sha256
+from flowers.data.datamodule import ImageDataModule
+from flowers.models.backbones import build_backbone, state_dict_sha256
 from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.runtime.config import instantiate_group
 from flowers.runtime.files import read_json
 from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args
+from flowers.runtime.seeding import seeded
 from flowers.train import main
 from flowers.training.experiment import run_training
 from tests.helpers import SMALL, configuration, curves, program, weights
@@ -336,3 +339,83 @@ def test_extra_callbacks_see_every_epoch_of_both_stages(painted: Path, tmp_path:
     epochs = "head.epochs=1", "finetune.epochs=1"
     run_training(configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path}", *epochs), [recording])
     assert recording.epochs == [("head", 0), ("finetune", 1)]
+
+
+RECIPE = (
+    "callbacks=ema",
+    "callbacks.ema.decay=0.7",
+    "mixing=mixup_or_cutmix",
+    "optimizer=adamw",
+    "scheduler=cosine",
+    "finetune.layer_decay=0.7",
+    "finetune.norm_weight_decay=0",
+    "finetune.image_sizes=[24,32]",
+    "data/augmentation=strong",
+    "head.init=probe",
+    "tta=flip",
+)
+
+
+@pytest.fixture(name="recipe_run", scope="module")
+def train_recipe(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run with every part of a recipe that draws or averages."""
+    run = tmp_path_factory.mktemp("recipe")
+    run_training(configuration(*SMALL, *RECIPE, f"data.root={painted}", "data.test_fraction=0.1", f"run_dir={run}"))
+    return run
+
+
+@pytest.mark.parametrize("at", ["2.1", "3.2"])
+def test_recipe_killed_inside_an_epoch_resumes_to_the_same_bits(
+    at: str, painted: Path, recipe_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = [*SMALL, *RECIPE, f"data.root={painted}", "data.test_fraction=0.1", f"run_dir={tmp_path}"]
+    recipe += ["+callbacks.kill._target_=tests.helpers.KillAt"]
+    monkeypatch.setenv("KILL_AT", at)
+    monkeypatch.setenv("KILL_SIGNAL", str(int(signal.SIGTERM)))
+    with pytest.raises(SystemExit):
+        run_training(configuration(*recipe))
+    monkeypatch.delenv("KILL_AT")
+    run_training(configuration(*recipe, f"resume={tmp_path}"))
+    for name in (BEST_CHECKPOINT, LAST_CHECKPOINT):
+        found, expected = weights(tmp_path, name), weights(recipe_run, name)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_best_checkpoint_of_an_average_holds_the_weights_that_were_validated(painted: Path, tmp_path: Path):
+    """Lightning puts the raw weights into a weights-only checkpoint, under the score of the averaged ones."""
+    overrides = [*SMALL, "callbacks=ema", "callbacks.ema.decay=0.9", "head.epochs=0", f"data.root={painted}"]
+    cfg = configuration(*overrides, f"run_dir={tmp_path}", "finetune.backbone_lr=0.01")
+    run_training(cfg)
+    best = read_checkpoint(tmp_path / BEST_CHECKPOINT)
+    last = read_checkpoint(tmp_path / LAST_CHECKPOINT)
+    assert "current_model_state" not in best
+    assert not torch.equal(last["state_dict"]["head.weight"], last["current_model_state"]["head.weight"])
+    printed = dict(curves(tmp_path)["val/loss"])[best["progress"]["steps"] - 1]
+    data = ImageDataModule(**instantiate_group(cfg.data), seed=0)
+    trainer = Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
+    scores = trainer.validate(load_classifier(tmp_path / BEST_CHECKPOINT), data, verbose=False)[0]
+    assert scores["val/loss"] == pytest.approx(printed, rel=1e-7)
+    evaluated = read_json(tmp_path / "result.json")["val"]["accuracy"]
+    assert evaluated == pytest.approx(scores["val/accuracy"], abs=1e-7)
+
+
+def test_depth_trains_the_last_blocks_only(painted: Path, tmp_path: Path):
+    overrides = [*SMALL, "finetune.depth=1", "head.epochs=0", "finetune.epochs=1", f"data.root={painted}"]
+    run_training(configuration(*overrides, f"run_dir={tmp_path}"))
+    model = load_classifier(tmp_path / BEST_CHECKPOINT)
+    with seeded(0):
+        start = build_backbone("resnet18", None, {})[0].state_dict()
+    weights = model.backbone.state_dict().items()
+    assert {name.partition(".")[0] for name, value in weights if not torch.equal(value, start[name])} == {"layer4"}
+
+
+@pytest.mark.parametrize("init", ["zero", "probe"])
+def test_head_starts_as_asked(init: str, painted: Path, tmp_path: Path):
+    class FirstHead(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            self.weight = pl_module.state_dict()["head.weight"].clone()
+
+    first = FirstHead()
+    overrides = [*SMALL, f"head.init={init}", "head.epochs=1", "finetune.epochs=0", f"data.root={painted}"]
+    run_training(configuration(*overrides, f"run_dir={tmp_path}"), [first])
+    assert (first.weight == 0).all() == (init == "zero")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flowers.features.frozen_backbone import fuse_conv_bn
+from flowers.features.tta import tta_views
 from flowers.models.classifier import ImageClassifier
 
 
@@ -18,13 +19,15 @@ class ExportableClassifier(nn.Module):
     Args:
         model: A trained model. Its parts are copied, with BatchNorm fused into the convolutions.
         temperature: The logits are divided by it.
+        tta: See `tta_views`.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: ImageClassifier, temperature: float) -> None:
+    def __init__(self, model: ImageClassifier, temperature: float, tta: str = "none") -> None:
         super().__init__()
+        self.tta = tta
         self.image_size, self.resize = int(model.hparams["image_size"]), int(model.hparams["resize"])
         for name in ("mean", "std"):
             self.register_buffer(name, 255 * torch.tensor(model.hparams[name]).view(3, 1, 1))
@@ -37,8 +40,9 @@ class ExportableClassifier(nn.Module):
 
     def forward(self, photos: Tensor) -> Tensor:
         """Return the probabilities (B, C). The argument's name is the name of the exported input."""
-        pixels = (self.resize_and_crop(photos) - self.mean) / self.std
-        logits: Tensor = self.head(self.backbone(pixels))
+        views = tta_views(self.resize_and_crop(photos), self.tta)
+        features = [self.backbone((view - self.mean) / self.std) for view in views]
+        logits: Tensor = self.head(features[0] if len(features) == 1 else torch.stack(features).mean(0))
         return (logits / self.temperature).softmax(1)
 
     def resize_and_crop(self, images: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
     exporters = [exporter for exporter in EXPORTERS if exporter.option is None or cfg[exporter.option]]
     output = Path(cfg.output).resolve()
     _check_settings(cfg, exporters, output)
-    run = TrainedRun(find_checkpoint(cfg.run), cfg.photos, cfg.on_corrupt)
+    run = TrainedRun(find_checkpoint(cfg.run), cfg.photos, cfg.on_corrupt, cfg.tta)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     # One export at a time: two would distort each other's speeds.
@@ -113,7 +113,9 @@ class TrainedRun:
         ValueError: The checkpoint is not the best one of a finished run, or the images of its split are gone.
     """
 
-    def __init__(self, checkpoint: Path, root: str | None = None, on_corrupt: str | None = None) -> None:
+    def __init__(
+        self, checkpoint: Path, root: str | None = None, on_corrupt: str | None = None, tta: str | None = None
+    ) -> None:
         self.hparams = read_checkpoint(checkpoint)["hyper_parameters"]
         self.result = _read_result(checkpoint)
         settings = self.hparams["config"]["data"]
@@ -129,11 +131,11 @@ class TrainedRun:
         self.data = ImageDataModule(self.root, split_file=split_file, **args)
         self.val = self.data.dataset("val")
         self.labels = torch.tensor(self.val.labels)
-        self.classifier = Classifier.load(checkpoint, accelerator="cpu", precision="32-true")
+        self.classifier = Classifier.load(checkpoint, accelerator="cpu", precision="32-true", tta=tta)
         self.classifiers = {REFERENCE: self.classifier}
         if has_native_bf16("cpu"):  # the default precision of this project on such a CPU
             model, temperature = self.classifier.model, self.classifier.temperature
-            self.classifiers[f"{REFERENCE} bf16"] = Classifier(model, temperature, "bf16-mixed")
+            self.classifiers[f"{REFERENCE} bf16"] = Classifier(model, temperature, "bf16-mixed", self.classifier.tta)
 
     def decoded_val_images(self) -> Iterator[Tensor]:
         """Yield the validation images as they are decoded: uint8 (1, 3, H, W), each of its own size."""
@@ -184,7 +186,7 @@ def write_programs(
         "temperature": repr(classifier.temperature),
         "architecture": run.hparams["architecture"],
     }
-    program = export_program(ExportableClassifier(classifier.model, classifier.temperature))
+    program = export_program(ExportableClassifier(classifier.model, classifier.temperature, classifier.tta))
     source = ExportSource(program, metadata, folder, lambda: run.calibration_images(calibration_images), reduce_range)
     for exporter in exporters:
         exporter.write(source, folder / exporter.file_name)

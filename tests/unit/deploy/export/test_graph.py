@@ -2,6 +2,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.graph import ExportableClassifier
 from flowers.models.classifier import ImageClassifier
 
@@ -28,3 +29,11 @@ def test_graph_normalizes_and_calibrates_like_the_model(model: ImageClassifier):
     with torch.inference_mode():
         expected = (model(v2.functional.center_crop(images, [32, 32])) / 1.7).softmax(1)
         torch.testing.assert_close(ExportableClassifier(model, 1.7)(images), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tta", ["flip", "five_crop"])
+def test_graph_averages_the_views_of_test_time_augmentation(model: ImageClassifier, tta: str):
+    images = torch.randint(0, 256, (3, 3, 39, 39), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = Classifier(model, 1.7, tta=tta).probabilities(v2.functional.center_crop(images, [32, 32]))
+        torch.testing.assert_close(ExportableClassifier(model, 1.7, tta)(images).double(), expected, atol=1e-3, rtol=0)
