@@ -125,17 +125,13 @@ def check_config(cfg: DictConfig) -> None:
         raise ValueError("trainer.strategy=fsdp: FSDP version 1 is not supported, expected trainer=fsdp (version 2)")
     if cfg.finetune.compile and strategy == "fsdp2":
         raise ValueError("finetune.compile=true: not supported with trainer=fsdp, expected false, or trainer=ddp")
-    for key, is_used in {
-        "callbacks=ema": "ema" in (cfg.callbacks or {}),
-        "head.init=probe": cfg.head.init == "probe",
-    }.items():
-        if is_used and strategy == "fsdp2":
-            raise ValueError(f"{key}: not supported with trainer=fsdp, expected trainer=ddp")
-    sizes = cfg.finetune.image_sizes
-    if sizes and len(sizes) > cfg.finetune.epochs > 0:
-        raise ValueError(
-            f"finetune.image_sizes={list(sizes)}: expected at most one size for each of the {cfg.finetune.epochs} epochs"
-        )
+    whole = {"callbacks=ema": "ema" in (cfg.callbacks or {}), "head.init=probe": cfg.head.init == "probe"}
+    if strategy == "fsdp2" and any(whole.values()):
+        setting = next(setting for setting, is_used in whole.items() if is_used)
+        raise ValueError(f"{setting}: not supported with trainer=fsdp, expected trainer=ddp")
+    sizes, epochs = cfg.finetune.image_sizes or (), cfg.finetune.epochs
+    if len(sizes) > epochs > 0:
+        raise ValueError(f"finetune.image_sizes={list(sizes)}: expected at most one for each of the {epochs} epochs")
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     if cfg.trainer.precision == "16-mixed" and resolve_trainer_config(cfg.trainer)["accelerator"] == "cpu":
         raise ValueError("trainer.precision=16-mixed: not on a CPU, expected 32-true or bf16-mixed")
@@ -147,8 +143,6 @@ def make_trainer(
 ) -> Trainer:
     """Return the Trainer of all stages; see `GlobalStep` for why it is one."""
     settings = resolve_trainer_config(cfg.trainer)
-    # Deterministic mode also fills new memory with NaN, to expose reads of it: a third of a training step on a CPU.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if settings["strategy"] == "fsdp2":
         settings["strategy"] = FSDP2Strategy()
     return Trainer(

@@ -419,3 +419,21 @@ def test_head_starts_as_asked(init: str, painted: Path, tmp_path: Path):
     overrides = [*SMALL, f"head.init={init}", "head.epochs=1", "finetune.epochs=0", f"data.root={painted}"]
     run_training(configuration(*overrides, f"run_dir={tmp_path}"), [first])
     assert (first.weight == 0).all() == (init == "zero")
+
+
+def test_image_sizes_take_turns_over_the_finetune_stage(painted: Path, tmp_path: Path):
+    class Sizes(Callback):
+        def __init__(self) -> None:
+            self.seen: list[tuple[int, int]] = []
+
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            def note(_: object, inputs: tuple[torch.Tensor]) -> None:
+                if trainer.training and (found := (trainer.current_epoch, inputs[0].shape[-1])) not in self.seen:
+                    self.seen.append(found)
+
+            pl_module.get_submodule("backbone").register_forward_pre_hook(note)
+
+    sizes = Sizes()
+    overrides = [*SMALL, "head.epochs=1", "finetune.epochs=3", "finetune.image_sizes=[16,24]", f"data.root={painted}"]
+    run_training(configuration(*overrides, "head.cached_views=0", f"run_dir={tmp_path}"), [sizes])
+    assert sizes.seen == [(0, 32), (1, 16), (2, 16), (3, 24)]
