@@ -2,15 +2,17 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 
 from flowers.evaluation.metrics import score
-from flowers.evaluation.predictions import load_run_predictions
-from flowers.evaluation.statistics import RunGroup, group_verdict, mcnemar, mcnemar_verdict
+from flowers.evaluation.predictions import Predictions, concat_predictions, load_run_predictions
+from flowers.evaluation.statistics import RunGroup, group_verdict, holm, mcnemar, mcnemar_verdict, selection_note
 from flowers.evaluation.tables import ranking_table, run_group_table
 from flowers.runtime.config import to_container
 from flowers.runtime.files import write_json
@@ -31,6 +33,7 @@ def run_comparison(cfg: DictConfig) -> None:
         groups = load_run_groups(Path(cfg.multirun), cfg.split)
         console.print(run_group_table(groups))
         console.print(group_verdict(groups), soft_wrap=True)
+        _compare_pooled(groups, cfg.split, console)
         return
     runs = to_container(cfg)["runs"]
     if not isinstance(runs, list) or len(runs) < 2:
@@ -39,7 +42,7 @@ def run_comparison(cfg: DictConfig) -> None:
     if len(predictions) < 2:
         raise ValueError(f"runs={runs}: the same run twice: expected at least two runs")
     best, *others = sorted(predictions, key=lambda run: -score(predictions[run])["accuracy"])
-    comparisons = {other: mcnemar(predictions[other], predictions[best]) for other in others}
+    comparisons = compare_with_best(predictions[best], {other: predictions[other] for other in others})
     folder, names = _shorten_paths([best, *others])
     if folder:
         console.print(f"runs in {one_line(folder)}", soft_wrap=True)
@@ -47,12 +50,60 @@ def run_comparison(cfg: DictConfig) -> None:
     console.print(ranking_table(scores, {names[run]: comparison for run, comparison in comparisons.items()}))
     for other, comparison in comparisons.items():
         console.print(
-            f"{one_line(names[best])} against {one_line(names[other])}: {mcnemar_verdict(comparison)}", soft_wrap=True
+            f"{one_line(names[best])} against {one_line(names[other])}: {mcnemar_verdict(comparison, len(others))}",
+            soft_wrap=True,
         )
         for change in ("gained", "lost"):
             console.print(f"  {change} {_list_paths(comparison[change], cfg.max_listed)}", soft_wrap=True)
+    console.print(selection_note(list(predictions.values())), soft_wrap=True)
     if cfg.output:
         write_json({"best": best, "against": comparisons}, cfg.output)
+
+
+def compare_with_best(best: Predictions, others: Mapping[str, Predictions]) -> dict[str, dict[str, Any]]:
+    """Return `mcnemar(other, best)` for each of the others, with `p` adjusted by `holm`.
+
+    Raises:
+        ValueError: See `mcnemar`.
+    """
+    comparisons = {name: mcnemar(other, best) for name, other in others.items()}
+    adjusted = holm([comparison["p"] for comparison in comparisons.values()])
+    return {name: pair | {"p": p} for (name, pair), p in zip(comparisons.items(), adjusted, strict=True)}
+
+
+def _compare_pooled(groups: Sequence[RunGroup], split: str, console: Console) -> None:
+    """Print a ranking of the groups by their pooled images, if there are several and they were scored on the same."""
+    with suppress(ValueError):  # other images, or a run without predictions
+        pooled = {group.name: pooled_predictions(group, split) for group in groups}
+        best, *others = sorted(pooled, key=lambda name: -score(pooled[name])["accuracy"])
+        if not others:
+            return
+        comparisons = compare_with_best(pooled[best], {name: pooled[name] for name in others})
+        n, seeds = len(pooled[best]), {seed for group in groups for seed, _ in map(_split_replicate, group.accuracies)}
+        which = f", of {min(seeds)} alone" if len(seeds) > 1 else ""
+        console.print(f"the {n:,} images of all folds together{which}; p is McNemar's, with Holm's correction")
+        console.print(ranking_table({name: score(pooled[name]) for name in (best, *others)}, comparisons))
+        console.print(selection_note(list(pooled.values())), soft_wrap=True)
+
+
+def pooled_predictions(group: RunGroup, split: str) -> Predictions:
+    """Return the predictions of all folds of a group, of its first seed: each image once.
+
+    Raises:
+        ValueError: See `load_run_predictions`.
+    """
+    first = min(map(_split_replicate, group.folders))[0]
+    folds = {
+        fold: folder for key, folder in group.folders.items() for seed, fold in [_split_replicate(key)] if seed == first
+    }
+    return concat_predictions([load_run_predictions(folds[fold], split) for fold in sorted(folds)])
+
+
+def _split_replicate(key: str) -> tuple[str, str]:
+    """Return the seeds and the fold of "seed=0 data.fold=1"."""
+    parts = key.split()
+    folds = [part for part in parts if part.startswith("data.fold=")]
+    return " ".join(part for part in parts if part not in folds), " ".join(folds)
 
 
 def load_run_groups(folder: Path, split: str) -> list[RunGroup]:
@@ -73,31 +124,32 @@ def load_run_groups(folder: Path, split: str) -> list[RunGroup]:
             raise ValueError(
                 f"{run_dir / RESULT_FILE} has no score of split={split}: expected a split that the runs were scored on"
             )
-        runs.append((overrides, result[split]["accuracy"]))
+        runs.append((overrides, result[split]["accuracy"], run_dir))
     if not runs:
         raise ValueError(f"multirun={folder}: no finished run there: give the folder of a multirun")
     return group_runs(runs)
 
 
-def group_runs(runs: Iterable[tuple[Sequence[str], float]]) -> list[RunGroup]:
+def group_runs(runs: Iterable[tuple[Sequence[str], float, Path]]) -> list[RunGroup]:
     """Group runs by all overrides but seed and fold.
 
     Args:
-        runs: The overrides of each run, and its accuracy.
+        runs: The overrides of each run, its accuracy, and its folder.
 
     Returns:
         The groups, best mean accuracy first. Their names leave out the overrides that all groups share.
     """
     accuracies: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
-    for overrides, accuracy in runs:
+    folders: dict[tuple[str, ...], dict[str, Path]] = defaultdict(dict)
+    for overrides, accuracy, folder in runs:
         replicate = [override for override in overrides if override.partition("=")[0] in _REPLICATE_KEYS]
         common = tuple(override for override in overrides if override not in replicate)
-        accuracies[common][" ".join(replicate)] = accuracy
+        accuracies[common][" ".join(replicate)], folders[common][" ".join(replicate)] = accuracy, folder
     shared = set.intersection(*map(set, accuracies)) if len(accuracies) > 1 else set()
     names = {
         common: " ".join(item for item in common if item not in shared) or " ".join(common) for common in accuracies
     }
-    groups = [RunGroup(names[common], values) for common, values in accuracies.items()]
+    groups = [RunGroup(names[common], values, folders[common]) for common, values in accuracies.items()]
     return sorted(groups, key=lambda group: -group.mean)
 
 

@@ -77,6 +77,12 @@ def load_predictions(path: str | Path) -> Predictions:
     return Predictions([name for name, *_ in lines], labels, torch.from_numpy(logits), classes)
 
 
+def concat_predictions(parts: Sequence[Predictions]) -> Predictions:
+    """Return the predictions of the images of several splits, such as folds, as one."""
+    labels, logits = (torch.cat([getattr(part, name) for part in parts]) for name in ("labels", "logits"))
+    return Predictions([path for part in parts for path in part.paths], labels, logits, parts[0].classes)
+
+
 def load_run_predictions(run_dir: Path, split: str) -> Predictions:
     """Return the predictions of a run for a split, as training saved them.
 

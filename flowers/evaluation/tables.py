@@ -100,7 +100,11 @@ def run_group_table(groups: Sequence[RunGroup]) -> Table:
     for group in groups:
         accuracies = list(group.accuracies.values())
         mean, deviation = mean_std(accuracies)
-        spread = [format_interval(mean_interval(accuracies)), f"{deviation:.4f}"] if len(accuracies) > 1 else ["", ""]
+        spread = (
+            [format_interval(mean_interval(accuracies, group.overlap)), f"{deviation:.4f}"]
+            if len(accuracies) > 1
+            else ["", ""]
+        )
         table.add_row(plain(group.name or "(no overrides)"), f"{mean:.4f}", *spread, str(len(accuracies)))
     _keep_numbers_whole(table)
     return table

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.text import Text as FigureText
@@ -24,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowers.evaluation.predictions import Predictions, load_predictions
-from flowers.evaluation.statistics import mcnemar
+from flowers.evaluation.predictions import Predictions, concat_predictions, load_predictions
+from flowers.evaluation.statistics import holm, mcnemar, selection_note
 from flowers.evaluation.tables import plain
 from flowers.runtime.files import atomic_write
 from flowers.runtime.run_folder import PREDICTIONS_DIR
@@ -61,14 +60,15 @@ def finalize_search(search: Search) -> float:
     if not finished:
         raise ValueError(_no_trial_finished(failed, len(search.trials())))
     finished.sort(key=lambda trial: (-trial.user_attrs["accuracy"], trial.number))
-    p_values = _p_values_against_best(finished)
+    predictions = _comparable_predictions(finished)
+    p_values = _p_values_against_best(predictions)
     trials = [*finished, *by_state[TrialState.PRUNED], *failed]
     rows = _csv_rows(trials, p_values)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     write_csv(search.folder / TRIALS_FILE, [columns, *([row.get(name) for name in columns] for row in rows)])
     _print_trials(trials, p_values, search.folder)
     _plot_study(search)
-    _log_outcome(search, finished, p_values, len(by_state[TrialState.RUNNING]))
+    _log_outcome(search, finished, predictions, p_values, len(by_state[TrialState.RUNNING]))
     return float(finished[0].user_attrs["accuracy"])
 
 
@@ -80,26 +80,34 @@ def _no_trial_finished(failed: Sequence[FrozenTrial], count: int) -> str:
     return f"{which} trials failed; trial {failed[0].number}: {one_line(reason)}"
 
 
-def _p_values_against_best(finished: Sequence[FrozenTrial]) -> dict[int, float]:
-    """Return McNemar's p of each trial against the best one, by number, if both were scored on the same images."""
-    best, *others = finished
-    p_values: dict[int, float] = {}
-    with suppress(ValueError):  # the best trial ran on another machine
-        best_predictions = _load_trial_predictions(best)
-        for trial in others:
-            with suppress(ValueError):  # this trial ran on another machine, or with another split
-                p_values[trial.number] = float(mcnemar(_load_trial_predictions(trial), best_predictions)["p"])
-    return p_values
+def _comparable_predictions(finished: Sequence[FrozenTrial]) -> dict[int, Predictions]:
+    """Return the predictions of the best trial and of the others that were scored on the same images, by number.
+
+    It is empty if the best trial ran on another machine.
+    """
+    found: dict[int, Predictions] = {}
+    for trial in finished:
+        with suppress(ValueError):  # the trial ran on another machine
+            predictions = _load_trial_predictions(trial)
+            if trial is finished[0] or (found and predictions.paths == found[finished[0].number].paths):
+                found[trial.number] = predictions
+    return found
+
+
+def _p_values_against_best(predictions: Mapping[int, Predictions]) -> dict[int, float]:
+    """Return McNemar's p of each trial against the first one, by number, with Holm's correction."""
+    if not predictions:
+        return {}
+    best, *others = predictions.values()
+    p_values = holm([mcnemar(other, best)["p"] for other in others])
+    return dict(zip(list(predictions)[1:], p_values, strict=True))
 
 
 def _load_trial_predictions(trial: FrozenTrial) -> Predictions:
     files = sorted(Path(trial.user_attrs["folder"]).glob(f"**/{PREDICTIONS_DIR}/val.csv"))
     if not files:
         raise ValueError(f"{trial.user_attrs['folder']} is not here")
-    folds = [load_predictions(file) for file in files]
-    paths = [path for fold in folds for path in fold.paths]
-    labels, logits = (torch.cat([getattr(fold, name) for fold in folds]) for name in ("labels", "logits"))
-    return Predictions(paths, labels, logits, folds[0].classes)
+    return concat_predictions([load_predictions(file) for file in files])
 
 
 def _csv_rows(trials: Sequence[FrozenTrial], p_values: Mapping[int, float]) -> list[dict[str, Any]]:
@@ -151,18 +159,24 @@ def _plot_study(search: Search) -> None:
         pyplot.close(axis.figure)
 
 
-def _log_outcome(search: Search, finished: Sequence[FrozenTrial], p_values: Mapping[int, float], running: int) -> None:
+def _log_outcome(
+    search: Search,
+    finished: Sequence[FrozenTrial],
+    predictions: Mapping[int, Predictions],
+    p_values: Mapping[int, float],
+    running: int,
+) -> None:
     best = finished[0]
     low, high = best.user_attrs["interval"]
     log.info("best trial: %d, accuracy %.4f (95 %% interval %.4f to %.4f)", best.number, best.value, low, high)
     if p_values:
         similar = sum(p >= 0.05 for p in p_values.values())
         log.info(
-            "%d of the other %d trials do not differ significantly from it (McNemar's p >= 0.05 on the same images)",
+            "%d of the other %d trials do not differ significantly from it (McNemar's p >= 0.05, Holm's correction)",
             similar,
             len(p_values),
         )
-    log.info("its accuracy is optimistic: it was selected on these images; data.test_fraction keeps some for a test")
+        log.info("%s; data.test_fraction keeps some for a test", selection_note(list(predictions.values())))
     if running:
         log.info("%d trials were started in other folders and have not finished: start the search there again", running)
     chosen = [*search.fixed, *(to_override(key, value) for key, value in best.params.items())]

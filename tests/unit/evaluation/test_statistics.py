@@ -1,9 +1,21 @@
+import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_rel
 
 from flowers.evaluation.predictions import Predictions
-from flowers.evaluation.statistics import RunGroup, group_verdict, mcnemar, mcnemar_verdict, wilson_interval
+from flowers.evaluation.statistics import (
+    RunGroup,
+    group_verdict,
+    holm,
+    mcnemar,
+    mcnemar_verdict,
+    mean_interval,
+    paired_p,
+    selection_bias,
+    selection_note,
+    wilson_interval,
+)
 
 
 def predictions(correct: str, prefix: str = "p") -> Predictions:
@@ -50,3 +62,56 @@ def test_group_verdict_pairs_equal_seeds_and_uses_welch_otherwise():
     unpaired = group_verdict([RunGroup("a", same), RunGroup("b", {"seed=2": 0.9, "seed=3": 0.92, "seed=4": 0.89})])
     assert "no significant difference" in unpaired
     assert "Welch" in unpaired
+
+
+def test_holm_adjusts_as_in_the_literature():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+def test_verdict_names_the_correction():
+    comparison = mcnemar(predictions("0" * 10), predictions("1" * 10))
+    assert "Holm's correction for 3 comparisons" in mcnemar_verdict(comparison, 3)
+    assert "Holm" not in mcnemar_verdict(comparison)
+
+
+def test_paired_p_without_overlap_is_the_paired_t_test():
+    first, second = [0.91, 0.93, 0.92, 0.95], [0.90, 0.91, 0.93, 0.92]
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    assert paired_p(differences) == pytest.approx(ttest_rel(first, second).pvalue)
+
+
+def test_corrected_t_test_of_folds_widens_by_the_shared_training_images():
+    """By hand: five folds, mean 0.02, deviation 0.01, so t = 0.02 / (0.01 * sqrt(1/5 + 1/4)) = 2.981, 4 degrees."""
+    differences = [0.02 + 0.01 * each for each in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+    deviation = float(np.std([-1.0, -0.5, 0.0, 0.5, 1.0], ddof=1))
+    scaled = [0.02 + (each - 0.02) / deviation for each in differences]
+    assert paired_p(scaled, overlap=0.25) == pytest.approx(0.0406, abs=1e-4)
+    narrow, wide = mean_interval(scaled), mean_interval(scaled, overlap=0.25)
+    assert (wide[1] - wide[0]) / (narrow[1] - narrow[0]) == pytest.approx(1.5)
+
+
+def test_group_verdict_corrects_for_folds_and_not_for_seeds():
+    lead = (0.012, 0.01, 0.02, 0.004, 0.018)
+    for key, word in (("data.fold", "corrected for folds"), ("seed", "(paired t-test, p")):
+        best = RunGroup("a", {f"{key}={number}": 0.9 + each for number, each in enumerate(lead)})
+        second = RunGroup("b", {f"{key}={number}": 0.9 for number in range(5)})
+        assert word in group_verdict([best, second])
+
+
+def test_selection_bias_is_that_of_the_maximum_of_equal_models():
+    """The expected maximum of k normal draws is 1.5388 deviations for k = 10 (order statistics)."""
+    generator = np.random.default_rng(0)
+    correct = generator.random((40, 10, 400)) < 0.8
+    found = np.mean([selection_bias(each) for each in correct])
+    observed = np.mean([each.mean(1).max() for each in correct]) - 0.8
+    assert observed == pytest.approx(1.5388 * (0.8 * 0.2 / 400) ** 0.5, rel=0.15)
+    assert found == pytest.approx(observed, rel=0.5)
+    assert selection_bias(correct[0, :1]) == 0
+
+
+def test_selection_note_says_how_many_were_compared():
+    assert selection_note([predictions("1100"), predictions("1010")]).startswith(
+        "the best of 2, chosen on these 4 images"
+    )
