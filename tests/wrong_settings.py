@@ -109,6 +109,13 @@ WRONG: dict[str, dict[str, str]] = {
         "confidence=-1": "from 0 to 1",
     },
     "sweep": {"sweep.trials=0": "at least 1", "sweep.seed=-1": "at least 0", "sweep.keep=-1": "or null"},
+    "ablation": {
+        "folds=1": "at least 2",
+        "seeds=[]": "at least one seed",
+        "keep_checkpoints=2": "expected true or false",
+        "recipe.bst=[flip]": "did you mean recipe.best?",
+        "recipe.best=flip": "recipe.best",
+    },
     "pack": {"shard_mb=0": "above 0", "workers=0": "at least 1", "data.val_fraction=-1": "at least 0"},
     "benchmark": {
         "rounds=0": "at least 1",

@@ -20,7 +20,19 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # Beside the package in a checkout, inside it in a wheel. Absolute: Hydra resolves a relative path from its caller.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 
-PROGRAMS = ("train", "evaluate", "compare", "predict", "explain", "export", "app", "sweep", "pack", "benchmark")
+PROGRAMS = (
+    "train",
+    "evaluate",
+    "compare",
+    "predict",
+    "explain",
+    "export",
+    "app",
+    "sweep",
+    "ablation",
+    "pack",
+    "benchmark",
+)
 GROUPS = (
     *(
         "data",
@@ -36,7 +48,7 @@ GROUPS = (
         "experiment",
         "debug",
     ),
-    *("sweep/sampler", "sweep/pruner", "hydra/launcher"),
+    *("sweep/sampler", "sweep/pruner", "recipe", "hydra/launcher"),
 )
 _SKIPPED_KEYS = ("defaults", "hydra", "_target_", "_partial_")
 _NOT_FOR_USERS = ("keep ", "set by the program")  # how the texts of keys begin that the help leaves out
@@ -152,7 +164,7 @@ def help_text(program: str) -> str:
     file = read_config_file(program)
     settings = settings_of(program)
     for group, option in file.options.items():
-        if option and group not in ("callbacks", "logger"):
+        if option and group not in ("callbacks", "logger", "recipe"):
             settings += [each for each in settings_of(f"{group}/{option}") if each.key.count(".") == 1]
     given = "[group=option …] [key=value …]" if file.options else "[key=value …]"
     text = [f"Usage: flowers {program} {given}   (or: python -m flowers.{program} …)", "", *file.description, ""]

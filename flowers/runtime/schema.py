@@ -368,6 +368,25 @@ class Sweep(Group):
     sweep: SweepSettings
 
 
+class Recipe(Group):
+    """recipe."""
+
+    base: list[str]
+    parts: dict[str, list[str]]
+    best: list[str]
+
+
+class Ablation(Group):
+    """flowers.ablation."""
+
+    recipe: Recipe
+    settings: list[str]
+    folds: Annotated[int, Field(ge=2)]
+    seeds: Annotated[list[Seed], Field(min_length=1), Expected("at least one seed")]
+    folder: Text
+    keep_checkpoints: bool
+
+
 class Pack(Group):
     """flowers.pack."""
 
@@ -417,6 +436,7 @@ PROGRAM_SCHEMAS: dict[str, type[Group]] = {
     "export": Export,
     "app": App,
     "sweep": Sweep,
+    "ablation": Ablation,
     "pack": Pack,
     "benchmark": Benchmark,
 }

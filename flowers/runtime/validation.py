@@ -55,7 +55,7 @@ def _joint_problems(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
                 f"{group}val_fraction={settings['val_fraction']} {group}test_fraction={settings['test_fraction']}: "
                 "expected a sum below 1, to leave images for training"
             )
-        if settings.get("folds") and settings["fold"] >= settings["folds"]:
+        if settings.get("folds") and settings.get("fold", 0) >= settings["folds"]:
             yield (
                 f"{group}fold={settings['fold']}: expected a number from 0 to {settings['folds'] - 1} "
                 f"({group}folds={settings['folds']})"

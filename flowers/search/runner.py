@@ -23,14 +23,13 @@ from flowers.evaluation.statistics import wilson_interval
 from flowers.runtime.config import to_container
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.launch import parent_environment
-from flowers.runtime.logging import configure_logging, isolated_logging, write_traceback
 from flowers.runtime.overrides import hydra_context, quote_override
 from flowers.runtime.run_folder import START_FILE, read_result
+from flowers.search.in_process import train_in_process
 from flowers.search.leaderboard import finalize_search
 from flowers.search.pruning import PruningContext
 from flowers.search.space import format_value
 from flowers.search.study import Search, lock_directory, open_manifest
-from flowers.training.experiment import run_training
 
 log = logging.getLogger(__name__)
 
@@ -152,28 +151,6 @@ def _train_run(
             train_in_process([*overrides, *without_images, *resume])
         else:
             _train_in_subprocess(resume or overrides, run_dir, lock)
-
-
-def train_in_process(overrides: Sequence[str]) -> None:
-    """Train as `python -m flowers.train` does, but in this process and with nothing on the terminal.
-
-    Raises:
-        Exception: Whatever the training raises; its traceback is in the run's log file.
-    """
-    errors: list[Exception] = []
-
-    def task(cfg: DictConfig) -> None:
-        configure_logging()
-        try:
-            run_training(cfg)
-        except Exception as error:
-            write_traceback(error)
-            errors.append(error)  # Hydra would print it
-
-    with isolated_logging(), hydra_context() as hydra:
-        hydra.run("train", task, [*overrides, "hydra/job_logging=file"])
-    if errors:
-        raise errors[0]
 
 
 def _train_in_subprocess(overrides: Sequence[str], run_dir: Path, lock: int) -> None:

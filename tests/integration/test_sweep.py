@@ -14,8 +14,8 @@ from optuna.trial import TrialState
 from flowers.runtime.files import read_json
 from flowers.runtime.overrides import check_overrides
 from flowers.runtime.run_folder import RESULT_FILE
+from flowers.search.in_process import train_in_process
 from flowers.search.manifest import SearchManifest
-from flowers.search.runner import train_in_process
 from flowers.search.study import STUDY_FILE, Search
 from flowers.sweep import main, pack_trial_settings
 from tests.helpers import SMALL, configuration, program

@@ -13,7 +13,7 @@ from tests.helpers import configuration
 OPTIONS = [
     f"{group.name}={option.stem}"
     for group in sorted(CONF.iterdir())
-    if group.is_dir() and group.name != "hydra"
+    if group.is_dir() and group.name not in ("hydra", "recipe")
     for option in sorted(group.glob("*.yaml"))
 ]
 

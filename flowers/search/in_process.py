@@ -1,0 +1,31 @@
+"""Train a run in this process, and with nothing on the terminal."""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from flowers.runtime.logging import configure_logging, isolated_logging, write_traceback
+from flowers.runtime.overrides import hydra_context
+from flowers.training.experiment import run_training
+
+
+def train_in_process(overrides: Sequence[str]) -> None:
+    """Train as `python -m flowers.train` does, but in this process and with nothing on the terminal.
+
+    Raises:
+        Exception: Whatever the training raises; its traceback is in the run's log file.
+    """
+    errors: list[Exception] = []
+
+    def task(cfg: DictConfig) -> None:
+        configure_logging()
+        try:
+            run_training(cfg)
+        except Exception as error:
+            write_traceback(error)
+            errors.append(error)  # Hydra would print it
+
+    with isolated_logging(), hydra_context() as hydra:
+        hydra.run("train", task, [*overrides, "hydra/job_logging=file"])
+    if errors:
+        raise errors[0]

@@ -1,0 +1,44 @@
+import csv
+from pathlib import Path
+
+import pytest
+
+from flowers.ablation import main
+from flowers.runtime.overrides import quote_override
+from tests.helpers import SMALL, configuration, program
+
+
+def settings(photos: Path, folder: Path) -> list[str]:
+    fixed = ",".join(map(quote_override, [*SMALL[:-2], "head.epochs=0", "finetune.epochs=1", f"data.root={photos}"]))
+    recipe = ["recipe.base=[]", "recipe.best=[smoothing]", "~recipe.parts.mixup", "~recipe.parts.flip"]
+    return [*recipe, f"settings=[{fixed}]", "folds=2", f"folder={folder}"]
+
+
+def test_ablation_trains_what_is_left_and_writes_the_same_table(painted: Path, tmp_path: Path):
+    given = settings(painted, tmp_path / "ablation")
+    main(configuration(*given, name="ablation"))
+    table = (tmp_path / "ablation" / "ablation.md").read_text()
+    with (tmp_path / "ablation" / "ablation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["recipe"] for row in rows] == ["base", "base + smoothing"]
+    assert float(rows[1]["low"]) <= float(rows[1]["difference"]) <= float(rows[1]["high"])
+    runs = sorted((tmp_path / "ablation").glob("*/seed-*/result.json"))
+    assert len(runs) == 4
+    assert not list((tmp_path / "ablation").glob("*/*/checkpoints"))
+    runs[0].unlink()
+    (runs[0].parent / "started.yaml").unlink()
+    main(configuration(*given, name="ablation"))
+
+    def without_seconds(text: str) -> list[str]:
+        return [line.rpartition("| ")[0].rpartition("| ")[0] for line in text.splitlines()]
+
+    assert without_seconds((tmp_path / "ablation" / "ablation.md").read_text()) == without_seconds(table)
+    with pytest.raises(ValueError, match="it holds the runs of another recipe"):
+        main(configuration(*given, "recipe.best=[]", name="ablation"))
+
+
+def test_wrong_part_is_one_line_before_anything_is_trained(tmp_path: Path):
+    done = program("recipe.best=[mixp]", f"folder={tmp_path}/a", name="ablation")
+    assert done.returncode == 1
+    assert done.stderr == "error: recipe.best: mixp: no such part: did you mean mixup?\n"
+    assert not (tmp_path / "a").exists()
