@@ -5,6 +5,7 @@ REQUIRED = {
     "explain": ["run=a", "output=b"],
     "export": ["output=b"],
     "pack": ["photos=a", "output=b"],
+    "soup": ["output=b"],
     "train": ["run_dir=x"],
 }
 
@@ -116,6 +117,7 @@ WRONG: dict[str, dict[str, str]] = {
         "recipe.bst=[flip]": "did you mean recipe.best?",
         "recipe.best=flip": "recipe.best",
     },
+    "soup": {"runs=A": "at least two runs", "output=": "not empty", "precision=64-true": "expected one of"},
     "pack": {"shard_mb=0": "above 0", "workers=0": "at least 1", "data.val_fraction=-1": "at least 0"},
     "benchmark": {
         "rounds=0": "at least 1",

@@ -30,6 +30,7 @@ PROGRAMS = (
     "app",
     "sweep",
     "ablation",
+    "soup",
     "pack",
     "benchmark",
 )

@@ -387,6 +387,16 @@ class Ablation(Group):
     keep_checkpoints: bool
 
 
+class Soup(Group):
+    """flowers.soup."""
+
+    runs: Annotated[list[Text], Expected("at least two runs, runs='[A,B]'")]
+    multirun: Text | None
+    output: Text
+    accelerator: Device | None
+    precision: Precision | None
+
+
 class Pack(Group):
     """flowers.pack."""
 
@@ -437,6 +447,7 @@ PROGRAM_SCHEMAS: dict[str, type[Group]] = {
     "app": App,
     "sweep": Sweep,
     "ablation": Ablation,
+    "soup": Soup,
     "pack": Pack,
     "benchmark": Benchmark,
 }

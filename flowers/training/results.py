@@ -1,15 +1,18 @@
 """The end of a run: evaluate the best checkpoint and write result.json."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning import Trainer
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.calibration import fit_temperature
 from flowers.evaluation.evaluator import extract_features, predict_features
 from flowers.evaluation.metrics import metric_values, score, score_line
+from flowers.evaluation.predictions import Predictions
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
 from flowers.runtime.distributed import broadcast_object
@@ -43,40 +46,61 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
     else:
         model = cast(ImageClassifier, trainer.lightning_module)
         model.load_state_dict(checkpoint["state_dict"])
-    datasets = {split: data.dataset(split) for split in ("val", "test") if data.counts(split)}
-    features = {split: extract_features(model, data, dataset, split, config) for split, dataset in datasets.items()}
-    predictions = {split: predict_features(model, features[split], dataset) for split, dataset in datasets.items()}
-    scores = {split: score(predicted) for split, predicted in predictions.items()}
-    device = trainer.strategy.root_device
-    result = {
-        "format_version": CHECKPOINT_FORMAT,
-        **scores,
-        "temperature": fit_temperature(predictions["val"].logits, predictions["val"].labels),
-        "best_epoch": checkpoint["epoch"] + 1,
-        "classes": data.classes,
-        "seed": config["seed"],
-        "digest": {"split": data.split_digest, "weights": checkpoint["hyper_parameters"]["weights_digest"]},
-        "device": device_name(device),
-        "precision": trainer.precision,
-        **provenance(),
-        "cost": {
-            "seconds": dict(timer.seconds),
-            "photos_per_second": {stage: timer.images[stage] / timer.training[stage] for stage in timer.images},
-            "peak_memory_bytes": peak_memory_bytes(device),
-        },
-    }
+    splits = [split for split in ("val", "test") if data.counts(split)]
+    features = {split: extract_features(model, data, data.dataset(split), split, config) for split in splits}
+    predictions = {split: predict_features(model, features[split], data.dataset(split)) for split in splits}
+    photos_per_second = {stage: timer.images[stage] / timer.training[stage] for stage in timer.images}
+    result = make_result(predictions, checkpoint, trainer.strategy.root_device, str(trainer.precision), timer.seconds)
+    result["cost"]["photos_per_second"] = photos_per_second
     if is_rank_zero():
-        for split, predicted in predictions.items():
-            predicted.save(run_dir / PREDICTIONS_DIR / f"{split}.csv")
-        write_json(result, run_dir / RESULT_FILE)
+        write_result(run_dir, result, predictions)
     if any(isinstance(callback, ImageLogger) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         log_embeddings(trainer, features["val"], predictions["val"], data.root)
     log_hyperparameters(trainer, config, metric_values(predictions["val"]))
-    for split, scored in scores.items():
-        log.info(score_line(split, scored))
-    _explain_other_loss(trainer, scores["val"]["loss"])
+    for split in splits:
+        log.info(score_line(split, result[split]))
+    _explain_other_loss(trainer, result["val"]["loss"])
     log.info("%.1f s of training, run folder %s", sum(timer.seconds.values()), run_dir)
     return result
+
+
+def make_result(
+    predictions: Mapping[str, Predictions],
+    checkpoint: Mapping[str, Any],
+    device: torch.device,
+    precision: str,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the content of result.json.
+
+    Args:
+        predictions: The predictions of the best checkpoint by split; "val" is one of them.
+        checkpoint: The best checkpoint.
+        device: The device that computed the predictions.
+        precision: The precision that they were computed in.
+        seconds: The seconds of each stage.
+    """
+    hparams, val = checkpoint["hyper_parameters"], predictions["val"]
+    return {
+        "format_version": CHECKPOINT_FORMAT,
+        **{split: score(predicted) for split, predicted in predictions.items()},
+        "temperature": fit_temperature(val.logits, val.labels),
+        "best_epoch": checkpoint["epoch"] + 1,
+        "classes": list(hparams["classes"]),
+        "seed": hparams["config"]["seed"],
+        "digest": {"split": hparams["split_digest"], "weights": hparams["weights_digest"]},
+        "device": device_name(device),
+        "precision": precision,
+        **provenance(),
+        "cost": {"seconds": dict(seconds), "peak_memory_bytes": peak_memory_bytes(device)},
+    }
+
+
+def write_result(run_dir: Path, result: Mapping[str, Any], predictions: Mapping[str, Predictions]) -> None:
+    """Write the predictions and, last, result.json."""
+    for split, predicted in predictions.items():
+        predicted.save(run_dir / PREDICTIONS_DIR / f"{split}.csv")
+    write_json(result, run_dir / RESULT_FILE)
 
 
 def _explain_other_loss(trainer: Trainer, loss: float) -> None:

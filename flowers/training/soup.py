@@ -1,0 +1,161 @@
+"""Greedy soup: the mean of the weights of several runs that started from the same weights."""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import Tensor
+
+from flowers.data.datamodule import ImageDataModule, inference_data_args
+from flowers.evaluation.evaluator import extract_features, predict_features
+from flowers.evaluation.metrics import score, score_line
+from flowers.evaluation.predictions import Predictions
+from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
+from flowers.runtime.config import to_container
+from flowers.runtime.files import atomic_write, atomic_write_text
+from flowers.runtime.hardware import resolve_trainer_config
+from flowers.runtime.run_folder import BEST_CHECKPOINT, CONFIG_FILE, SPLIT_FILE, read_result
+from flowers.runtime.text import one_line
+from flowers.training.results import make_result, write_result
+
+# What the members must have in common.
+_SHARED_HPARAMS = (
+    *("architecture", "classes", "options", "image_size", "resize", "mean", "std"),
+    *("split_digest", "weights_digest"),
+)
+
+
+def run_soup(cfg: DictConfig) -> float:
+    """Average the weights of runs greedily into a new run folder, and score it.
+
+    The runs are tried from the best validation accuracy to the worst. A run becomes a member if the mean of the weights
+    with it is at least as accurate on val as without it (Wortsman et al., ICML 2022, arXiv:2203.05482).
+
+    Returns:
+        The validation accuracy.
+
+    Raises:
+        ValueError: There are too few finished runs, they do not fit together, or the output folder is taken.
+    """
+    start = time.perf_counter()
+    output = Path(cfg.output).resolve()
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"output={cfg.output}: the folder is not empty: give a new one")
+    runs = rank_runs(to_container(cfg)["runs"], cfg.multirun)
+    checkpoints = [read_checkpoint(run / BEST_CHECKPOINT) for run in runs]
+    check_members(runs, checkpoints)
+    hparams = checkpoints[0]["hyper_parameters"]
+    requested = {key: cfg[key] for key in ("accelerator", "precision") if cfg[key] is not None}
+    config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | requested}
+    settings = config["data"]
+    data = ImageDataModule(settings["root"], split_file=runs[0] / SPLIT_FILE, **inference_data_args(settings))
+    model = load_classifier(runs[0] / BEST_CHECKPOINT)
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    states = [checkpoint["state_dict"] for checkpoint in checkpoints]
+    members: list[int] = []
+    predictions: dict[str, Predictions] = {}
+    for index, run in enumerate(runs):
+        tried = predict(model, average_weights([states[each] for each in (*members, index)]), data, "val", config)
+        accuracy = score(tried)["accuracy"]
+        is_added = not members or accuracy >= score(predictions["val"])["accuracy"]
+        if is_added:
+            members.append(index)
+            predictions["val"] = tried
+        console.print(f"{'added' if is_added else 'left out'} {one_line(run)}: accuracy {accuracy:.4f}", soft_wrap=True)
+
+    weights, best_member = average_weights([states[each] for each in members]), checkpoints[members[0]]
+    if data.counts("test"):
+        predictions["test"] = predict(model, weights, data, "test", config)
+    trainer = resolve_trainer_config(config["trainer"])
+    seconds = {"soup": time.perf_counter() - start}
+    result = make_result(predictions, best_member, model.device, str(trainer["precision"]), seconds)
+    result["soup"] = {"members": [str(runs[each]) for each in members], "tried": len(runs)}
+    _write_run(output, {**best_member, "state_dict": weights}, runs[0] / SPLIT_FILE)
+    write_result(output, result, predictions)
+    console.print(f"{len(members)} of {len(runs)} runs are in the soup")
+    for split in predictions:
+        console.print(score_line(split, result[split]))
+    console.print("the members were chosen on val: its accuracy is optimistic")
+    console.print(f"run folder {one_line(output)}", soft_wrap=True)
+    return float(result["val"]["accuracy"])
+
+
+def average_weights(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of weights in float32; counters, which are whole numbers, are those of the first member.
+
+    The sum is in float64: the mean of equal weights is these weights, to the bit.
+    """
+    mean = {}
+    for name, first in members[0].items():
+        total = sum((member[name].double() for member in members[1:]), first.double())
+        mean[name] = (total / len(members)).float() if first.is_floating_point() else first
+    return mean
+
+
+def rank_runs(runs: Sequence[str], multirun: str | None) -> list[Path]:
+    """Return the folders of finished runs that have a best checkpoint, best validation accuracy first.
+
+    Args:
+        runs: Run folders.
+        multirun: Instead of them, the folder of a multirun or of a search: all runs below it.
+
+    Raises:
+        ValueError: A run is not finished, or there are fewer than two.
+    """
+    folders = [Path(run) for run in runs]
+    if multirun:
+        folders = [path.parents[1] for path in sorted(Path(multirun).glob(f"**/{BEST_CHECKPOINT}"))]
+    results: dict[Path, dict[str, Any]] = {}
+    for folder in folders:
+        result = read_result(folder)
+        if result is None or not (folder / BEST_CHECKPOINT).is_file():
+            if not multirun:
+                raise ValueError(f"{folder} is not a finished run with a {BEST_CHECKPOINT}: finish it, or leave it out")
+            continue
+        results[folder.resolve()] = result["val"]
+    if len(results) < 2:
+        where = f"multirun={multirun}" if multirun else f"runs={list(runs)}"
+        raise ValueError(f"{where}: found {len(results)} finished runs with a checkpoint, expected at least two")
+    return sorted(results, key=lambda folder: (-results[folder]["accuracy"], results[folder]["loss"], str(folder)))
+
+
+def check_members(runs: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> None:
+    """Check that the weights of runs can be averaged, and that their accuracies compare.
+
+    Raises:
+        ValueError: A run has another network, start, split or input than the first one.
+    """
+    first = checkpoints[0]["hyper_parameters"]
+    for run, checkpoint in zip(runs, checkpoints, strict=True):
+        hparams = checkpoint["hyper_parameters"]
+        for name in _SHARED_HPARAMS:
+            if hparams[name] != first[name]:
+                raise ValueError(
+                    f"{run} has another {name} than {runs[0]}: only runs of the same network, initial weights and "
+                    "split can be averaged"
+                )
+
+
+def predict(
+    model: ImageClassifier, weights: Mapping[str, Tensor], data: ImageDataModule, split: str, config: Mapping[str, Any]
+) -> Predictions:
+    """Return the predictions of a model with other weights for a split."""
+    model.load_state_dict(weights)
+    dataset = data.dataset(split)
+    return predict_features(model, extract_features(model, data, dataset, split, config), dataset)
+
+
+def _write_run(output: Path, checkpoint: Mapping[str, Any], split_file: Path) -> None:
+    (output / BEST_CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(split_file, output / SPLIT_FILE)
+    config = checkpoint["hyper_parameters"]["config"] | {"run_dir": str(output)}
+    atomic_write_text(output / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(config)))
+    hparams = checkpoint["hyper_parameters"] | {"config": config}
+    with atomic_write(output / BEST_CHECKPOINT) as partial:
+        torch.save({**checkpoint, "hyper_parameters": hparams}, partial)
