@@ -48,6 +48,7 @@ WRONG: dict[str, dict[str, str]] = {
         "data.image_size=0": "expected a whole number from 1 to 4096",
         "data.image_size=10000": "(a batch of 64 such images takes 76.8 GB)",
         "data.image_size=null": "expected a whole number",
+        "data.interpolation=cubic": "one of bilinear, bicubic, or null: did you mean bicubic?",
         "data.resize=100": "expected at least data.image_size=224",
         "data.crop_scale=[2,3]": "expected [smallest, largest], above 0 and at most 1",
         "data.crop_scale=[0,0]": "above 0",
@@ -119,6 +120,13 @@ WRONG: dict[str, dict[str, str]] = {
     },
     "soup": {"runs=A": "at least two runs", "output=": "not empty", "precision=64-true": "expected one of"},
     "pack": {"shard_mb=0": "above 0", "workers=0": "at least 1", "data.val_fraction=-1": "at least 0"},
+    "probe": {
+        "models=[]": "expected a list of architectures",
+        "models=resnet18": "expected a list of architectures",
+        "folds=1": "at least 2",
+        "cache_gb=-1": "at least 0",
+        "seed=-1": "at least 0",
+    },
     "benchmark": {
         "rounds=0": "at least 1",
         "seconds=0": "above 0",

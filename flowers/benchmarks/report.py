@@ -13,7 +13,9 @@ from rich.table import Table
 from flowers.benchmarks.baseline import BaselineBenchmark
 from flowers.benchmarks.project import ProjectBenchmark
 from flowers.data.datamodule import ImageDataModule
+from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier
+from flowers.models.input_settings import resolve_input_settings
 from flowers.runtime.config import instantiate_group, to_container
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import device_name, resolve_device, resolve_trainer_config
@@ -55,6 +57,8 @@ def run_benchmark(cfg: DictConfig) -> dict[str, Any]:
     _check_settings(cfg)
     settings = resolve_trainer_config(to_container(cfg.trainer))
     device = resolve_device(settings["accelerator"])
+    check_backbone(cfg.model.architecture, cfg.model.weights, cfg.model.options)
+    resolve_input_settings(cfg)
     data = ImageDataModule(**instantiate_group(cfg.data), seed=cfg.seed)
     if data.shards is not None:
         raise ValueError("data=shards: the baseline reads each image from its own file; give data=folder")

@@ -1,12 +1,13 @@
 """The data module: batches of images and labels from a folder or from shards."""
 
+import copy
 import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from lightning import LightningDataModule
@@ -27,6 +28,7 @@ from flowers.data.shards import ShardSource
 from flowers.data.splits import SplitRecord, check_split, load_split, split_sha256
 from flowers.data.transforms import (
     TRANSFORM_VERSION,
+    Interpolation,
     ResizeIfLarger,
     eval_transform,
     max_useful_side,
@@ -43,7 +45,7 @@ from flowers.runtime.validation import check_values
 
 def inference_data_args(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data arguments of a training run that another program needs to show a model the same images."""
-    names = ("image_size", "resize", "batch_size", "num_workers", "on_corrupt")
+    names = ("image_size", "resize", "interpolation", "batch_size", "num_workers", "on_corrupt")
     packed = ("packed", "s3_endpoint", "retry_timeout", "cache_gb")
     return {name: settings[name] for name in (*names, *packed) if name in settings}
 
@@ -67,6 +69,7 @@ class ImageDataModule(LightningDataModule):
         on_corrupt: For files that cannot be read: "error" lists them and stops, "skip" lists and ignores them.
         image_size: Side of the images that the network sees, in pixels.
         resize: Shorter side of evaluation images before the center crop, in pixels; at least `image_size`.
+        interpolation: Of all resizing, which is antialiased: "bilinear" or "bicubic".
         crop_scale: Smallest and largest share of the image area in a training crop, above 0 and at most 1.
         crop_ratio: Smallest and largest width / height of a training crop, above 0.
         hflip_prob: Probability that a training image is flipped horizontally, from 0 to 1.
@@ -74,8 +77,8 @@ class ImageDataModule(LightningDataModule):
         contrast: The same for the contrast.
         saturation: The same for the saturation.
         hue: Largest rotation of the hue, as a share of the color circle, from 0 to 0.5.
-        augmentation: Makes the training transform from `image_size`, `resize` and the settings from `crop_scale` to
-            `hue`, given by name; None for `train_transform`. It maps uint8 (3, H, W) to uint8 (3, image_size,
+        augmentation: Makes the training transform from `image_size`, `resize` and the settings from `interpolation`
+            to `hue`, given by name; None for `train_transform`. It maps uint8 (3, H, W) to uint8 (3, image_size,
             image_size) and draws from the global generator of torch.
         batch_size: Images per step, over all processes.
         num_workers: Dataloader workers per process; None for one per core, at most 8.
@@ -105,6 +108,7 @@ class ImageDataModule(LightningDataModule):
         on_corrupt: Literal["error", "skip"] = "error",
         image_size: int = 224,
         resize: int = 256,
+        interpolation: Interpolation = "bilinear",
         crop_scale: Sequence[float] = (0.5, 1.0),
         crop_ratio: Sequence[float] = (0.75, 1.333),
         hflip_prob: float = 0.5,
@@ -138,7 +142,8 @@ class ImageDataModule(LightningDataModule):
             "num_workers": num_workers,
             "decoded_cache_fraction": decoded_cache_fraction,
         }
-        check_values({"image_size": image_size, "resize": resize, **drawn, **loading}, Pixels, "data.")
+        size = {"image_size": image_size, "resize": resize, "interpolation": interpolation}
+        check_values({**size, **drawn, **loading}, Pixels, "data.")
         remote = {"retry_timeout": retry_timeout, "cache_gb": cache_gb, "shuffle_shards": shuffle_shards}
         check_values(remote, Remote, "data.")
         if is_remote(root) and not packed:
@@ -149,15 +154,21 @@ class ImageDataModule(LightningDataModule):
         )
         self.split_file = split_file
         self._split = None if split_file is None else load_split(split_file)
-        self._eval_settings = {"version": TRANSFORM_VERSION, "image_size": image_size, "resize": resize}
+        self._eval_settings: dict[str, Any] = {"version": TRANSFORM_VERSION, "image_size": image_size, "resize": resize}
+        if interpolation != "bilinear":  # the only one of earlier versions, whose caches stay valid
+            self._eval_settings |= {"interpolation": interpolation}
         self._train_settings = self._eval_settings | drawn
         if augmentation is None:
-            self.train_transform: Callable[[Tensor], Tensor] = train_transform(image_size, **drawn)
+            self.train_transform: Callable[[Tensor], Tensor] = train_transform(
+                image_size, **drawn, interpolation=interpolation
+            )
         else:
             self._train_settings |= {"augmentation": _describe(augmentation)}
-            self.train_transform = augmentation(image_size=image_size, resize=resize, **drawn)
-        self.resize_if_larger = ResizeIfLarger(max(resize, max_useful_side(image_size, crop_scale, crop_ratio)))
-        self.eval_transform = eval_transform(image_size, resize)
+            self.train_transform = augmentation(**size, **drawn)
+        self.resize_if_larger = ResizeIfLarger(
+            max(resize, max_useful_side(image_size, crop_scale, crop_ratio)), interpolation
+        )
+        self.eval_transform = eval_transform(image_size, resize, interpolation)
         self.batch_size = batch_size
         self.num_workers = min(available_cores(), 8) if num_workers is None else num_workers
         self.decoded_cache_fraction = decoded_cache_fraction
@@ -194,6 +205,16 @@ class ImageDataModule(LightningDataModule):
         """Return all that determines how an image file becomes pixels, ready for JSON, as part of a cache key."""
         return dict(self._train_settings if augmented else self._eval_settings)
 
+    def resized(self, resize: int, interpolation: Interpolation) -> Self:
+        """Return a copy with the same images, resized in another way for evaluation."""
+        copied = copy.copy(self)
+        copied._eval_settings = self._eval_settings | {"resize": resize}
+        copied._eval_settings.pop("interpolation", None)
+        if interpolation != "bilinear":
+            copied._eval_settings |= {"interpolation": interpolation}
+        copied.eval_transform = eval_transform(self._eval_settings["image_size"], resize, interpolation)
+        return copied
+
     def setup(self, stage: str) -> None:
         """Check that there are images to train and validate with. Lightning calls it before it uses any of them.
 
@@ -219,7 +240,8 @@ class ImageDataModule(LightningDataModule):
             records = self.shards.sort_by_shard(records)
         labels = [self.class_numbers[record.label] for record in records]
         if augmented:
-            prepare, augment, prepared = self.resize_if_larger, self.train_transform, str(self.resize_if_larger.side)
+            prepare, augment = self.resize_if_larger, self.train_transform
+            prepared = f"{prepare.side} {prepare.mode}"
         else:
             prepare, augment, prepared = self.eval_transform, None, json.dumps(self._eval_settings)
         decoded = None

@@ -104,7 +104,7 @@ def assign_splits(
     labels: defaultdict[str, Counter[str]] = defaultdict(Counter)  # of each group, the number of images per class
     for image in images:
         labels[group_of[image.path]][image.label] += 1
-    order = sorted(labels, key=lambda group: hashlib.sha256(f"{seed} {group}".encode()).digest())
+    order = _hash_order(labels, seed)
 
     test = _fill_quota(order, labels, {label: round(count * test_fraction) for label, count in total.items()})
     rest = [group for group in order if group not in test]
@@ -114,6 +114,28 @@ def assign_splits(
         val = _fill_quota(rest, labels, {label: round(count * val_fraction) for label, count in total.items()})
     split_of = dict.fromkeys(order, "train") | dict.fromkeys(val, "val") | dict.fromkeys(test, "test")
     return sorted(SplitRecord(i.path, i.label, split_of[group_of[i.path]], group_of[i.path], i.sha256) for i in images)
+
+
+def assign_folds(records: Sequence[SplitRecord], folds: int, seed: int = 0) -> list[int]:
+    """Return the fold of each record, from 0 to `folds` - 1. Near duplicates are in the same fold.
+
+    They are the folds of `assign_splits`, in which each fold in turn is val, if no record is in test.
+
+    Raises:
+        ValueError: A class has fewer images than there are folds.
+    """
+    rarest, count = min(Counter(record.label for record in records).items(), key=lambda item: item[1])
+    if count < folds:
+        raise ValueError(f"class {one_line(rarest)} has {count} usable image(s): expected at least {folds}, one a fold")
+    labels: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        labels[record.group][record.label] += 1
+    fold_of = _deal_folds(_hash_order(labels, seed), labels, folds)
+    return [fold_of[record.group] for record in records]
+
+
+def _hash_order(groups: Iterable[str], seed: int) -> list[str]:
+    return sorted(groups, key=lambda group: hashlib.sha256(f"{seed} {group}".encode()).digest())
 
 
 def _fill_quota(order: Sequence[str], labels: Mapping[str, Mapping[str, int]], quota: Mapping[str, int]) -> set[str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torchvision.transforms import v2
 
 # Raise it with every change of this module that changes pixels: cached features are then computed again.
 TRANSFORM_VERSION = 1
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 def train_transform(
@@ -21,6 +23,7 @@ def train_transform(
     contrast: float,
     saturation: float,
     hue: float,
+    interpolation: Interpolation = "bilinear",
 ) -> v2.Transform:
     """Return the training augmentation: random resized crop, horizontal flip, color jitter.
 
@@ -35,28 +38,41 @@ def train_transform(
         contrast: See `brightness`.
         saturation: See `brightness`.
         hue: Largest rotation of the hue, as a share of the color circle.
+        interpolation: Of the resizing, which is antialiased.
     """
     return v2.Compose(
         [
-            v2.RandomResizedCrop(image_size, tuple(crop_scale), tuple(crop_ratio), antialias=True),
+            _random_resized_crop(image_size, crop_scale, crop_ratio, interpolation),
             v2.RandomHorizontalFlip(hflip_prob),
             FusedColorJitter(brightness, contrast, saturation, hue),
         ]
     )
 
 
-def no_augmentation(image_size: int, resize: int, **_: Any) -> v2.Transform:
+def _random_resized_crop(
+    image_size: int, crop_scale: Sequence[float], crop_ratio: Sequence[float], interpolation: Interpolation
+) -> v2.Transform:
+    mode = v2.InterpolationMode(interpolation)
+    return v2.RandomResizedCrop(image_size, tuple(crop_scale), tuple(crop_ratio), mode, antialias=True)
+
+
+def no_augmentation(image_size: int, resize: int, interpolation: Interpolation = "bilinear", **_: Any) -> v2.Transform:
     """Return `eval_transform`: training images look as in validation."""
-    return eval_transform(image_size, resize)
+    return eval_transform(image_size, resize, interpolation)
 
 
 def light_augmentation(
-    image_size: int, crop_scale: Sequence[float], crop_ratio: Sequence[float], hflip_prob: float, **_: Any
+    image_size: int,
+    crop_scale: Sequence[float],
+    crop_ratio: Sequence[float],
+    hflip_prob: float,
+    interpolation: Interpolation = "bilinear",
+    **_: Any,
 ) -> v2.Transform:
     """Return random resized crops and horizontal flips; see `train_transform`."""
     return v2.Compose(
         [
-            v2.RandomResizedCrop(image_size, tuple(crop_scale), tuple(crop_ratio), antialias=True),
+            _random_resized_crop(image_size, crop_scale, crop_ratio, interpolation),
             v2.RandomHorizontalFlip(hflip_prob),
         ]
     )
@@ -80,12 +96,13 @@ def strong_augmentation(
     return v2.Compose([light_augmentation(image_size, **settings), *operations, v2.RandomErasing(erasing, value=127)])
 
 
-def eval_transform(image_size: int, resize: int) -> v2.Transform:
+def eval_transform(image_size: int, resize: int, interpolation: Interpolation = "bilinear") -> v2.Transform:
     """Return the evaluation transform: resize the shorter side to `resize` pixels, then crop the center square.
 
     It maps uint8 (3, H, W) to uint8 (3, image_size, image_size).
     """
-    return v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(image_size)])
+    mode = v2.InterpolationMode(interpolation)
+    return v2.Compose([v2.Resize(resize, mode, antialias=True), v2.CenterCrop(image_size)])
 
 
 def max_useful_side(image_size: int, crop_scale: Sequence[float], crop_ratio: Sequence[float]) -> int:
@@ -97,14 +114,14 @@ def max_useful_side(image_size: int, crop_scale: Sequence[float], crop_ratio: Se
 class ResizeIfLarger:
     """Resize an image (3, H, W) so that its shorter side has at most `side` pixels."""
 
-    def __init__(self, side: int) -> None:
-        self.side = side
+    def __init__(self, side: int, interpolation: Interpolation = "bilinear") -> None:
+        self.side, self.mode = side, v2.InterpolationMode(interpolation)
 
     def __call__(self, image: Tensor) -> Tensor:
         """Return the resized image, or the image itself if it is small enough."""
         if min(image.shape[-2:]) <= self.side:
             return image
-        return torch.as_tensor(v2.functional.resize(image, [self.side], antialias=True))
+        return torch.as_tensor(v2.functional.resize(image, [self.side], self.mode, antialias=True))
 
 
 _GRAY_WEIGHTS = torch.tensor([0.299, 0.587, 0.114])  # of red, green and blue

@@ -62,7 +62,9 @@ class Classifier:
         self.model, self.temperature, self.tta = model.eval(), temperature, tta
         self.classes: list[str] = model.classes
         self.backbone = FrozenBackbone(model, precision, tta)
-        self.eval_transform = eval_transform(model.hparams["image_size"], model.hparams["resize"])
+        self.eval_transform = eval_transform(
+            *(model.hparams[name] for name in ("image_size", "resize", "interpolation"))
+        )
 
     @classmethod
     def load(

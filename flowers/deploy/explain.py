@@ -73,10 +73,9 @@ def crop_image(classifier: Classifier, image: Image.Image) -> ImageCrops:
     """
     scale = max(1, round(_IMAGE_WIDTH / classifier.model.hparams["image_size"]))
     size, resize = (classifier.model.hparams[name] * scale for name in ("image_size", "resize"))
+    enlarged = eval_transform(size, resize, classifier.model.hparams["interpolation"])
     whole = pil_to_tensor(image)
-    return ImageCrops(
-        *(torch.as_tensor(crop(whole)) for crop in (classifier.eval_transform, eval_transform(size, resize)))
-    )
+    return ImageCrops(*(torch.as_tensor(crop(whole)) for crop in (classifier.eval_transform, enlarged)))
 
 
 def explain_images(

@@ -4,7 +4,7 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -67,18 +67,36 @@ def _explain_batch(classifier: Classifier, pixels: Tensor, label: int | None) ->
     return classifier.calibrate(logits.detach()), heat_maps
 
 
+class TokenLayer(NamedTuple):
+    """A layer of a Vision Transformer: its name, and how many tokens come before those of the patches."""
+
+    name: str
+    prefix_tokens: int
+
+
+def _token_layer(backbone: nn.Module) -> TokenLayer | None:
+    """Return the layer before the last attention of a Vision Transformer; None for another network."""
+    names = {module: name for name, module in backbone.named_modules()}
+    if isinstance(backbone, VisionTransformer):
+        return TokenLayer(names[backbone.encoder.layers[-1].ln_1], 1)
+    blocks, prefix_tokens = getattr(backbone, "blocks", None), getattr(backbone, "num_prefix_tokens", None)
+    if isinstance(blocks, nn.Sequential | nn.ModuleList) and isinstance(prefix_tokens, int):  # those of timm
+        norm = getattr(blocks[-1], "norm1", None)
+        return TokenLayer(names[norm], prefix_tokens) if isinstance(norm, nn.Module) else None
+    return None
+
+
 @torch.no_grad()
 def _find_layer(classifier: Classifier, pixels: Tensor) -> nn.Module:
     """Return the layer whose output Grad-CAM weights.
 
     It is the last layer with a feature map of more than one position. Pooling layers do not count: after its last pool
-    VGG has a quarter of the positions. In a Vision Transformer only the class token matters after the last attention,
-    so there it is the layer before that attention.
+    VGG has a quarter of the positions. In a Vision Transformer only the class token may matter after the last
+    attention, so there it is the layer before that attention.
     """
-    backbone, network, thread = classifier.model.backbone, classifier.backbone.network, threading.get_ident()
-    if isinstance(backbone, VisionTransformer):
-        names = {module: name for name, module in backbone.named_modules()}
-        return network.get_submodule(names[backbone.encoder.layers[-1].ln_1])
+    network, thread = classifier.backbone.network, threading.get_ident()
+    if (tokens := _token_layer(classifier.model.backbone)) is not None:
+        return network.get_submodule(tokens.name)
     last: list[nn.Module] = []
     pooled: list[Tensor] = []
 
@@ -97,6 +115,13 @@ def _find_layer(classifier: Classifier, pixels: Tensor) -> nn.Module:
     finally:
         for hook in hooks:
             hook.remove()
+    names = {module: name for name, module in network.named_modules()}
+    if last and names[last[0]].startswith(
+        ("patch_embed", "stem")
+    ):  # the network continues with tokens of a layout of its own
+        raise ValueError(
+            f"{classifier.model.hparams['architecture']}: Grad-CAM cannot tell which layer is a feature map"
+        )
     if not last:
         raise ValueError(
             f"{classifier.model.hparams['architecture']} has no feature map for an image of {pixels.shape[-1]} pixels: "
@@ -112,16 +137,21 @@ def _exposed_layer(classifier: Classifier) -> Iterator[nn.Module]:
     The output of the layer is detached, so gradients of earlier layers are not computed.
     """
     exposed, thread = nn.Identity(), threading.get_ident()
+    backbone = classifier.model.backbone
+    layer, is_channels_last = _token_layer(backbone), getattr(backbone, "output_fmt", "") == "NHWC"  # Swin of timm
 
     def pass_through(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         if threading.get_ident() != thread:
             return output
-        if not isinstance(classifier.model.backbone, VisionTransformer):
-            return torch.as_tensor(exposed(output.detach().requires_grad_()))
-        tokens = output.detach().requires_grad_()  # (B, 1 + h * w, C), the class token first
-        side = math.isqrt(tokens.shape[1] - 1)
-        patches = exposed(tokens[:, 1:].transpose(1, 2).reshape(len(tokens), -1, side, side))
-        return torch.cat([tokens[:, :1], patches.flatten(2).transpose(1, 2)], 1)
+        if layer is None:
+            maps = output.detach().requires_grad_()
+            if not is_channels_last:
+                return torch.as_tensor(exposed(maps))
+            return torch.as_tensor(exposed(maps.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        tokens, start = output.detach().requires_grad_(), layer.prefix_tokens  # (B, start + h * w, C)
+        side = math.isqrt(tokens.shape[1] - start)
+        patches = exposed(tokens[:, start:].transpose(1, 2).reshape(len(tokens), -1, side, side))
+        return torch.cat([tokens[:, :start], patches.flatten(2).transpose(1, 2)], 1)
 
     hook = _LAYERS[classifier.backbone].register_forward_hook(pass_through)
     try:

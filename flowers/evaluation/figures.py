@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from flowers.evaluation.confusion import MATRIX_CLASSES, ConfusionCells
 from flowers.evaluation.statistics import wilson_interval
@@ -73,6 +73,49 @@ def plot_coverage(points: Sequence[Mapping[str, float]]) -> Figure:
     figure, (axis,) = _plot(1, 3.6)
     axis.plot([point["coverage"] for point in points], [point["accuracy"] for point in points], color=_VAL)
     axis.set(xlabel="share of the images, most confident first", ylabel="accuracy on that share")
+    return figure
+
+
+def plot_accuracy_cost(points: Sequence[tuple[str, float, int, bool]], n: int) -> Figure:
+    """Plot accuracies with their 95 % intervals over the time for an image, on white.
+
+    Args:
+        points: For each backbone its name, its milliseconds for an image, the number of correct images, and whether it
+            is pretrained.
+        n: The number of images.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    for is_pretrained, color, marker in ((True, _VAL, "o"), (False, _TRAIN, "x")):
+        shown = [point for point in points if point[3] == is_pretrained]
+        if not shown:
+            continue
+        accuracies = [correct / n for _, _, correct, _ in shown]
+        intervals = [wilson_interval(correct, n) for _, _, correct, _ in shown]
+        bars = [
+            [max(0.0, value - low) for value, (low, _) in zip(accuracies, intervals, strict=True)],
+            [max(0.0, high - value) for value, (_, high) in zip(accuracies, intervals, strict=True)],
+        ]
+        times = [milliseconds for _, milliseconds, _, _ in shown]
+        label = "pretrained" if is_pretrained else "random weights"
+        axis.errorbar(times, accuracies, bars, color=color, label=label, fmt=marker, elinewidth=1, capsize=2)
+        for (name, milliseconds, _, _), accuracy in zip(shown, accuracies, strict=True):
+            axis.annotate(
+                _shorten(name.removesuffix(":random")),
+                (milliseconds, accuracy),
+                xytext=(6, 5),
+                textcoords="offset points",
+                fontsize=8,
+                parse_math=False,
+            )
+    axis.set_xscale("log")
+    axis.margins(x=0.2)
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set(xlabel="milliseconds per image, frozen backbone", ylabel=f"out-of-fold accuracy, n = {n:,}")
+    axis.grid(alpha=0.2, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="lower right")
     return figure
 
 

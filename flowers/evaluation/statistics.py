@@ -37,15 +37,19 @@ def mcnemar(first: Predictions, second: Predictions) -> dict[str, Any]:
     gained, lost, n = int((after & ~before).sum()), int((before & ~after).sum()), len(first)
     difference = (gained - lost) / n
     half_width = 1.959964 * np.sqrt(((gained + lost) / n - difference**2) / n)
-    p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     return {
         "difference": difference,
         "interval": [float(difference - half_width), float(difference + half_width)],
         "gained": [path for path, was, now in zip(first.paths, before, after, strict=True) if now and not was],
         "lost": [path for path, was, now in zip(first.paths, before, after, strict=True) if was and not now],
-        "p": float(p),
+        "p": mcnemar_p(gained, lost),
         "n": n,
     }
+
+
+def mcnemar_p(gained: int, lost: int) -> float:
+    """Return McNemar's exact p value: `gained` and `lost` images are those that only one of two models gets right."""
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

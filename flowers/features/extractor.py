@@ -15,6 +15,7 @@ from flowers.data.dataset import ImageDataset
 from flowers.data.images import READ_VERSION
 from flowers.features.cache import FeatureCache, IndexedFeatures, concat_batches
 from flowers.features.frozen_backbone import PASS_VERSION, FrozenBackbone, precision_dtype
+from flowers.models.backbones import timm_name
 from flowers.models.classifier import ImageClassifier
 from flowers.runtime.distributed import all_gather_object, broadcast_object, local_slice, rank_and_world_size
 from flowers.runtime.logging import progress_bar
@@ -31,6 +32,9 @@ def cache_key(
     The code that they depend on has versions: READ_VERSION, PASS_VERSION, and, among the transform settings,
     TRANSFORM_VERSION.
     """
+    packages = ["torch", "torchvision", "pillow"]
+    if timm_name(model.hparams["architecture"]) is not None:
+        packages += ["timm"]
     return {
         "format": "3",
         "code": json.dumps({"read": READ_VERSION, "pass": PASS_VERSION}),
@@ -40,7 +44,7 @@ def cache_key(
         "normalize": json.dumps([list(model.hparams["mean"]), list(model.hparams["std"])]),
         "view": str(view) if tta == "none" else f"{view} {tta}",
         "precision": f"{precision_dtype(precision)} on {model.device.type}",
-        "versions": " ".join(version(name) for name in ("torch", "torchvision", "pillow")),
+        "versions": " ".join(version(name) for name in packages),
     }
 
 

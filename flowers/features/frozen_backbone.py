@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 PASS_VERSION = 1
 
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
+_FUSABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU)  # into the layer before them
 _CHECK_SIZE = 96  # pixels; Inception needs at least 75
 
 
@@ -36,8 +37,11 @@ def precision_dtype(precision: str) -> torch.dtype:
 def fuse_conv_bn(backbone: nn.Module) -> nn.Module:
     """Return a copy of a network in eval mode, with each BatchNorm folded into the layer before it where possible.
 
-    A network that cannot be traced or fused comes back as a plain copy, with one line in the log.
+    A network that cannot be traced or fused comes back as a plain copy, with one line in the log. So does a network in
+    which there is nothing to fuse, such as a Vision Transformer.
     """
+    if not any(isinstance(module, _FUSABLE) for module in backbone.modules()):
+        return copy.deepcopy(backbone)
     try:
         return _fuse_traced(fx.symbolic_trace(copy.deepcopy(backbone)))
     except Exception as error:  # tracing runs the code of the network, which may raise anything

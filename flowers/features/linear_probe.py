@@ -1,5 +1,7 @@
 """Linear probes: the best linear head for fixed features, found by convex optimization."""
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +10,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional
+
+from flowers.runtime.hardware import available_cores
 
 # Of the mean squared feature. From features that need almost no penalty to random ones.
 L2_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -104,11 +108,17 @@ def out_of_fold_logits(features: Tensor, labels: Tensor, num_classes: int, fold_
         fold_of: The fold (N,) of each image; at least two folds.
     """
     logits = torch.empty(len(L2_GRID), len(labels), num_classes)
-    for fold in sorted({*fold_of.tolist()}):
+
+    def fit_fold(fold: int) -> None:
         is_train, probe = fold_of != fold, None
+        train, rest = features[is_train].float(), features[~is_train].float()
         for index, l2 in reversed(list(enumerate(L2_GRID))):  # a strong penalty is fast to fit, and starts the next one
-            probe = fit_linear_probe(features[is_train], labels[is_train], num_classes, l2, probe)
-            logits[index, ~is_train] = probe.logits(features[~is_train])
+            probe = fit_linear_probe(train, labels[is_train], num_classes, l2, probe)
+            logits[index, ~is_train] = probe.logits(rest)
+
+    # One fold per core: the operations are too small for several threads each, which would wait for each other.
+    with ThreadPoolExecutor(available_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        deque(pool.map(fit_fold, sorted({*fold_of.tolist()})), maxlen=0)
     return logits
 
 

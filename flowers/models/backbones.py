@@ -1,5 +1,7 @@
 """Backbones: image classifiers without their last linear layer, with random or pretrained weights.
 
+A name of torchvision is a network of torchvision, any other name one of timm; "timm/resnet50" is that of timm, too.
+
 To add a backbone, write a function that returns an image classifier (the backbone is what comes before its last
 `nn.Linear`) and enter it in `BACKBONES`. `model.architecture=NAME model.weights=FILE` then uses it, and each key of
 `model.options` is an argument of the function.
@@ -19,9 +21,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
+from flowers.models.timm_backbones import (
+    classifier_layers,
+    convert_state_dict,
+    create_timm_network,
+    is_installed,
+    timm_names,
+    timm_weights_names,
+)
 from flowers.runtime.suggestions import did_you_mean
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {}  # architectures that torchvision lacks
+BACKBONES: dict[str, Callable[..., nn.Module]] = {}  # architectures that neither torchvision nor timm has
+
+_TIMM_PREFIX = "timm/"
 
 
 def check_backbone(architecture: str, weights: str | Path | None, options: Mapping[str, Any]) -> None:
@@ -37,12 +49,26 @@ def check_backbone(architecture: str, weights: str | Path | None, options: Mappi
         _build_on_meta(_builder(architecture), options)
 
 
+def timm_name(architecture: str) -> str | None:
+    """Return the name of an architecture in timm, with "timm/" removed; None for one of torchvision or `BACKBONES`."""
+    is_ours = architecture in BACKBONES or architecture in models.list_models(module=models)
+    return None if is_ours else architecture.removeprefix(_TIMM_PREFIX)
+
+
 def _check_names(architecture: str, weights: str | Path | None) -> None:
-    known = [*BACKBONES, *models.list_models(module=models)]
-    if architecture not in known:
+    name = timm_name(architecture)
+    if name is not None and (is_installed() or architecture.startswith(_TIMM_PREFIX)):
+        if name not in (known := timm_names()):
+            others = [] if architecture.startswith(_TIMM_PREFIX) else [*BACKBONES, *models.list_models(module=models)]
+            raise ValueError(
+                f"model.architecture={architecture}: expected the name of a torchvision or timm architecture"
+                f"{did_you_mean(name, [*others, *known])}"
+            )
+    elif name is not None:
         raise ValueError(
             f"model.architecture={architecture}: expected the name of a torchvision architecture"
-            f"{did_you_mean(architecture, known)}"
+            f"{did_you_mean(architecture, [*BACKBONES, *models.list_models(module=models)])}"
+            " (those of timm need pip install 'flowers[timm]')"
         )
     names = _weights_names(architecture)
     if weights is not None and str(weights) not in names and not Path(weights).is_file():
@@ -56,9 +82,11 @@ def build_backbone(architecture: str, weights: str | Path | None, options: Mappi
     """Build a network without its last linear layer.
 
     Args:
-        architecture: A name in `BACKBONES` or in `torchvision.models`, such as "resnet152".
-        weights: A torchvision weights name ("DEFAULT", "IMAGENET1K_V1"), the path of a state dict (.safetensors, or
-            a file from `torch.save`, read without running code in it), or None for random weights.
+        architecture: A name in `BACKBONES` or in `torchvision.models`, such as "resnet152", or in timm, such as
+            "convnext_base.fb_in22k". "timm/resnet50" is that of timm.
+        weights: A name of published weights ("DEFAULT", "IMAGENET1K_V1"; with timm, "DEFAULT" or the tag of the
+            name), the path of a state dict (.safetensors, or a file from `torch.save`, read without running code in
+            it), or None for random weights.
         options: Further keyword arguments of the architecture's builder.
 
     Returns:
@@ -87,6 +115,13 @@ def _cached_pretrained(architecture: str, weights: str, changed: int, options: s
 
 
 def _build(architecture: str, weights: str | None, options: Mapping[str, Any]) -> tuple[nn.Module, int]:
+    if (timm := timm_name(architecture)) is not None:
+        is_published = weights in timm_weights_names(timm)
+        network = create_timm_network(timm, options, pretrained=is_published)
+        if weights is not None and not is_published:
+            state = convert_state_dict(network, _load_state_dict(architecture, weights))
+            _load_weights(network, state, classifier_layers(network), f"model.weights={weights}")
+        return network, int(network.head_hidden_size)  # type: ignore[arg-type]
     builder = _builder(architecture)
     if weights is None:
         network = builder(**options)
@@ -95,13 +130,15 @@ def _build(architecture: str, weights: str | None, options: Mapping[str, Any]) -
         state = _load_state_dict(architecture, weights)
         network = _build_on_meta(builder, options)
         name, head = _last_linear(architecture, network)
-        _load_weights(network, state, head=name, source=f"model.weights={weights}")
+        _load_weights(network, state, (name,), f"model.weights={weights}")
     network.set_submodule(name, nn.Identity())
     return network, head.in_features
 
 
 def _builder(architecture: str) -> Callable[..., nn.Module]:
     """Return a function of the options that builds the network with random weights."""
+    if (timm := timm_name(architecture)) is not None:
+        return lambda **options: create_timm_network(timm, options, pretrained=False)
     function = BACKBONES.get(architecture) or functools.partial(models.get_model, architecture, weights=None)
 
     def build(**options: Any) -> nn.Module:
@@ -159,6 +196,8 @@ def find_weights(architecture: str, sources: Sequence[str | Path]) -> str | None
 
 
 def _weights_names(architecture: str) -> list[str]:
+    if (timm := timm_name(architecture)) is not None:
+        return timm_weights_names(timm)
     return [] if architecture in BACKBONES else list(models.get_model_weights(architecture).__members__)
 
 
@@ -172,7 +211,7 @@ def _last_linear(architecture: str, network: nn.Module) -> tuple[str, nn.Linear]
 
 
 def _load_state_dict(architecture: str, weights: str) -> dict[str, Tensor]:
-    if weights in _weights_names(architecture):
+    if timm_name(architecture) is None and weights in _weights_names(architecture):
         return _download_weights(architecture, weights)
     try:
         if weights.endswith(".safetensors"):
@@ -200,10 +239,11 @@ def _download_weights(architecture: str, weights: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _load_weights(network: nn.Module, state: Mapping[str, Tensor], head: str, source: str) -> None:
-    """Load all weights but those of the last layer, which is about to be replaced and may have any size."""
-    expected = {key: value.shape for key, value in network.state_dict().items() if not key.startswith(f"{head}.")}
-    found = {key: value.shape for key, value in state.items() if not key.startswith(f"{head}.")}
+def _load_weights(network: nn.Module, state: Mapping[str, Tensor], heads: Sequence[str], source: str) -> None:
+    """Load all weights but those of the last layers, `heads`, which are replaced and may have any size."""
+    prefixes = tuple(f"{head}." for head in heads)
+    expected = {key: value.shape for key, value in network.state_dict().items() if not key.startswith(prefixes)}
+    found = {key: value.shape for key, value in state.items() if not key.startswith(prefixes)}
     # Auxiliary classifiers help only when training from scratch; torchvision drops them from its own weights, too.
     found = {key: shape for key, shape in found.items() if key in expected or not key.startswith(("aux", "AuxLogits"))}
     # Files from before PyTorch 0.4.1 lack num_batches_tracked.

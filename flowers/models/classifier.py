@@ -33,6 +33,7 @@ _SAVED_HPARAMS = {
     "options",
     "image_size",
     "resize",
+    "interpolation",
     "mean",
     "std",
     "split_digest",
@@ -110,6 +111,7 @@ class ImageClassifier(LightningModule):
         options: See `build_backbone`.
         image_size: Side of the input images in pixels.
         resize: Shorter side in pixels to which `eval_transform` resizes before it crops the center.
+        interpolation: Of that resizing: "bilinear" or "bicubic".
         mean: Mean of the pixels of each channel, for normalization.
         std: Standard deviation of the pixels of each channel.
         split_digest: SHA-256 of the split.csv of the training data.
@@ -145,6 +147,7 @@ class ImageClassifier(LightningModule):
         options: Mapping[str, Any] | None = None,
         image_size: int = 224,
         resize: int = 256,
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         split_digest: str = "",

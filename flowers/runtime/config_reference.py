@@ -31,6 +31,7 @@ PROGRAMS = (
     "sweep",
     "ablation",
     "soup",
+    "probe",
     "pack",
     "benchmark",
 )

@@ -24,6 +24,7 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 OnCorrupt = Literal["error", "skip"]
 TestTimeAugmentation = Literal["none", "flip", "five_crop"]
 ImageSide = Annotated[int, Field(ge=1, le=4096)]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Expected(NamedTuple):
@@ -70,6 +71,7 @@ class Pixels(Group):
 
     image_size: ImageSide
     resize: Annotated[int, Field(ge=1, le=8192)]
+    interpolation: Interpolation
     crop_scale: Annotated[list[float], _is_range(1.0), Expected("[smallest, largest], above 0 and at most 1")]
     crop_ratio: Annotated[list[float], _is_range(float("inf")), Expected("[smallest, largest], above 0")]
     hflip_prob: Probability
@@ -80,6 +82,13 @@ class Pixels(Group):
     batch_size: AtLeastOne
     num_workers: Count | None
     decoded_cache_fraction: Fraction
+
+
+class ModelPixels(Pixels):
+    """Likewise in a configuration, where the model may determine some."""
+
+    resize: Annotated[int, Field(ge=1, le=8192)] | None  # type: ignore[assignment]
+    interpolation: Interpolation | None  # type: ignore[assignment]
 
 
 class Remote(Group):
@@ -105,11 +114,11 @@ class Source(Group):
     augmentation: Augmentation | None = None
 
 
-class Folder(Split, Pixels, Source):
+class Folder(Split, ModelPixels, Source):
     """data=folder."""
 
 
-class Shards(Remote, Pixels, Source):
+class Shards(Remote, ModelPixels, Source):
     """data=shards."""
 
     packed: bool
@@ -122,8 +131,8 @@ class Model(Group):
     architecture: Text
     weights: Text | None
     options: dict[str, Any]
-    mean: Annotated[list[float], Field(min_length=3, max_length=3), Expected("three numbers")] = [0.485, 0.456, 0.406]
-    std: Annotated[list[Positive], Field(min_length=3, max_length=3), Expected("three numbers above 0")] = [1.0] * 3
+    mean: Annotated[list[float], Field(min_length=3, max_length=3), Expected("three numbers")] | None = None
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3), Expected("three numbers above 0")] | None = None
 
 
 class Optimizer(Target):
@@ -437,6 +446,21 @@ class Benchmark(Group):
     output: Text | None
 
 
+class Probe(Group):
+    """flowers.probe."""
+
+    data: Folder | Shards
+    models: Annotated[
+        list[Text], Field(min_length=1), Expected("a list of architectures, models='[resnet18,A:WEIGHTS]'")
+    ]
+    folds: Annotated[int, Field(ge=2)]
+    seed: Seed
+    accelerator: Device | None
+    precision: Precision | None
+    cache_gb: NotNegative
+    output: Text | None
+
+
 PROGRAM_SCHEMAS: dict[str, type[Group]] = {
     "train": Train,
     "evaluate": Evaluate,
@@ -450,4 +474,5 @@ PROGRAM_SCHEMAS: dict[str, type[Group]] = {
     "soup": Soup,
     "pack": Pack,
     "benchmark": Benchmark,
+    "probe": Probe,
 }

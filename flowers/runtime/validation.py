@@ -48,7 +48,7 @@ def _joint_problems(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
     for group, settings in groups.items():
         if not isinstance(settings, Mapping):
             continue
-        if "resize" in settings and settings["resize"] < settings["image_size"]:
+        if settings.get("resize") is not None and settings["resize"] < settings["image_size"]:
             yield f"{group}resize={settings['resize']}: expected at least {group}image_size={settings['image_size']}"
         if settings.get("val_fraction", 0) + settings.get("test_fraction", 0) >= 1:
             yield (

@@ -1,5 +1,6 @@
 """Train a classifier from a configuration: the whole run, in the order in which things happen."""
 
+import copy
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from flowers.data.remote import is_remote
 from flowers.data.splits import SPLITS, SplitRecord, load_split, save_split
 from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier
+from flowers.models.input_settings import resolve_input_settings
 from flowers.runtime.config import check_settings, check_targets, instantiate_group, to_container
 from flowers.runtime.files import atomic_write_text
 from flowers.runtime.hardware import check_devices, device_name, resolve_trainer_config
@@ -52,6 +54,7 @@ def run_training(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> f
     """
     configure_logging()  # Lightning is imported by now
     check_config(cfg)
+    resolve_input_settings(cfg)
     run_dir = prepare_run_dir(cfg)
     with own_run_dir(run_dir) if is_rank_zero() else nullcontext():
         return _run_stages(cfg, run_dir, extra_callbacks)
@@ -100,7 +103,9 @@ def check_run(cfg: DictConfig) -> None:
         ValueError: See `check_config` and `prepare_run_dir`; or another process trains in the folder.
     """
     check_config(cfg)
-    run_dir = prepare_run_dir(cfg.copy())
+    copied = copy.deepcopy(cfg)
+    resolve_input_settings(copied)
+    run_dir = prepare_run_dir(copied)
     if is_rank_zero() and (run_dir / LOCK_FILE).exists():
         with own_run_dir(run_dir):
             pass
@@ -164,6 +169,7 @@ def make_model(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> Imag
         classes=data.classes,
         image_size=cfg.data.image_size,
         resize=cfg.data.resize,
+        interpolation=cfg.data.interpolation,
         split_digest=data.split_digest,
         config=to_container(cfg),
         optimizer=instantiate(cfg.optimizer, **({"fused": False} if is_clipped else {})),

@@ -421,6 +421,23 @@ def test_head_starts_as_asked(init: str, painted: Path, tmp_path: Path):
     assert (first.weight == 0).all() == (init == "zero")
 
 
+@pytest.mark.parametrize("experiment", ["best", "best_small"])
+def test_best_experiments_run_with_random_weights(experiment: str, painted: Path, tmp_path: Path):
+    small = [*SMALL[:5], "model.weights=null", *SMALL[9:11], f"data.root={painted}", f"run_dir={tmp_path}"]
+    small += ["finetune.epochs=1"]
+    if experiment == "best":  # of the same kind, and smaller
+        pytest.importorskip("timm")
+        small += ["model.architecture=convnext_atto"]
+    else:
+        small += ["finetune.image_sizes=[32]"]
+    run_training(configuration(*small, f"experiment={experiment}"))
+    result = read_json(tmp_path / "result.json")
+    assert result["best_epoch"] == 1
+    hparams = read_checkpoint(tmp_path / BEST_CHECKPOINT)["hyper_parameters"]
+    assert hparams["config"]["tta"] == "flip"
+    assert hparams["mean"] == pytest.approx([0.485, 0.456, 0.406])
+
+
 def test_image_sizes_take_turns_over_the_finetune_stage(painted: Path, tmp_path: Path):
     class Sizes(Callback):
         def __init__(self) -> None:

@@ -29,6 +29,7 @@ class ExportableClassifier(nn.Module):
         super().__init__()
         self.tta = tta
         self.image_size, self.resize = int(model.hparams["image_size"]), int(model.hparams["resize"])
+        self.kernel = {"bilinear": _triangle, "bicubic": _cubic}[model.hparams["interpolation"]]
         for name in ("mean", "std"):
             self.register_buffer(name, 255 * torch.tensor(model.hparams[name]).view(3, 1, 1))
         self.backbone, self.head = fuse_conv_bn(model.backbone), copy.deepcopy(model.head)
@@ -58,9 +59,9 @@ class ExportableClassifier(nn.Module):
         shorter = torch.minimum(height, width)
         row_weights = self._resize_weights(height, shorter, torch.arange(images.shape[-2]))
         column_weights = self._resize_weights(width, shorter, torch.arange(images.shape[-1]))
-        # Like torchvision for uint8, round after each of the two passes, half up.
-        narrowed = (images.float() @ column_weights.T + 0.5).floor()
-        return (row_weights @ narrowed + 0.5).floor()
+        # Like torchvision for uint8, round after each of the two passes, half up. A cubic kernel may leave 0 to 255.
+        narrowed = (images.float() @ column_weights.T + 0.5).floor().clamp(0, 255)
+        return (row_weights @ narrowed + 0.5).floor().clamp(0, 255)
 
     def _resize_weights(self, side: Tensor, shorter: Tensor, pixels: Tensor) -> Tensor:
         """Return the weight (S, side) of each input pixel in each pixel of the crop. Each row sums to 1."""
@@ -70,5 +71,16 @@ class ExportableClassifier(nn.Module):
         scale = side / resized
         centers = (torch.arange(self.image_size) + first + 0.5) * scale
         distances = (pixels + 0.5 - centers[:, None]).abs() / scale.clamp(min=1)
-        weights = (1 - distances).clamp(min=0)
+        weights = self.kernel(distances)
         return weights / weights.sum(1, keepdim=True)
+
+
+def _triangle(distances: Tensor) -> Tensor:
+    """Return the kernel of bilinear interpolation at distances of at least 0."""
+    return (1 - distances).clamp(min=0)
+
+
+def _cubic(distances: Tensor) -> Tensor:
+    """Return the cubic kernel with a = -0.5, which Pillow and torchvision use with antialiasing (Keys, 1981)."""
+    near, far = distances.clamp(max=1), distances.clamp(1, 2)  # the second polynomial is 0 at 1 and at 2
+    return (1.5 * near - 2.5) * near**2 + 1 + (((-0.5 * far + 2.5) * far - 4) * far + 2)

@@ -149,7 +149,8 @@ class TrainedRun:
             uint8 (1, 3, R, R), where R is the size that images are resized to.
         """
         train, side = self.data.dataset("train"), int(self.hparams["resize"])
-        images = ImageDataset(train.root, train.paths, train.labels, train.digests, eval_transform(side, side))
+        resized = eval_transform(side, side, self.classifier.model.hparams["interpolation"])
+        images = ImageDataset(train.root, train.paths, train.labels, train.digests, resized)
         indices = np.random.default_rng(0).permutation(len(images))[:count].tolist()
         return (image.numpy() for image, _ in self.data.batches(images, indices, batch_size=1))
 
@@ -256,6 +257,7 @@ def write_model_files(run: TrainedRun, exporters: Sequence[Exporter], folder: Pa
     counts = {split: run.data.counts(split).total() for split in ("train", "val", "test")}
     facts = {
         **{name: run.hparams[name] for name in ("architecture", "classes", "image_size", "resize", "mean", "std")},
+        "interpolation": run.classifier.model.hparams["interpolation"],
         "temperature": run.classifier.temperature,
         "input": "photos: uint8 (B, 3, H, W), RGB, upright, of any size",
         "output": "probabilities: float32 (B, C), calibrated, in the order of classes",

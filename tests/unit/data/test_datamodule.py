@@ -97,6 +97,8 @@ def test_split_file_is_used_and_refused_if_an_image_has_changed(folder: Path, tm
 def test_transform_settings_are_those_that_determine_pixels():
     settings = ImageDataModule("images", image_size=32, resize=40, crop_scale=(0.3, 1.0), seed=7, batch_size=3)
     assert settings.transform_settings() == {"version": 1, "image_size": 32, "resize": 40}
+    bicubic = ImageDataModule("images", image_size=32, resize=40, interpolation="bicubic")
+    assert bicubic.transform_settings() == settings.transform_settings() | {"interpolation": "bicubic"}
     assert settings.transform_settings(augmented=True) == {
         "version": 1,
         "image_size": 32,

@@ -26,7 +26,9 @@ def build_model(name: str) -> ImageClassifier:
     return ImageClassifier(**settings, classes=["daisy", "rose", "tulip"], image_size=SIDE)
 
 
-@pytest.mark.parametrize("name", sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - {"resnet152"}))
+@pytest.mark.parametrize(
+    "name", sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - {"resnet152", "timm"})
+)
 def test_grad_cam_works_for_every_architecture_and_predicts_what_the_classifier_predicts(name: str, images: Tensor):
     classifier = Classifier(build_model(name))
     probabilities, heat_maps = grad_cam(classifier, images)
@@ -38,6 +40,34 @@ def test_grad_cam_works_for_every_architecture_and_predicts_what_the_classifier_
     with torch.inference_mode():
         _, of_label = grad_cam(classifier, images[1:2], int(probabilities[1].argmax()))
     torch.testing.assert_close(of_label[0], heat_maps[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "grid"),
+    [
+        ("timm/resnet18", {}, 2),
+        ("convnext_atto", {}, 2),
+        ("vit_tiny_patch16_224", {"img_size": SIDE}, 4),
+        ("vit_base_patch16_siglip_224", {"img_size": SIDE, "depth": 2}, 4),
+        ("swin_tiny_patch4_window7_224", {"img_size": SIDE, "window_size": 2}, 2),
+    ],
+)
+def test_grad_cam_finds_the_last_feature_map_of_timm_networks(
+    name: str, options: dict[str, object], grid: int, images: Tensor
+):
+    model = ImageClassifier(name, ["daisy", "rose", "tulip"], options=options, image_size=SIDE)
+    classifier = Classifier(model)
+    probabilities, heat_maps = grad_cam(classifier, images)
+    torch.testing.assert_close(probabilities, classifier.probabilities(images), atol=1e-6, rtol=0)
+    cells = nn.functional.interpolate(heat_maps[:, None], (grid, grid), mode="nearest-exact")
+    smooth = nn.functional.interpolate(cells, (SIDE, SIDE), mode="bilinear")[:, 0]
+    assert (smooth - heat_maps).abs().mean() < 0.1  # a map of grid x grid positions
+
+
+def test_grad_cam_refuses_a_network_whose_layout_it_does_not_know(images: Tensor):
+    model = ImageClassifier("mixer_s32_224", ["daisy", "rose", "tulip"], image_size=224)
+    with pytest.raises(ValueError, match="mixer_s32_224: Grad-CAM cannot tell which layer is a feature map"):
+        grad_cam(Classifier(model), images[:1].repeat(1, 1, 4, 4)[:, :, :224, :224])
 
 
 def test_grad_cam_equals_captum_on_the_trained_network(images: Tensor):

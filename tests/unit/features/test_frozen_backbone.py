@@ -67,6 +67,10 @@ def test_precision_dtype_rejects_an_unknown_precision():
 
 def test_a_backbone_that_cannot_be_traced_is_used_as_it_is(caplog: pytest.LogCaptureFixture):
     class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)  # else there is nothing to fuse
+
         def forward(self, images: Tensor) -> Tensor:
             means = images.mean((2, 3))
             return means if means.sum() > 0 else -means

@@ -1,0 +1,127 @@
+"""Networks of timm (https://github.com/huggingface/pytorch-image-models), which is an optional package.
+
+A name is that of a network, and a dot and the tag of its pretrained weights if there are several, as timm writes it:
+"convnext_base.fb_in22k". timm is imported when it is first used: that takes seconds.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from flowers.runtime.config import require_extra
+from flowers.runtime.text import one_line
+
+# Arguments of `timm.create_model` that load something, or that the program sets itself.
+_RESERVED_OPTIONS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+_RESERVED_OPTIONS |= {"num_classes", "features_only", "pretrained_model_args"}
+
+
+def is_installed() -> bool:
+    """Return whether timm is installed, without importing it."""
+    return importlib.util.find_spec("timm") is not None
+
+
+def timm_names() -> list[str]:
+    """Return the names of all networks, also with each tag of pretrained weights.
+
+    Raises:
+        ValueError: timm is not installed.
+    """
+    require_extra("a network of timm", "timm", "timm")
+    import timm
+
+    return sorted({*timm.list_models(), *timm.list_pretrained()})
+
+
+def pretrained_settings(name: str) -> dict[str, Any]:
+    """Return what timm says about a name: `tag`, `mean`, `std`, `input_size`, `interpolation`, `crop_pct` and so on.
+
+    Without a tag in the name, these are the settings of the weights that timm prefers.
+    """
+    import timm
+
+    found = timm.get_pretrained_cfg(name)
+    assert found is not None, "names are checked before"
+    return {**vars(found), "has_weights": bool(found.has_weights)}
+
+
+def timm_weights_names(name: str) -> list[str]:
+    """Return the names that `model.weights` may have: "DEFAULT" and the tag; none if no weights are published."""
+    settings = pretrained_settings(name)
+    return ["DEFAULT", *([settings["tag"]] if settings["tag"] else [])] if settings["has_weights"] else []
+
+
+def create_timm_network(name: str, options: Mapping[str, Any], pretrained: bool) -> nn.Module:
+    """Create a network without its classifier: it maps images (B, 3, H, W) to features (B, F).
+
+    F is its attribute `head_hidden_size`.
+
+    Raises:
+        ValueError: An option is unknown, or the weights cannot be downloaded.
+    """
+    import timm
+
+    if reserved := sorted(_RESERVED_OPTIONS & options.keys()):
+        raise ValueError(f"model.options={{{reserved[0]}: …}}: set by the program, expected an option of the network")
+    if pretrained:
+        _check_download(name)
+    try:
+        network = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except Exception as error:  # huggingface_hub and httpx have their own errors, which have no common base
+        reason = one_line((str(error).splitlines() or [type(error).__name__])[0])
+        if pretrained:
+            raise _download_error(name, reason) from error
+        if not options:
+            raise
+        given = ", ".join(f"{key}: {value}" for key, value in options.items())
+        raise ValueError(f"model.options={{{given}}}: {name} does not take them: {reason}") from error
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def _check_download(name: str) -> None:
+    """Fail at once without a network: huggingface_hub would try for 48 s, and log ten lines."""
+    from huggingface_hub import get_session, try_to_load_from_cache
+    from huggingface_hub.constants import ENDPOINT
+
+    settings = pretrained_settings(name)
+    hub, file = settings["hf_hub_id"], settings["hf_hub_filename"]
+    if not hub or any(
+        isinstance(try_to_load_from_cache(hub, each), str)
+        for each in ([file] if file else ["model.safetensors", "pytorch_model.bin"])
+    ):
+        return
+    try:
+        get_session().head(ENDPOINT, timeout=20)
+    except Exception as error:  # those of httpx
+        raise _download_error(name, one_line(error)) from error
+
+
+def _download_error(name: str, reason: str) -> ValueError:
+    return ValueError(
+        f"model.weights: cannot download the weights of {name} ({reason}): copy them into the cache of Hugging Face "
+        "by hand, or give a file with model.weights=PATH, or start from random weights with model.weights=null"
+    )
+
+
+def classifier_layers(network: nn.Module) -> tuple[str, ...]:
+    """Return the names of the layers that `num_classes=0` leaves out."""
+    names = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def convert_state_dict(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights, perhaps as the authors of the network published them, under the names and in the shapes of timm.
+
+    Position embeddings are resampled to the image size of the network. Weights that are for another network may stay as
+    they are.
+    """
+    # What timm itself calls when it downloads weights, in each of its modules where the names of the authors differ.
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    try:
+        return state if convert is None else dict(convert(dict(state), network))
+    except (KeyError, AttributeError, RuntimeError, IndexError, ValueError, TypeError, AssertionError):
+        return state
