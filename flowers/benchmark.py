@@ -1,4 +1,4 @@
-"""Measure the speed of this machine: `python -m flowers.benchmark --help`."""
+"""Measure the speed of this machine, or compare with other libraries: `python -m flowers.benchmark --help`."""
 
 from typing import Any
 
@@ -8,7 +8,11 @@ from flowers.cli import program
 
 
 def benchmark(cfg: DictConfig) -> dict[str, Any]:
-    """Measure baseline, project and roofline; return the figures."""
+    """Measure baseline, project and roofline, or train flowers and `cfg.peers`; return the figures."""
+    if cfg.peers:
+        from flowers.benchmarks.peer_table import run_peers
+
+        return run_peers(cfg)
     from flowers.benchmarks.report import run_benchmark
 
     return run_benchmark(cfg)

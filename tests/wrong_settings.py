@@ -132,5 +132,7 @@ WRONG: dict[str, dict[str, str]] = {
         "seconds=0": "above 0",
         "step_batch=1": "at least 2",
         "head.epochs=0": "at least 1",
+        "peers=[fastia]": "did you mean fastai?",
+        "peer_epochs=[0]": "at least 1",
     },
 }

@@ -444,6 +444,11 @@ class Benchmark(Group):
     predicted_runs: PredictedRuns
     seed: Seed
     output: Text | None
+    peers: list[Literal["fastai", "torchvision", "timm", "ultralytics", "keras"]]
+    peer_epochs: Annotated[list[AtLeastOne], Field(min_length=1), Expected("numbers of epochs, at least 1")]
+    peer_experiment: Text | None
+    peer_settings: list[str]
+    peer_python: Text | None
 
 
 class Probe(Group):

@@ -225,7 +225,8 @@ def log_run_summary(
     head_lr = model.hparams["config"]["optimizer"]["lr"]
     head, backbone = (sum(weight.numel() for weight in part.parameters()) for part in (model.head, model.backbone))
     for plan in plans:
-        trained = head if plan.stage == "head" else head + backbone
+        model.set_stage(plan.stage, plan.epochs)  # freezes what the stage does not train
+        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         backbone_rate = f", backbone {model.backbone_lr:g}" if plan.stage == "finetune" else ""
         lines += [
             f"{plan.stage} stage: {plan.remaining} of {plan.epochs} epochs left, {trained:,} trained parameters, "

@@ -105,3 +105,20 @@ def test_help_names_every_row_and_column_and_a_typo_is_one_line():
     assert process.returncode == 1
     assert process.stderr.startswith("error: rouns")
     assert "did you mean rounds?" in process.stderr
+
+
+def test_peers_train_on_the_same_images(painted: Path, tmp_path: Path):
+    output = tmp_path / "peers.json"
+    small = ["data.test_fraction=0.1", f"data.root={painted}", "peers=[torchvision]", "peer_epochs=[1]", "rounds=1"]
+    ours = ["peer_experiment=null", 'peer_settings=["head.epochs=0","data.image_size=32","data.resize=32"]']
+    main(configuration(*OVERRIDES, *small, *ours, f"output={output}", name="benchmark"))
+    report = json.loads(output.read_text(encoding="utf-8"))
+    mine, peer = report["rows"]
+    assert (mine["library"], peer["library"]) == ("flowers", "torchvision")
+    assert mine["problem"] == peer["problem"] == ""
+    assert mine["test"]["n"] == peer["test"]["n"] == report["images"]["test"] > 0
+    assert mine["peak_bytes"] > 10**8
+    assert peer["version"].startswith("torchvision ")
+    assert 0 <= peer["p"] <= 1
+    with pytest.raises(ValueError, match="no such program: expected a Python that has the peers"):
+        main(configuration(*OVERRIDES, *small, "peer_python=/no/python", name="benchmark"))

@@ -1,0 +1,50 @@
+"""`vision_learner` and `fine_tune` of fastai, with the transforms of its book and its default learning rate."""
+
+import fastai
+import torch
+from fastai.vision.all import (
+    CategoryBlock,
+    DataBlock,
+    ImageBlock,
+    IndexSplitter,
+    RandomResizedCrop,
+    accuracy,
+    aug_transforms,
+    set_seed,
+    vision_learner,
+)
+from torchvision import models
+
+from flowers.benchmarks.peers.job import read_job, write_result
+
+
+def main() -> None:
+    """Train, and write the logits of the last epoch."""
+    job = read_job()
+    set_seed(job.seed)
+    rows = [*job.images["train"], *job.images["val"]]
+    block = DataBlock(
+        blocks=(ImageBlock, CategoryBlock(vocab=job.classes)),
+        get_x=lambda row: row[0],
+        get_y=lambda row: job.classes[row[1]],
+        splitter=IndexSplitter(range(len(job.images["train"]), len(rows))),
+        item_tfms=RandomResizedCrop(job.image_size, min_scale=0.5),
+        batch_tfms=aug_transforms(),
+    )
+    loaders = block.dataloaders(rows)
+    architecture = getattr(models, job.architecture)
+    learner = vision_learner(loaders, architecture, metrics=accuracy, pretrained=bool(job.weights))
+    with learner.no_bar(), learner.no_logging():
+        learner.fine_tune(job.epochs)
+        logits = {}
+        for split in ("val", "test"):
+            if job.images[split]:
+                loader = loaders.test_dl(job.images[split])
+                logits[split] = learner.get_preds(dl=loader)[0].clamp(min=1e-12).log()
+    recipe = "fine_tune, base_lr 0.002, RandomResizedCrop(min_scale=0.5), aug_transforms, batches of 64"
+    write_result(job, logits, f"fastai {fastai.__version__}", recipe)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(True)
+    main()
