@@ -89,7 +89,9 @@ def known_keys() -> set[str]:
     variants: list[tuple[str, list[str]]] = [(name, []) for name in PROGRAMS]
     variants += [("train", [f"data={name}"]) for name in ("garden", "shards")]
     variants += [("train", [f"scheduler={name}"]) for name in ("one_cycle", "step")]
-    variants += [("train", ["loss=focal", "data/augmentation=strong"])]
+    variants += [("train", ["loss=focal", "data/augmentation=strong", "callbacks=ema", "model=timm"])]
+    variants += [("train", [f"mixing={name}"]) for name in ("mixup", "mixup_or_cutmix")]
+    variants += [("ablation", ["recipe=best_small"])]
     with hydra_context():
         return {
             key for name, overrides in variants for key in flatten(OmegaConf.to_container(compose(name, overrides)))
