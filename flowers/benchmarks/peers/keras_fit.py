@@ -10,30 +10,15 @@ from typing import Any
 os.environ["KERAS_BACKEND"] = "torch"
 
 import keras
-from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import DataLoader
 from torchvision import models, transforms
 
+from flowers.benchmarks.peers.images import Images
 from flowers.benchmarks.peers.job import read_job, write_result
 
 BATCH_SIZE = 64
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-
-
-class Images(Dataset[tuple[Tensor, int]]):
-    """The images of a split, resized to a square as in the guide."""
-
-    def __init__(self, rows: list[tuple[str, int]], side: int) -> None:
-        normalize = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-        self.rows, self.transform = rows, transforms.Compose([transforms.Resize((side, side)), *normalize])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.rows[index]
-        return self.transform(Image.open(path).convert("RGB")), label
 
 
 class Backbone(keras.layers.TorchModuleWrapper):  # type: ignore[misc]
@@ -60,7 +45,12 @@ def main() -> None:
     augmented = keras.layers.RandomRotation(0.1, data_format="channels_first")(augmented)
     features = keras.layers.Dropout(0.2)(base(augmented, training=False))
     model = keras.Model(inputs, keras.layers.Dense(len(job.classes))(features))
-    splits = {name: Images(rows, job.image_size) for name, rows in job.images.items() if rows}
+    square = [
+        transforms.Resize((job.image_size, job.image_size)),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ]
+    splits = {name: Images(rows, transforms.Compose(square)) for name, rows in job.images.items() if rows}
     train = DataLoader(splits["train"], batch_size=BATCH_SIZE, shuffle=True, num_workers=2)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     finetune = job.epochs // 3

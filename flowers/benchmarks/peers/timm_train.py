@@ -5,31 +5,16 @@ Its default of five epochs is for hundreds of epochs.
 
 import timm
 import torch
-from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.scheduler_factory import create_scheduler_v2
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from flowers.benchmarks.peers.images import Images, predict, train_epoch
 from flowers.benchmarks.peers.job import read_job, write_result
 
 BATCH_SIZE = 128
-
-
-class Images(Dataset[tuple[Tensor, int]]):
-    """The images of a split."""
-
-    def __init__(self, rows: list[tuple[str, int]], transform: nn.Module) -> None:
-        self.rows, self.transform = rows, transform
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.rows[index]
-        return self.transform(Image.open(path).convert("RGB")), label
 
 
 def main() -> None:
@@ -39,9 +24,8 @@ def main() -> None:
     model = timm.create_model(job.architecture, pretrained=False, num_classes=len(job.classes))
     if job.weights:
         state = torch.load(job.weights, map_location="cpu", weights_only=True)
-        model.load_state_dict(
-            {name: value for name, value in state.items() if not name.startswith("fc.")}, strict=False
-        )
+        backbone = {name: value for name, value in state.items() if not name.startswith("fc.")}
+        assert set(model.load_state_dict(backbone, strict=False).missing_keys) == {"fc.weight", "fc.bias"}
     config = resolve_data_config({"input_size": (3, job.image_size, job.image_size)}, model=model)
     train = Images(job.images["train"], create_transform(**config, is_training=True))
     loader = DataLoader(train, batch_size=BATCH_SIZE, shuffle=True, drop_last=True, num_workers=2)
@@ -52,12 +36,8 @@ def main() -> None:
         optimizer, sched="cosine", num_epochs=job.epochs, warmup_epochs=warmup, warmup_lr=1e-5
     )
     for epoch in range(job.epochs):
-        model.train()
         schedule.step(epoch)
-        for inputs, targets in loader:
-            optimizer.zero_grad()
-            torch.autograd.backward(nn.functional.cross_entropy(model(inputs), targets))
-            optimizer.step()
+        train_epoch(model, loader, optimizer)
     transform = create_transform(**config, is_training=False)
     logits = {}
     for split in ("val", "test"):
@@ -65,13 +45,6 @@ def main() -> None:
             logits[split] = predict(model, Images(job.images[split], transform))
     recipe = f"SGD {0.1 * BATCH_SIZE / 256:g}, momentum 0.9, batches of {BATCH_SIZE}, cosine, {warmup} epoch of warmup"
     write_result(job, logits, f"timm {timm.__version__}", recipe)
-
-
-@torch.inference_mode()
-def predict(model: nn.Module, dataset: Images) -> Tensor:
-    """Return the logits (N, C) of a split."""
-    model.eval()
-    return torch.cat([model(inputs) for inputs, _ in DataLoader(dataset, batch_size=64, num_workers=2)])
 
 
 if __name__ == "__main__":

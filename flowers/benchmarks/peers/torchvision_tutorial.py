@@ -7,28 +7,14 @@ import copy
 
 import torch
 import torchvision
-from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import DataLoader
 from torchvision import models, transforms
 
+from flowers.benchmarks.peers.images import Images, predict, train_epoch
 from flowers.benchmarks.peers.job import read_job, write_result
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-
-
-class Images(Dataset[tuple[Tensor, int]]):
-    """The images of a split."""
-
-    def __init__(self, rows: list[tuple[str, int]], transform: transforms.Compose) -> None:
-        self.rows, self.transform = rows, transform
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.rows[index]
-        return self.transform(Image.open(path).convert("RGB")), label
 
 
 def main() -> None:
@@ -49,11 +35,7 @@ def main() -> None:
     best, best_weights = -1.0, model.state_dict()
     labels = torch.tensor([label for _, label in job.images["val"]])
     for _ in range(job.epochs):
-        model.train()
-        for inputs, targets in loader:
-            optimizer.zero_grad()
-            torch.autograd.backward(nn.functional.cross_entropy(model(inputs), targets))
-            optimizer.step()
+        train_epoch(model, loader, optimizer)
         schedule.step()
         accuracy = float((predict(model, evaluated["val"]).argmax(1) == labels).float().mean())
         if accuracy > best:
@@ -61,13 +43,6 @@ def main() -> None:
     model.load_state_dict(best_weights)
     logits = {split: predict(model, dataset) for split, dataset in evaluated.items() if len(dataset)}
     write_result(job, logits, f"torchvision {torchvision.__version__}", "SGD 0.001, momentum 0.9, batches of 4, StepLR")
-
-
-@torch.inference_mode()
-def predict(model: nn.Module, dataset: Images) -> Tensor:
-    """Return the logits (N, C) of a split."""
-    model.eval()
-    return torch.cat([model(inputs) for inputs, _ in DataLoader(dataset, batch_size=4, num_workers=2)])
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_run_measured_returns_code_seconds_memory_and_output(tmp_path: Path):
 
 def test_each_peer_has_a_script_that_nothing_imports():
     folder = Path(sys.modules["flowers.benchmarks.peer_table"].__file__ or "").with_name("peers")
-    assert {path.stem for path in folder.glob("*.py")} == {*SCRIPTS.values(), "job", "__init__"}
+    assert {path.stem for path in folder.glob("*.py")} == {*SCRIPTS.values(), "images", "job", "__init__"}
     assert not [
         name for name in sys.modules if name.startswith("flowers.benchmarks.peers.") and not name.endswith(".job")
     ]
