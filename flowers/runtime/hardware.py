@@ -29,7 +29,7 @@ def resolve_trainer_config(settings: Mapping[str, Any]) -> dict[str, Any]:
         resolved["precision"] = "bf16-mixed" if has_native_bf16(resolved["accelerator"]) else "32-true"
     if resolved["deterministic"] == "auto":
         resolved["deterministic"] = resolved["accelerator"] == "cpu"
-    # Deterministic mode also fills new memory with NaN, to expose reads of it: a third of a training step on a CPU.
+    # Deterministic mode also fills new memory with NaN, to expose reads of it, which costs a pass over all activations.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return resolved
 
