@@ -27,12 +27,17 @@ class Images(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.open(path).convert("RGB")), label
 
 
-def train_epoch(model: nn.Module, loader: DataLoader[tuple[Tensor, int]], optimizer: torch.optim.Optimizer) -> None:
-    """Train for one epoch with the cross-entropy."""
+def train_epoch(
+    model: nn.Module,
+    loader: DataLoader[tuple[Tensor, int]],
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+) -> None:
+    """Train for one epoch."""
     model.train()
     for inputs, targets in loader:
         optimizer.zero_grad()
-        torch.autograd.backward(nn.functional.cross_entropy(model(inputs), torch.as_tensor(targets)))
+        torch.autograd.backward(loss(model(inputs), torch.as_tensor(targets)))
         optimizer.step()
 
 
