@@ -7,7 +7,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -214,17 +213,16 @@ def run_measured(
         Its exit code, the seconds from start to exit, the peak memory in bytes of its largest process, and the lines
         that it printed.
     """
-    start = time.perf_counter()
-    with (folder / "output.log").open("w+", encoding="utf-8", errors="replace") as output:
+    log, result = folder / "output.log", folder / "process.json"
+    launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("measured_process.py")), str(result)]
+    with log.open("w", encoding="utf-8") as output:
         own = os.environ | dict(environment or {})
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=own)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        lines = [line for line in output.read().splitlines() if line.strip()]
-    unit = 1 if sys.platform == "darwin" else 1024
-    return process.returncode, seconds, usage.ru_maxrss * unit, lines
+        subprocess.run([*launcher, *command], stdout=output, stderr=subprocess.STDOUT, env=own, check=False)
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    if not result.is_file():  # the program does not start, or the launcher was killed
+        return 1, 0.0, 0, lines
+    figures = json.loads(result.read_text(encoding="utf-8"))
+    return figures["code"], figures["seconds"], figures["peak_bytes"], lines
 
 
 def peer_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
