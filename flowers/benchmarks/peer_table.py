@@ -127,7 +127,7 @@ def _copy_scripts(folder: Path) -> None:
 
 
 def _run_flowers(entry: Entry, cfg: DictConfig, split_file: Path, folder: Path) -> None:
-    """Train with `flowers.train`, and read the predictions of the run."""
+    """Train with `flowers.train` and an empty cache, and read the predictions of the run."""
     run = folder / "run"
     overrides = [
         *([f"experiment={cfg.peer_experiment}"] if cfg.peer_experiment else []),
@@ -145,7 +145,9 @@ def _run_flowers(entry: Entry, cfg: DictConfig, split_file: Path, folder: Path) 
     sizes = load_config([*overrides[:-1], f"run_dir={run}"]).finetune.image_sizes or []
     if len(sizes) > entry.epochs:  # there is at most one size for each epoch
         overrides.append(f"finetune.image_sizes=[{','.join(map(str, sizes[-entry.epochs :]))}]")
-    code, seconds, peak, output = run_measured([sys.executable, "-m", "flowers.train", *overrides], folder)
+    # The peers keep nothing from one run to the next, so features that an earlier run cached do not count either.
+    command = [sys.executable, "-m", "flowers.train", *overrides]
+    code, seconds, peak, output = run_measured(command, folder, {"FLOWERS_CACHE": str(folder / "cache")})
     if code:
         entry.problem = output[-1] if output else f"exit code {code}"
         return

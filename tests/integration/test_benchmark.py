@@ -107,15 +107,18 @@ def test_help_names_every_row_and_column_and_a_typo_is_one_line():
     assert "did you mean rounds?" in process.stderr
 
 
-def test_peers_train_on_the_same_images(painted: Path, tmp_path: Path):
+def test_peers_train_on_the_same_images(painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path / "cache"))
     output = tmp_path / "peers.json"
     small = ["data.test_fraction=0.1", f"data.root={painted}", "peers=[torchvision]", "peer_epochs=[1]", "rounds=1"]
-    ours = ["peer_experiment=null", 'peer_settings=["head.epochs=0","data.image_size=32","data.resize=32"]']
+    size = '"data.image_size=32","data.resize=32"'
+    ours = ["peer_experiment=null", f'peer_settings=["head.epochs=0","head.init=probe",{size}]']
     main(configuration(*OVERRIDES, *small, *ours, f"output={output}", name="benchmark"))
     report = json.loads(output.read_text(encoding="utf-8"))
     mine, peer = report["rows"]
     assert (mine["library"], peer["library"]) == ("flowers", "torchvision")
     assert mine["problem"] == peer["problem"] == ""
+    assert not (tmp_path / "cache" / "features").exists()  # each run starts without cached features
     assert mine["test"]["n"] == peer["test"]["n"] == report["images"]["test"] > 0
     assert mine["peak_bytes"] > 10**8
     assert peer["version"].startswith("torchvision ")
