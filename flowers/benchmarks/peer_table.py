@@ -56,6 +56,7 @@ class Entry:
         version: The name and version of the peer.
         recipe: What it did, in one line.
         problem: Why there are no figures; empty if there are.
+        tta: The same with the test-time augmentation of the peer, if it has one.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Entry:
     version: str = ""
     recipe: str = ""
     problem: str = ""
+    tta: "Entry | None" = None
 
 
 def run_peers(cfg: DictConfig) -> dict[str, Any]:
@@ -191,13 +193,27 @@ def _run_peer(entry: Entry, cfg: DictConfig, data: ImageDataModule, folder: Path
         entry.problem = output[-1] if output else f"exit code {code}"
         return
     result = json.loads(Path(job.result).read_text(encoding="utf-8"))
+    _record(entry, result, result["logits"], seconds - result["tta_seconds"], peak, data)
+    if result["tta_logits"]:
+        entry.tta = entry.tta or Entry(f"{entry.name}, TTA", entry.epochs)
+        _record(entry.tta, result, result["tta_logits"], seconds, peak, data)
+
+
+def _record(
+    entry: Entry,
+    result: Mapping[str, Any],
+    logits: Mapping[str, list[list[float]]],
+    seconds: float,
+    peak: int,
+    data: ImageDataModule,
+) -> None:
     entry.seconds.append(seconds)
     entry.peak_bytes = max(entry.peak_bytes, peak)
     entry.version, entry.recipe = result["version"], result["recipe"]
-    for split, logits in result["logits"].items():
+    for split, rows in logits.items():
         records = [record for record in data.records if record.split == split]
         labels = torch.tensor([data.class_numbers[record.label] for record in records])
-        tensor = torch.tensor(logits, dtype=torch.float64)
+        tensor = torch.tensor(rows, dtype=torch.float64)
         entry.predictions[split] = Predictions([record.path for record in records], labels, tensor, data.classes)
 
 
@@ -235,7 +251,7 @@ def peer_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """
     ours = {entry.epochs: entry for entry in entries if entry.name == _OURS and not entry.problem}
     rows: list[dict[str, Any]] = []
-    for entry in entries:
+    for entry in (each for one in entries for each in (one, None if one.problem else one.tta) if each):
         row: dict[str, Any] = {"library": entry.name, "epochs": entry.epochs, "problem": entry.problem}
         if not entry.problem:
             row |= {"seconds": statistics.median(entry.seconds), "all_seconds": entry.seconds}
@@ -287,6 +303,6 @@ def _print(report: Mapping[str, Any]) -> None:
         "lead and p: flowers against the peer, McNemar with Holm's correction",
         soft_wrap=True,
     )
-    for row in report["rows"]:
-        if not row["problem"] and row["library"] != _OURS:
-            console.print(f"{row['version']}: {row['recipe']}", soft_wrap=True)
+    recipes = {row["version"]: row["recipe"] for row in report["rows"] if not row["problem"]}
+    for version, recipe in recipes.items():
+        console.print(f"{version}: {recipe}", soft_wrap=True)

@@ -53,7 +53,14 @@ def read_job() -> Job:
     return job
 
 
-def write_result(job: Job, logits: dict[str, Any], version: str, recipe: str) -> None:
+def write_result(
+    job: Job,
+    logits: dict[str, Any],
+    version: str,
+    recipe: str,
+    tta_logits: dict[str, Any] | None = None,
+    tta_seconds: float = 0.0,
+) -> None:
     """Write the result.
 
     Args:
@@ -61,7 +68,19 @@ def write_result(job: Job, logits: dict[str, Any], version: str, recipe: str) ->
         logits: Logits (N, C) of val and of test, in the order of the job: tensors or nested lists.
         version: The name and version of the peer.
         recipe: What it did, in one line.
+        tta_logits: The same with the test-time augmentation of the peer, if it has one.
+        tta_seconds: What these took.
     """
-    rows = {split: values if isinstance(values, list) else values.tolist() for split, values in logits.items()}
-    content = {"logits": rows, "version": version, "recipe": recipe, "seconds": time.perf_counter() - START}
+    content = {
+        "logits": _as_lists(logits),
+        "tta_logits": _as_lists(tta_logits or {}),
+        "tta_seconds": tta_seconds,
+        "version": version,
+        "recipe": recipe,
+        "seconds": time.perf_counter() - START,
+    }
     Path(job.result).write_text(json.dumps(content), encoding="utf-8")
+
+
+def _as_lists(logits: dict[str, Any]) -> dict[str, list[list[float]]]:
+    return {split: values if isinstance(values, list) else values.tolist() for split, values in logits.items()}

@@ -29,6 +29,18 @@ def test_peer_rows_compare_the_same_images_in_any_order():
     assert rows["fastai"] == {"library": "fastai", "epochs": 4, "problem": "No module named 'fastai'"}
 
 
+def test_peer_rows_show_test_time_augmentation_after_its_peer():
+    order = list(range(10))
+    averaged = Entry("fastai, TTA", 4, [6.0], predictions={"val": predictions(1, order)})
+    ours = Entry("flowers", 4, [1.0], predictions={"val": predictions(0, order)})
+    peer = Entry("fastai", 4, [5.0], predictions={"val": predictions(2, order)}, tta=averaged)
+    rows = peer_rows([ours, peer])
+    assert [(row["library"], row["seconds"]) for row in rows] == [("flowers", 1), ("fastai", 5), ("fastai, TTA", 6)]
+    assert rows[2]["difference"] == pytest.approx(0.1)
+    peer.problem = "killed"
+    assert [row["library"] for row in peer_rows([ours, peer])] == ["flowers", "fastai"]
+
+
 def test_run_measured_returns_code_seconds_memory_and_output(tmp_path: Path):
     command = [sys.executable, "-c", "print('one'); print(); raise SystemExit('two')"]
     code, seconds, peak, lines = run_measured(command, tmp_path)
