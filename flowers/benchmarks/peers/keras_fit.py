@@ -28,6 +28,10 @@ class Backbone(keras.layers.TorchModuleWrapper):  # type: ignore[misc]
         super().__init__(module)
         self.width = width
 
+    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        """Return the features with BatchNorm in inference mode: `fit` overrides a `training=False` of the graph."""
+        return super().call(*args, training=False, **kwargs)
+
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         """Return that the output is (B, width)."""
         return keras.KerasTensor((inputs.shape[0], self.width), inputs.dtype)
@@ -60,6 +64,7 @@ def main() -> None:
         model.compile(keras.optimizers.Adam(rate), loss)
         if epochs:
             model.fit(train, epochs=epochs, verbose=0)
+            assert not backbone.training
     logits: dict[str, Any] = {}
     for name in ("val", "test"):
         if name in splits:
