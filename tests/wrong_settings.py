@@ -134,5 +134,6 @@ WRONG: dict[str, dict[str, str]] = {
         "head.epochs=0": "at least 1",
         "peers=[fastia]": "did you mean fastai?",
         "peer_epochs=[0]": "at least 1",
+        "peer_seconds=0": "above 0",
     },
 }

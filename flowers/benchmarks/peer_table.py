@@ -1,19 +1,20 @@
 """A table of peers: other libraries fine-tune the same network on the same images, each by its documented defaults."""
 
 import json
+import math
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -41,15 +42,17 @@ SCRIPTS = {
     "keras": "keras_fit",
 }
 _OURS = "flowers"
+_TRIAL_EPOCHS = (1, 3)  # what a time budget is divided by
 
 
 @dataclass
 class Entry:
-    """A row of the table: a library with a number of epochs.
+    """A row of the table: a library with a number of epochs or a time budget.
 
     Attributes:
         name: "flowers" or a peer.
         epochs: Epochs to train.
+        budget: Seconds that the process may take; None for a fixed number of epochs.
         seconds: From start to exit of the process, for each round.
         peak_bytes: Peak memory of its largest process.
         predictions: By split, of the last round.
@@ -68,6 +71,12 @@ class Entry:
     recipe: str = ""
     problem: str = ""
     tta: "Entry | None" = None
+    budget: float | None = None
+
+    @property
+    def effort(self) -> float:
+        """The budget or the epochs: what a row has in common with those that it is compared with."""
+        return self.budget or self.epochs
 
 
 def run_peers(cfg: DictConfig) -> dict[str, Any]:
@@ -91,26 +100,36 @@ def run_peers(cfg: DictConfig) -> dict[str, Any]:
     if data.shards is not None:
         raise ValueError("data=shards: peers read each image from its own file; give data=folder")
     data.setup("fit")
-    entries = [Entry(name, epochs) for epochs in cfg.peer_epochs for name in (_OURS, *cfg.peers)]
+    names = (_OURS, *cfg.peers)
+    if cfg.peer_seconds:
+        entries = [Entry(name, 0, budget=cfg.peer_seconds) for name in names]
+    else:
+        entries = [Entry(name, epochs) for epochs in cfg.peer_epochs for name in names]
     with tempfile.TemporaryDirectory(prefix="flowers-peers-") as folder:
         _copy_scripts(Path(folder))
         split_file = Path(folder, "split.csv")
         save_split(data.records, split_file)
-        for number in progress_bar(range(cfg.rounds), "Rounds"):
+
+        def train(entry: Entry) -> None:
+            own = Path(tempfile.mkdtemp(prefix=f"{entry.name}-{entry.epochs}-", dir=folder))
+            if entry.name == _OURS:
+                _run_flowers(entry, cfg, split_file, own)
+            else:
+                _run_peer(entry, cfg, data, own)
+
+        for entry in entries:
+            if entry.budget:
+                fit_to_budget(entry, train)
+        for _ in progress_bar(range(cfg.rounds), "Rounds"):
             for entry in entries:
-                if entry.problem:
-                    continue
-                own = Path(folder, f"{entry.name}-{entry.epochs}-{number}")
-                own.mkdir()
-                if entry.name == _OURS:
-                    _run_flowers(entry, cfg, split_file, own)
-                else:
-                    _run_peer(entry, cfg, data, own)
+                if not entry.problem:
+                    train(entry)
     settings = resolve_trainer_config(cfg.trainer)
     report = {
         "rows": peer_rows(entries),
         "images": {split: data.counts(split).total() for split in SPLITS},
         "rounds": cfg.rounds,
+        "image_size": cfg.data.image_size,
         "device": device_name(resolve_device(settings["accelerator"])),
         **provenance(),
     }
@@ -118,6 +137,49 @@ def run_peers(cfg: DictConfig) -> dict[str, Any]:
     if cfg.output:
         write_json(report, cfg.output)
     return report
+
+
+def fit_to_budget(entry: Entry, train: Callable[[Entry], None]) -> None:
+    """Set the epochs of an entry to the most that fit its budget, by runs of 1 and 3 epochs and one that checks.
+
+    Args:
+        entry: It gets the epochs, or the problem of a run that failed.
+        train: Trains an entry for its epochs.
+    """
+
+    def seconds_of(epochs: int) -> float:
+        trial = Entry(entry.name, epochs)
+        train(trial)
+        entry.problem = trial.problem
+        return trial.seconds[0] if trial.seconds else math.inf
+
+    budget = entry.budget or 0.0
+    trials: dict[int, float] = {}
+    for epochs in _TRIAL_EPOCHS:
+        trials[epochs] = seconds_of(epochs)
+        if entry.problem:
+            return
+    entry.epochs = epochs_within(budget, trials)
+    while entry.epochs not in trials:  # epochs may differ in cost: frozen ones, or those with smaller images
+        seconds = trials[entry.epochs] = seconds_of(entry.epochs)
+        if entry.problem:
+            return
+        if seconds > budget:
+            entry.epochs = max(1, min(entry.epochs - 1, int(entry.epochs * budget / seconds)))
+
+
+def epochs_within(budget: float, trials: Mapping[int, float]) -> int:
+    """Return how many epochs fit a budget in seconds, at least 1, by the line through two runs.
+
+    Args:
+        budget: The seconds.
+        trials: The seconds of two runs by their epochs.
+    """
+    (few, short), (many, long) = sorted(trials.items())
+    epoch = (long - short) / (many - few)
+    if epoch <= 0:  # noise: all the time counts as training
+        return max(1, int(budget * many / long))
+    return few + int((budget - short) / epoch) if budget >= short else 1
 
 
 def _copy_scripts(folder: Path) -> None:
@@ -159,7 +221,9 @@ def _run_flowers(entry: Entry, cfg: DictConfig, split_file: Path, folder: Path) 
         if (run / "predictions" / f"{split}.csv").is_file():
             entry.predictions[split] = load_run_predictions(run, split)
     entry.version = f"flowers {provenance()['git'] or ''}".strip()
-    entry.recipe = f"experiment={cfg.peer_experiment}" if cfg.peer_experiment else "the defaults"
+    used = OmegaConf.load(run / "config.yaml")
+    recipe = f"experiment={cfg.peer_experiment}" if cfg.peer_experiment else "the defaults"
+    entry.recipe = f"{recipe}, images of {used.finetune.image_sizes or used.data.image_size} px"
 
 
 def _run_peer(entry: Entry, cfg: DictConfig, data: ImageDataModule, folder: Path) -> None:
@@ -195,7 +259,7 @@ def _run_peer(entry: Entry, cfg: DictConfig, data: ImageDataModule, folder: Path
     result = json.loads(Path(job.result).read_text(encoding="utf-8"))
     _record(entry, result, result["logits"], seconds - result["tta_seconds"], peak, data)
     if result["tta_logits"]:
-        entry.tta = entry.tta or Entry(f"{entry.name}, TTA", entry.epochs)
+        entry.tta = entry.tta or Entry(f"{entry.name}, TTA", entry.epochs, budget=entry.budget)
         _record(entry.tta, result, result["tta_logits"], seconds, peak, data)
 
 
@@ -246,20 +310,22 @@ def run_measured(
 def peer_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Return a row for each entry, ready for JSON.
 
-    `p` is McNemar's of flowers with as many epochs against the peer, on the test images or, without them, on those of
-    val, with Holm's correction for all peers. `difference` is the accuracy of flowers minus that of the peer there.
+    `p` is McNemar's of flowers with as many epochs, or the same budget, against the peer, on the test images or,
+    without them, on those of val, with Holm's correction for all peers. `difference` is the accuracy of flowers minus
+    that of the peer there.
     """
-    ours = {entry.epochs: entry for entry in entries if entry.name == _OURS and not entry.problem}
+    ours = {entry.effort: entry for entry in entries if entry.name == _OURS and not entry.problem}
     rows: list[dict[str, Any]] = []
     for entry in (each for one in entries for each in (one, None if one.problem else one.tta) if each):
         row: dict[str, Any] = {"library": entry.name, "epochs": entry.epochs, "problem": entry.problem}
+        row |= {"budget": entry.budget} if entry.budget else {}
         if not entry.problem:
             row |= {"seconds": statistics.median(entry.seconds), "all_seconds": entry.seconds}
             row |= {"peak_bytes": entry.peak_bytes, "version": entry.version, "recipe": entry.recipe}
             row |= {split: score(predictions) for split, predictions in entry.predictions.items()}
-            if entry.name != _OURS and entry.epochs in ours:
+            if entry.name != _OURS and entry.effort in ours:
                 split = "test" if "test" in entry.predictions else "val"
-                row |= _against(entry.predictions[split], ours[entry.epochs].predictions[split])
+                row |= _against(entry.predictions[split], ours[entry.effort].predictions[split])
         rows.append(row)
     compared = [row for row in rows if "p" in row]
     for row, p in zip(compared, holm([row["p"] for row in compared]), strict=True):
@@ -299,7 +365,8 @@ def _print(report: Mapping[str, Any]) -> None:
     console.print(table)
     counts = ", ".join(f"{count:,} {split}" for split, count in report["images"].items() if count)
     console.print(
-        f"{counts} images; {report['rounds']} round(s) in turn; {report['device']}; seconds from start to exit; "
+        f"{counts} images; {report['rounds']} round(s) in turn; {report['device']}; "
+        f"peers at {report['image_size']} px; seconds from start to exit; "
         "lead and p: flowers against the peer, McNemar with Holm's correction",
         soft_wrap=True,
     )

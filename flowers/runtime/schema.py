@@ -446,6 +446,7 @@ class Benchmark(Group):
     output: Text | None
     peers: list[Literal["fastai", "torchvision", "timm", "ultralytics", "keras"]]
     peer_epochs: Annotated[list[AtLeastOne], Field(min_length=1), Expected("numbers of epochs, at least 1")]
+    peer_seconds: Positive | None
     peer_experiment: Text | None
     peer_settings: list[str]
     peer_python: Text | None

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers.benchmarks.peer_table import SCRIPTS, Entry, peer_rows, run_measured
+from flowers.benchmarks.peer_table import SCRIPTS, Entry, epochs_within, fit_to_budget, peer_rows, run_measured
 from flowers.evaluation.predictions import Predictions
 
 
@@ -39,6 +39,52 @@ def test_peer_rows_show_test_time_augmentation_after_its_peer():
     assert rows[2]["difference"] == pytest.approx(0.1)
     peer.problem = "killed"
     assert [row["library"] for row in peer_rows([ours, peer])] == ["flowers", "fastai"]
+
+
+def test_epochs_within_takes_the_line_through_two_runs():
+    trials = {1: 20.0, 3: 40.0}  # 10 s to start, 10 s for an epoch
+    assert [epochs_within(budget, trials) for budget in (5, 20, 29, 30, 40, 109, 110)] == [1, 1, 1, 2, 3, 9, 10]
+    assert epochs_within(30, {1: 10.0, 3: 9.0}) == 10  # noise
+
+
+@pytest.mark.parametrize("budget", [15, 20, 30, 45, 100, 400])
+def test_fit_to_budget_takes_the_most_epochs_that_fit(budget: int):
+    runs = []
+
+    def train(entry: Entry) -> None:
+        runs.append(entry.epochs)
+        entry.seconds.append(10 + 10 * entry.epochs)
+
+    entry = Entry("timm", 0, budget=budget)
+    fit_to_budget(entry, train)
+    assert entry.epochs == max(1, (budget - 10) // 10)
+    assert not entry.seconds  # trials do not count
+    assert len(runs) == len(set(runs)) <= 3
+
+
+def test_fit_to_budget_takes_fewer_epochs_when_later_ones_cost_more():
+    entry = Entry("keras", 0, budget=100)
+    fit_to_budget(entry, lambda each: each.seconds.append(10 + 2.0 * each.epochs**2))
+    assert 10 + 2 * entry.epochs**2 <= 100
+    assert entry.epochs >= 4
+
+
+def test_fit_to_budget_keeps_the_reason_of_a_failure():
+    def train(entry: Entry) -> None:
+        entry.problem = "No module named 'keras'"
+
+    entry = Entry("keras", 0, budget=100)
+    fit_to_budget(entry, train)
+    assert peer_rows([entry])[0]["problem"] == "No module named 'keras'"
+
+
+def test_peer_rows_compare_the_same_budget_whatever_the_epochs():
+    order = list(range(10))
+    ours = Entry("flowers", 7, [1.0], predictions={"val": predictions(0, order)}, budget=60)
+    peer = Entry("timm", 3, [1.0], predictions={"val": predictions(2, order)}, budget=60)
+    rows = peer_rows([ours, peer])
+    assert rows[1]["difference"] == pytest.approx(0.2)
+    assert [(row["epochs"], row["budget"]) for row in rows] == [(7, 60), (3, 60)]
 
 
 def test_run_measured_returns_code_seconds_memory_and_output(tmp_path: Path):
