@@ -140,7 +140,7 @@ def run_peers(cfg: DictConfig) -> dict[str, Any]:
 
 
 def fit_to_budget(entry: Entry, train: Callable[[Entry], None]) -> None:
-    """Set the epochs of an entry to the most that fit its budget, by runs of 1 and 3 epochs and one that checks.
+    """Set the epochs of an entry to the most that fit its budget, by runs of 1 and 3 epochs and until one fits.
 
     Args:
         entry: It gets the epochs, or the problem of a run that failed.
@@ -165,7 +165,8 @@ def fit_to_budget(entry: Entry, train: Callable[[Entry], None]) -> None:
         if entry.problem:
             return
         if seconds > budget:
-            entry.epochs = max(1, min(entry.epochs - 1, int(entry.epochs * budget / seconds)))
+            fewer = epochs_within(budget, {1: trials[1], entry.epochs: seconds}) if entry.epochs > 1 else 1
+            entry.epochs = max(1, min(entry.epochs - 1, fewer))
 
 
 def epochs_within(budget: float, trials: Mapping[int, float]) -> int:
