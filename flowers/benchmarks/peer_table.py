@@ -140,7 +140,9 @@ def run_peers(cfg: DictConfig) -> dict[str, Any]:
 
 
 def fit_to_budget(entry: Entry, train: Callable[[Entry], None]) -> None:
-    """Set the epochs of an entry to the most that fit its budget, by runs of 1 and 3 epochs and until one fits.
+    """Set the epochs of an entry to the most that fit its time budget.
+
+    Runs of 1 and 3 epochs tell how many may fit. Runs with that many, and then with fewer, follow until one fits.
 
     Args:
         entry: It gets the epochs, or the problem of a run that failed.

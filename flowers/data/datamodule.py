@@ -69,7 +69,7 @@ class ImageDataModule(LightningDataModule):
         on_corrupt: For files that cannot be read: "error" lists them and stops, "skip" lists and ignores them.
         image_size: Side of the images that the network sees, in pixels.
         resize: Shorter side of evaluation images before the center crop, in pixels; at least `image_size`.
-        interpolation: Of all resizing, which is antialiased: "bilinear" or "bicubic".
+        interpolation: How images are resized, with antialiasing: "bilinear" or "bicubic".
         crop_scale: Smallest and largest share of the image area in a training crop, above 0 and at most 1.
         crop_ratio: Smallest and largest width / height of a training crop, above 0.
         hflip_prob: Probability that a training image is flipped horizontally, from 0 to 1.

@@ -38,7 +38,7 @@ def train_transform(
         contrast: See `brightness`.
         saturation: See `brightness`.
         hue: Largest rotation of the hue, as a share of the color circle.
-        interpolation: Of the resizing, which is antialiased.
+        interpolation: How the crop is resized, with antialiasing.
     """
     return v2.Compose(
         [

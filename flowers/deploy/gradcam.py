@@ -116,9 +116,8 @@ def _find_layer(classifier: Classifier, pixels: Tensor) -> nn.Module:
         for hook in hooks:
             hook.remove()
     names = {module: name for name, module in network.named_modules()}
-    if last and names[last[0]].startswith(
-        ("patch_embed", "stem")
-    ):  # the network continues with tokens of a layout of its own
+    # After a feature map of the stem alone, the network continues with tokens in a layout of its own.
+    if last and names[last[0]].startswith(("patch_embed", "stem")):
         raise ValueError(
             f"{classifier.model.hparams['architecture']}: Grad-CAM cannot tell which layer is a feature map"
         )

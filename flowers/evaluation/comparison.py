@@ -80,8 +80,9 @@ def _compare_pooled(groups: Sequence[RunGroup], split: str, console: Console) ->
             return
         comparisons = compare_with_best(pooled[best], {name: pooled[name] for name in others})
         n, seeds = len(pooled[best]), {seed for group in groups for seed, _ in map(_split_replicate, group.accuracies)}
-        which = f", of {min(seeds)} alone" if len(seeds) > 1 else ""
-        console.print(f"the {n:,} images of all folds together{which}; p is McNemar's, with Holm's correction")
+        folds = " of all folds" if any(group.overlap for group in groups) else ""
+        which = f", with {min(seeds)} alone" if len(seeds) > 1 else ""
+        console.print(f"the {n:,} images{folds}{which}; p is McNemar's, with Holm's correction")
         console.print(ranking_table({name: score(pooled[name]) for name in (best, *others)}, comparisons))
         console.print(selection_note(list(pooled.values())), soft_wrap=True)
 

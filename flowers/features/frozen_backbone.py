@@ -90,8 +90,8 @@ class FrozenBackbone:
     """
 
     def __init__(self, model: ImageClassifier, precision: str, tta: str = "none") -> None:
-        self.tta = tta
         assert not model.backbone.training, "a backbone in training mode is not a pure function"
+        self.tta = tta
         self.device, self.dtype = model.device, precision_dtype(precision)
         # The fastest batch size from 2 to 32 on 2 cores with AMX: the activations stay in the CPU caches.
         self.batch_size = 16 if self.device.type == "cpu" else 256

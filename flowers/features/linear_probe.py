@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from flowers.runtime.hardware import available_cores
 
-# Of the mean squared feature. From features that need almost no penalty to random ones.
+# Penalties for features that are scaled to a mean square of 1. Random features need the strongest.
 L2_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 

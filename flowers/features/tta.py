@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean over several views of an image is more accurate than a single view."""
+"""Test-time augmentation: several views of each image, over which a prediction averages."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ def tta_views(images: Tensor, tta: str) -> list[Tensor]:
     A head is linear: its logits for the mean features are its mean logits.
 
     Args:
-        images: uint8, or float with whole numbers or normalized.
+        images: uint8 or float.
         tta: "none" for the images alone; "flip" also for their mirror images; "five_crop" also for the center and the
             corners, enlarged, and for their mirror images.
     """

@@ -250,10 +250,10 @@ class ImageClassifier(LightningModule):
         """Return mixtures of the images with their targets (B, C); without mixing, the arguments. Padding stays."""
         if self.mixing is None:
             return images, labels
-        pixels, is_image = self.normalize(images), labels != PADDING_INDEX
-        targets = pixels.new_zeros(len(labels), len(self.classes))
+        pixels = self.normalize(images)
         if self.trainer.world_size == 1:  # without padding
             return self.mixing(pixels, labels)
+        targets, is_image = pixels.new_zeros(len(labels), len(self.classes)), labels != PADDING_INDEX
         if is_image.any():
             pixels[is_image], targets[is_image] = self.mixing(pixels[is_image], labels[is_image])
         return pixels, targets

@@ -85,7 +85,7 @@ class Pixels(Group):
 
 
 class ModelPixels(Pixels):
-    """Likewise in a configuration, where the model may determine some."""
+    """How a configuration sets them: null takes the value that suits the weights of the model."""
 
     resize: Annotated[int, Field(ge=1, le=8192)] | None  # type: ignore[assignment]
     interpolation: Interpolation | None  # type: ignore[assignment]

@@ -51,7 +51,7 @@ def run_ablation(cfg: DictConfig) -> None:
     Raises:
         ValueError: The recipe is wrong, or the folder holds the runs of another one; or a run fails.
     """
-    recipe = to_container(cfg.recipe) | {"settings": list(cfg.settings)}
+    recipe = to_container(cfg.recipe) | {"settings": list(cfg.settings), "folds": cfg.folds}
     arms = make_arms(list(recipe["parts"]), recipe["best"])
     overrides = {arm.name: arm_overrides(recipe, arm) for arm in arms}
     check_arms(arms, overrides, cfg.folds)
@@ -118,10 +118,12 @@ def check_arms(arms: Iterable[Arm], overrides: Mapping[str, Sequence[str]], fold
 
 
 def _claim(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Write the recipe into a new folder, or check that the folder is of this recipe."""
+    """Write the recipe into a new folder, or check that the folder holds the runs of this recipe."""
     if (folder / RECIPE_FILE).exists():
         if read_json(folder / RECIPE_FILE) != recipe:
-            raise ValueError(f"folder={folder}: it holds the runs of another recipe: give another folder")
+            raise ValueError(
+                f"folder={folder}: it holds the runs of another recipe or other folds: give another folder"
+            )
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_json(recipe, folder / RECIPE_FILE)

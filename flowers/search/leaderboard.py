@@ -176,7 +176,12 @@ def _log_outcome(
             similar,
             len(p_values),
         )
+    if len(predictions) > 1:
         log.info("%s; data.test_fraction keeps some for a test", selection_note(list(predictions.values())))
+    else:  # the others ran on other machines, or on other images
+        log.info(
+            "its accuracy is optimistic: it was selected on these images; data.test_fraction keeps some for a test"
+        )
     if running:
         log.info("%d trials were started in other folders and have not finished: start the search there again", running)
     chosen = [*search.fixed, *(to_override(key, value) for key, value in best.params.items())]

@@ -46,9 +46,9 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
     else:
         model = cast(ImageClassifier, trainer.lightning_module)
         model.load_state_dict(checkpoint["state_dict"])
-    splits = [split for split in ("val", "test") if data.counts(split)]
-    features = {split: extract_features(model, data, data.dataset(split), split, config) for split in splits}
-    predictions = {split: predict_features(model, features[split], data.dataset(split)) for split in splits}
+    datasets = {split: data.dataset(split) for split in ("val", "test") if data.counts(split)}
+    features = {split: extract_features(model, data, dataset, split, config) for split, dataset in datasets.items()}
+    predictions = {split: predict_features(model, features[split], dataset) for split, dataset in datasets.items()}
     photos_per_second = {stage: timer.images[stage] / timer.training[stage] for stage in timer.images}
     result = make_result(predictions, checkpoint, trainer.strategy.root_device, str(trainer.precision), timer.seconds)
     result["cost"]["photos_per_second"] = photos_per_second
@@ -57,7 +57,7 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
     if any(isinstance(callback, ImageLogger) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         log_embeddings(trainer, features["val"], predictions["val"], data.root)
     log_hyperparameters(trainer, config, metric_values(predictions["val"]))
-    for split in splits:
+    for split in datasets:
         log.info(score_line(split, result[split]))
     _explain_other_loss(trainer, result["val"]["loss"])
     log.info("%.1f s of training, run folder %s", sum(timer.seconds.values()), run_dir)

@@ -25,7 +25,7 @@ from flowers.training.results import make_result, write_result
 
 # What the members must have in common.
 _SHARED_HPARAMS = (
-    *("architecture", "classes", "options", "image_size", "resize", "mean", "std"),
+    *("architecture", "classes", "options", "image_size", "resize", "interpolation", "mean", "std"),
     *("split_digest", "weights_digest"),
 )
 
@@ -135,7 +135,7 @@ def check_members(runs: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]
     for run, checkpoint in zip(runs, checkpoints, strict=True):
         hparams = checkpoint["hyper_parameters"]
         for name in _SHARED_HPARAMS:
-            if hparams[name] != first[name]:
+            if hparams.get(name) != first.get(name):  # older checkpoints have no interpolation
                 raise ValueError(
                     f"{run} has another {name} than {runs[0]}: only runs of the same network, initial weights and "
                     "split can be averaged"

@@ -33,8 +33,9 @@ def test_ablation_trains_what_is_left_and_writes_the_same_table(painted: Path, t
         return [line.rpartition("| ")[0].rpartition("| ")[0] for line in text.splitlines()]
 
     assert without_seconds((tmp_path / "ablation" / "ablation.md").read_text()) == without_seconds(table)
-    with pytest.raises(ValueError, match="it holds the runs of another recipe"):
-        main(configuration(*given, "recipe.best=[]", name="ablation"))
+    for other in ("recipe.best=[]", "folds=3"):
+        with pytest.raises(ValueError, match="it holds the runs of another recipe"):
+            main(configuration(*given, other, name="ablation"))
 
 
 def test_wrong_part_is_one_line_before_anything_is_trained(tmp_path: Path):

@@ -349,6 +349,7 @@ RECIPE = (
     "scheduler=cosine",
     "finetune.layer_decay=0.7",
     "finetune.norm_weight_decay=0",
+    "finetune.depth=3",
     "finetune.image_sizes=[24,32]",
     "data/augmentation=strong",
     "head.init=probe",

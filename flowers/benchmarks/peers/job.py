@@ -4,12 +4,9 @@ import json
 import os
 import shutil
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-START = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,6 @@ def write_result(
         "tta_seconds": tta_seconds,
         "version": version,
         "recipe": recipe,
-        "seconds": time.perf_counter() - START,
     }
     Path(job.result).write_text(json.dumps(content), encoding="utf-8")
 
