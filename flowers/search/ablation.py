@@ -1,7 +1,6 @@
 """Ablations: what each part of a recipe adds, alone and within the best recipe, over folds and seeds."""
 
 import itertools
-import logging
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,8 +23,6 @@ from flowers.runtime.run_folder import START_FILE, read_result
 from flowers.runtime.suggestions import did_you_mean
 from flowers.runtime.text import write_csv
 from flowers.search.in_process import train_in_process
-
-log = logging.getLogger(__name__)
 
 RECIPE_FILE, TABLE_FILE, CSV_FILE = "recipe.json", "ablation.md", "ablation.csv"
 _COLUMNS = ("recipe", "compared with", "accuracy", "difference", "95 % interval", "p", "seconds")
@@ -140,7 +137,12 @@ def _train(overrides: Sequence[str], run_dir: Path, name: str) -> None:
     train_in_process([*checked, *resume])
     result = read_result(run_dir)
     assert result is not None
-    log.info("%s  accuracy %.4f  %.1f s", name, result["val"]["accuracy"], time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    _console().print(f"{name}  accuracy {result['val']['accuracy']:.4f}  {seconds:.1f} s", soft_wrap=True)
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False, width=None if Console().is_terminal else 160)
 
 
 def _group(folder: Path, arm: Arm, replicates: Iterable[tuple[int, int]]) -> RunGroup:
@@ -200,7 +202,7 @@ def _report(rows: Sequence[Mapping[str, Any]], folder: Path, replicates: str) ->
         ]
         table.add_row(*map(plain, cells))
         lines.append(f"| {' | '.join(cells)} |")
-    console = Console(highlight=False, markup=False, width=None if Console().is_terminal else 160)
+    console = _console()
     console.print(table)
     console.print(
         f"means over {replicates}; intervals corrected for shared training images; p: McNemar over the images of all "

@@ -14,9 +14,12 @@ def settings(photos: Path, folder: Path) -> list[str]:
     return [*recipe, f"settings=[{fixed}]", "folds=2", f"folder={folder}"]
 
 
-def test_ablation_trains_what_is_left_and_writes_the_same_table(painted: Path, tmp_path: Path):
+def test_ablation_trains_what_is_left_and_writes_the_same_table(
+    painted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     given = settings(painted, tmp_path / "ablation")
     main(configuration(*given, name="ablation"))
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:4]] == ["1/4", "2/4", "3/4", "4/4"]
     table = (tmp_path / "ablation" / "ablation.md").read_text()
     with (tmp_path / "ablation" / "ablation.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -6,7 +6,10 @@ import torch
 
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import RunGroup
+from flowers.runtime.config import to_container
+from flowers.runtime.config_reference import options_of
 from flowers.search.ablation import ablation_rows, arm_overrides, check_arms, make_arms
+from tests.helpers import configuration
 
 
 def test_make_arms_adds_each_part_alone_and_changes_the_best_by_each():
@@ -60,3 +63,10 @@ def test_ablation_rows_pair_folds_and_correct_the_p_values(tmp_path: Path):
     assert rows["base + a"]["p"] == pytest.approx(2 * 2 / 2**12)  # twelve images gained, two comparisons with the base
     assert rows["base + a"]["seconds"] == 3.0
     assert rows["best + b"]["compared with"] == "base + a"
+
+
+@pytest.mark.parametrize("name", options_of("recipe"))
+def test_the_base_each_part_and_the_best_of_each_recipe_compose(name: str):
+    recipe = to_container(configuration(f"recipe={name}", name="ablation").recipe)
+    arms = [arm for arm in make_arms(list(recipe["parts"]), recipe["best"]) if arm.reference in ("", "base")]
+    check_arms(arms, {arm.name: arm_overrides(recipe | {"settings": []}, arm) for arm in arms}, folds=2)
