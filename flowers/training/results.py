@@ -57,6 +57,8 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
     if any(isinstance(callback, ImageLogger) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         log_embeddings(trainer, features["val"], predictions["val"], data.root)
     log_hyperparameters(trainer, config, metric_values(predictions["val"]))
+    for logger in trainer.loggers:
+        logger.finalize("success")  # its thread would write later, when the folder may be gone
     for split in datasets:
         log.info(score_line(split, result[split]))
     _explain_other_loss(trainer, result["val"]["loss"])

@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -418,7 +419,9 @@ def test_head_starts_as_asked(init: str, painted: Path, tmp_path: Path):
 
     first = FirstHead()
     overrides = [*SMALL, f"head.init={init}", "head.epochs=1", "finetune.epochs=0", f"data.root={painted}"]
+    before = set(threading.enumerate())
     run_training(configuration(*overrides, f"run_dir={tmp_path}"), [first])
+    assert not set(threading.enumerate()) - before  # the writers of TensorBoard's files have ended
     assert (first.weight == 0).all() == (init == "zero")
 
 
