@@ -3,10 +3,12 @@
 import itertools
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
@@ -43,7 +45,7 @@ class Arm(NamedTuple):
 
 
 def run_ablation(cfg: DictConfig) -> None:
-    """Train the runs that are left, and print and write the table.
+    """Train the runs that are left, and print and write the table. Several processes may share the runs of a folder.
 
     Raises:
         ValueError: The recipe is wrong, or the folder holds the runs of another one; or a run fails.
@@ -59,11 +61,17 @@ def run_ablation(cfg: DictConfig) -> None:
     with resumable(f"python -m flowers.ablation … folder={folder}"):
         for number, ((seed, fold), arm) in enumerate(runs, start=1):
             run_dir = _run_dir(folder, arm, seed, fold)
-            if read_result(run_dir) is None:
-                replicate = [f"seed={seed}", f"data.folds={cfg.folds}", f"data.fold={fold}"]
-                _train([*overrides[arm.name], *replicate], run_dir, f"{number}/{len(runs)}  {arm.name}  fold {fold}")
-            if not cfg.keep_checkpoints:
-                shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+            replicate = [f"seed={seed}", f"data.folds={cfg.folds}", f"data.fold={fold}"]
+            with _own(run_dir) as owned:
+                if owned and read_result(run_dir) is None:
+                    name = f"{number}/{len(runs)}  {arm.name}  fold {fold}"
+                    _train([*overrides[arm.name], *replicate], run_dir, name)
+                if owned and not cfg.keep_checkpoints:
+                    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    left = sum(read_result(_run_dir(folder, arm, seed, fold)) is None for (seed, fold), arm in runs)
+    if left:
+        _console().print(f"{left} of {len(runs)} runs train in other processes, the last of which prints the table")
+        return
     rows = ablation_rows(arms, {arm.name: _group(folder, arm, replicates) for arm in arms})
     _report(rows, folder, f"{cfg.folds} folds, seeds {', '.join(map(str, cfg.seeds))}")
 
@@ -128,6 +136,22 @@ def _claim(folder: Path, recipe: Mapping[str, Any]) -> None:
 
 def _run_dir(folder: Path, arm: Arm, seed: int, fold: int) -> Path:
     return folder / arm.name.replace(" ", "") / f"seed-{seed}-fold-{fold}"
+
+
+@contextmanager
+def _own(run_dir: Path) -> Iterator[bool]:
+    """Hold a run, unless another process trains it: yields whether this one may."""
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir.with_name(f".{run_dir.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _train(overrides: Sequence[str], run_dir: Path, name: str) -> None:

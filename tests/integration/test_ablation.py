@@ -2,6 +2,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from flowers.ablation import main
 from flowers.runtime.overrides import quote_override
@@ -18,8 +19,14 @@ def test_ablation_trains_what_is_left_and_writes_the_same_table(
     painted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     given = settings(painted, tmp_path / "ablation")
+    (tmp_path / "ablation" / "base").mkdir(parents=True)
+    with FileLock(tmp_path / "ablation" / "base" / ".seed-0-fold-0.lock"):  # as another process that trains it
+        main(configuration(*given, name="ablation"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["2/4", "3/4", "4/4"]
+    assert lines[3:] == ["1 of 4 runs train in other processes, the last of which prints the table"]
     main(configuration(*given, name="ablation"))
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:4]] == ["1/4", "2/4", "3/4", "4/4"]
+    assert capsys.readouterr().out.startswith("1/4 ")
     table = (tmp_path / "ablation" / "ablation.md").read_text()
     with (tmp_path / "ablation" / "ablation.csv").open() as file:
         rows = list(csv.DictReader(file))
