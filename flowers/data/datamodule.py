@@ -279,10 +279,12 @@ class ImageDataModule(LightningDataModule):
         """Return the shuffled, augmented images of train."""
         dataset = self.dataset("train", augmented=True, cache=True)
         if self.shards is not None:
-            return ResumableDataLoader(dataset, self._shard_sampler(dataset), self._batches_done, **self._loading)
+            return ResumableDataLoader(
+                dataset, self._shard_sampler(dataset), lambda: batches_done(self), **self._loading
+            )
         sampler: Any = self.train_sampler(len(dataset))  # torch's types expect plain indices
         batches = BatchSampler(sampler, self.per_rank_batch_size(rank_and_world_size()[1]), drop_last=False)
-        return ResumableDataLoader(dataset, batches, self._batches_done, **self._loading)
+        return ResumableDataLoader(dataset, batches, lambda: batches_done(self), **self._loading)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the share of val of this process, padded so that all processes have the same number of batches."""
@@ -356,9 +358,10 @@ class ImageDataModule(LightningDataModule):
             "generator": torch.Generator(),  # the global generator must not depend on how the data is loaded
         }
 
-    def _batches_done(self) -> int:
-        """Return how many training batches of this epoch are done: more than 0 after a resume inside an epoch."""
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
+
+def batches_done(data: LightningDataModule) -> int:
+    """Return how many training batches of this epoch are done: more than 0 after a resume inside an epoch."""
+    return data.trainer.fit_loop.epoch_loop.batch_progress.current.ready if data.trainer else 0
 
 
 def _describe(function: Callable[..., Any]) -> str:

@@ -79,16 +79,21 @@ class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.labels)
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        features, labels = self.pick(keys)
+        return features.float(), labels
+
+    def pick(self, keys: Sequence[int | tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Return the features as they are, and the labels."""
         pairs = torch.tensor([key if isinstance(key, tuple) else (key, 0) for key in keys])
         index, seed = pairs.unbind(1)
-        return self.features[seed % len(self.features), index].float(), torch.where(
-            index == PADDING_INDEX, PADDING_INDEX, self.labels[index]
-        )
+        labels = torch.where(index == PADDING_INDEX, PADDING_INDEX, self.labels[index])
+        return self.features[seed % len(self.features), index], labels
 
 
 def _make_loader(features: FeatureDataset, batch_size: int, order: EpochSampler | list[int]) -> DataLoader[Any]:
-    return DataLoader(features, batch_size, sampler=order, collate_fn=_identity, generator=torch.Generator())
+    return DataLoader(features, batch_size, sampler=order, collate_fn=keep_batch, generator=torch.Generator())
 
 
-def _identity(batch: Any) -> Any:
+def keep_batch(batch: Any) -> Any:
+    """Return a batch as the dataset made it."""
     return batch

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.dataset import ImageDataset
@@ -58,6 +58,7 @@ class FeatureExtractor:
         cache: Whether to use the cache on disk. The backbone must then match the `weights_digest` of the model.
         cache_gb: See `FeatureCache`.
         tta: See `FrozenBackbone`.
+        network: See `FrozenBackbone`; the cache on disk holds only features of the whole backbone.
     """
 
     def __init__(
@@ -68,8 +69,9 @@ class FeatureExtractor:
         cache: bool = True,
         cache_gb: float = 10.0,
         tta: str = "none",
+        network: nn.Module | None = None,
     ) -> None:
-        self.data, self.model, self.precision, self.tta = data, model, precision, tta
+        self.data, self.model, self.precision, self.tta, self.network = data, model, precision, tta, network
         self.cache, self.cache_gb = cache, cache_gb
 
     def extract(self, dataset: ImageDataset, name: str, view: int | None = None) -> Tensor:
@@ -107,7 +109,7 @@ class FeatureExtractor:
         """Yield features of the images at some indices, in batches. Each process computes a slice of the indices."""
         if not indices:
             return
-        frozen = FrozenBackbone(self.model, self.precision, self.tta)
+        frozen = FrozenBackbone(self.model, self.precision, self.tta, self.network)
         local = local_slice(indices, PADDING_INDEX)
         keys = [(index, 0 if view is None else _view_seed(dataset.digests[index], view)) for index in local]
         batches = self.data.batches(dataset, keys, frozen.batch_size)

@@ -83,20 +83,24 @@ class FrozenBackbone:
         model: The model whose backbone is copied; the copy stays on the same device.
         precision: A Lightning precision, such as "bf16-mixed".
         tta: See `tta_views`; the features are the mean over the views.
+        network: Takes the place of the backbone, such as its first blocks.
 
     Attributes:
         network: The optimized copy.
         batch_size: The size of the batches that it computes.
     """
 
-    def __init__(self, model: ImageClassifier, precision: str, tta: str = "none") -> None:
-        assert not model.backbone.training, "a backbone in training mode is not a pure function"
+    def __init__(
+        self, model: ImageClassifier, precision: str, tta: str = "none", network: nn.Module | None = None
+    ) -> None:
+        network = model.backbone if network is None else network
+        assert not network.training, "a backbone in training mode is not a pure function"
         self.tta = tta
         self.device, self.dtype = model.device, precision_dtype(precision)
         # The fastest batch size from 2 to 32 on 2 cores with AMX: the activations stay in the CPU caches.
         self.batch_size = 16 if self.device.type == "cpu" else 256
         self._normalize = model.normalize
-        self.network = fuse_conv_bn(model.backbone)
+        self.network = fuse_conv_bn(network)
         for module in self.network.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):  # autocast handles the other layers
                 module.to(self.dtype)

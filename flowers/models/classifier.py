@@ -135,9 +135,11 @@ class ImageClassifier(LightningModule):
         epochs_done: Finished epochs so far, likewise.
         averaged_weights: Returns the weights that were validated and belong in best.ckpt, if they are not the current
             ones; see `WeightEMA`.
+        last_blocks: Turns cached activations into features, while the fine-tune stage trains on them.
     """
 
     averaged_weights: Callable[[], dict[str, Tensor]] | None = None
+    last_blocks: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self,
@@ -209,7 +211,12 @@ class ImageClassifier(LightningModule):
         self._set_mode()
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the features (B, F) in float32 of images (B, 3, H, W): uint8, or normalized float."""
+        """Return the features (B, F) in float32 of images (B, 3, H, W): uint8, or normalized float.
+
+        With `last_blocks`, float inputs are activations.
+        """
+        if self.last_blocks is not None and images.is_floating_point():
+            return self.last_blocks(images).float()
         images = images.contiguous(memory_format=torch.channels_last)
         features = self.backbone(images if images.is_floating_point() else self.normalize(images))
         if isinstance(features, tuple):  # in training, Inception adds the outputs of its auxiliary classifiers
@@ -217,8 +224,8 @@ class ImageClassifier(LightningModule):
         return torch.as_tensor(features).float()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the logits (B, C) in float32 of images (B, 3, H, W) or of cached features (B, F)."""
-        features = inputs if inputs.ndim == 2 else self.features(inputs)
+        """Return the logits (B, C) in float32 of images (B, 3, H, W), cached features (B, F) or activations."""
+        features = inputs if inputs.ndim == 2 and self.last_blocks is None else self.features(inputs)
         with torch.autocast(self.device.type, enabled=False):  # the head is small: keep full precision
             logits: Tensor = self.head(features)
         return logits

@@ -206,6 +206,7 @@ class Finetune(Group):
     layer_decay: Annotated[float, Field(gt=0, le=1)]
     norm_weight_decay: NotNegative | None
     depth: AtLeastOne | None
+    cached_views: Count
     image_sizes: (
         Annotated[list[ImageSide], Field(min_length=1), Expected("at least one number of pixels, 1 to 4096")] | None
     )

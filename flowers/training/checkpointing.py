@@ -16,6 +16,7 @@ from torchmetrics import Metric
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.samplers import ResumableDataLoader
+from flowers.features.datamodule import FeatureDataModule
 from flowers.models.checkpoint_format import checkpoint_state_key
 from flowers.models.classifier import read_checkpoint
 from flowers.runtime.distributed import all_gather_object
@@ -190,7 +191,7 @@ class MidEpochCheckpoint(RelocatableModelCheckpoint):
         """Add the states of the random generators and of the training metrics."""
         if self._is_saving:
             checkpoint["mid_epoch"] = {
-                "epoch_steps": epoch_steps_key(trainer.datamodule, trainer.world_size),  # type: ignore[attr-defined]
+                "epoch_steps": epoch_steps_key(_images(trainer), trainer.world_size),
                 "random": all_gather_object([torch.get_rng_state(), *torch.cuda.get_rng_state_all()]),
                 "metrics": {
                     name: {
@@ -222,6 +223,11 @@ class MidEpochCheckpoint(RelocatableModelCheckpoint):
             for state, value in self._state["metrics"][name].items():
                 setattr(metric, state, value.to(metric.device))
         self._state = None
+
+
+def _images(trainer: Trainer) -> ImageDataModule:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return data.data if isinstance(data, FeatureDataModule) else data
 
 
 def _training_metrics(model: LightningModule) -> list[tuple[str, Metric]]:

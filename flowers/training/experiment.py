@@ -17,7 +17,7 @@ from flowers.data.datamodule import ImageDataModule
 from flowers.data.remote import is_remote
 from flowers.data.splits import SPLITS, SplitRecord, load_split, save_split
 from flowers.models.backbones import check_backbone
-from flowers.models.classifier import ImageClassifier
+from flowers.models.classifier import ImageClassifier, Stage
 from flowers.models.input_settings import resolve_input_settings
 from flowers.runtime.config import check_settings, check_targets, instantiate_group, to_container
 from flowers.runtime.files import atomic_write_text
@@ -65,17 +65,18 @@ def _run_stages(cfg: DictConfig, run_dir: Path, extra_callbacks: Sequence[Callba
     data = ImageDataModule(**instantiate_group(cfg.data), seed=cfg.seed)
     timer = StageTimer()
     own_callbacks = [timer, GlobalStep()]
+    cached_views: dict[Stage, int] = {"head": cfg.head.cached_views, "finetune": cfg.finetune.cached_views}
     if cfg.head.init == "probe":
         own_callbacks.append(ProbeHead(data, cfg.features))
     trainer = make_trainer(cfg, run_dir, own_callbacks, extra_callbacks)
     seed_everything(cfg.seed)
     model = make_model(cfg, data, trainer)  # the first use of the images: downloads, verifies and splits them
-    check_stages(plans, data, trainer, cfg.head.cached_views)
+    check_stages(plans, data, trainer, cached_views)
     write_run_manifest(cfg, run_dir, data.records)
     log_run_summary(data, model, plans, trainer)
     with resumable(f"python -m flowers.train resume={run_dir}"):
         for plan in plans:
-            train_stage(plan, model, data, trainer, cfg.head.cached_views, cfg.features)
+            train_stage(plan, model, data, trainer, cached_views, cfg.features)
         result = finalize_run(run_dir, data, trainer, timer)
     return float(result["val"]["accuracy"])
 
@@ -137,10 +138,33 @@ def check_config(cfg: DictConfig) -> None:
     sizes, epochs = cfg.finetune.image_sizes or (), cfg.finetune.epochs
     if len(sizes) > epochs > 0:
         raise ValueError(f"finetune.image_sizes={list(sizes)}: expected at most one for each of the {epochs} epochs")
+    check_cached_activations(cfg)
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     if cfg.trainer.precision == "16-mixed" and resolve_trainer_config(cfg.trainer)["accelerator"] == "cpu":
         raise ValueError("trainer.precision=16-mixed: not on a CPU, expected 32-true or bf16-mixed")
     check_backbone(cfg.model.architecture, cfg.model.weights, cfg.model.options)
+
+
+def check_cached_activations(cfg: DictConfig) -> None:
+    """Check that nothing changes or needs the images of a fine-tune stage on cached activations.
+
+    Raises:
+        ValueError: A setting does.
+    """
+    if not cfg.finetune.cached_views:
+        return
+    expected = {
+        "finetune.depth=null": cfg.finetune.depth is None and "finetune.depth, the number of trained blocks",
+        "finetune.image_sizes": cfg.finetune.image_sizes and "finetune.image_sizes=null",
+        "finetune.compile=true": cfg.finetune.compile and "finetune.compile=false",
+        "mixing": cfg.get("mixing") and "mixing=null",
+    }
+    for setting, instead in expected.items():
+        if instead:
+            raise ValueError(
+                f"finetune.cached_views={cfg.finetune.cached_views} with {setting}: expected {instead}, "
+                "or finetune.cached_views=0"
+            )
 
 
 def make_trainer(

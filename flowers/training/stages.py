@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from lightning import LightningDataModule, Trainer
 
 from flowers.data.datamodule import ImageDataModule
+from flowers.features.activations import ActivationDataModule, split_backbone
 from flowers.features.datamodule import FeatureDataModule
 from flowers.models.classifier import ImageClassifier, Stage, read_checkpoint
 from flowers.runtime.run_folder import LAST_CHECKPOINT
@@ -82,7 +83,9 @@ def plan_stages(head_epochs: int, finetune_epochs: int, run_dir: Path) -> list[S
     return plans
 
 
-def check_stages(plans: Sequence[StagePlan], data: ImageDataModule, trainer: Trainer, cached_views: int) -> None:
+def check_stages(
+    plans: Sequence[StagePlan], data: ImageDataModule, trainer: Trainer, cached_views: Mapping[Stage, int]
+) -> None:
     """Check that train and val have images, the ranks can share a step, and a resumed epoch has the steps of its start.
 
     Raises:
@@ -90,8 +93,13 @@ def check_stages(plans: Sequence[StagePlan], data: ImageDataModule, trainer: Tra
     """
     data.setup("fit")
     data.per_rank_batch_size(trainer.world_size)
-    is_cached = plans[0].stage == "head" and cached_views
-    found = f"head.cached_views={cached_views}" if is_cached else epoch_steps_key(data, trainer.world_size)
+    if cached_views["finetune"] and trainer.world_size > 1:
+        raise ValueError(
+            f"finetune.cached_views={cached_views['finetune']} with {trainer.world_size} processes: expected "
+            "trainer.devices=1, or finetune.cached_views=0"
+        )
+    is_cached = plans[0].stage == "head" and cached_views["head"]
+    found = f"head.cached_views={cached_views['head']}" if is_cached else epoch_steps_key(data, trainer.world_size)
     if plans[0].epoch_steps not in (None, found):
         raise ValueError(
             f"this run stopped inside an epoch with {plans[0].epoch_steps}, found {found}: "
@@ -104,7 +112,7 @@ def train_stage(
     model: ImageClassifier,
     data: ImageDataModule,
     trainer: Trainer,
-    cached_views: int,
+    cached_views: Mapping[Stage, int],
     features: Mapping[str, Any],
 ) -> None:
     """Train one stage.
@@ -114,19 +122,25 @@ def train_stage(
         model: The classifier, as the previous stage left it.
         data: The images.
         trainer: The Trainer of the run, for all of its stages.
-        cached_views: Cached features of each training image in the head stage; 0 computes them anew in each epoch.
+        cached_views: Cached views of each training image by stage; 0 computes them anew in each epoch.
         features: The settings of the feature cache.
     """
     batches: LightningDataModule = data
     model.set_stage(plan.stage, plan.epochs)
-    if plan.stage == "head" and cached_views and plan.remaining:
+    if plan.stage == "head" and cached_views["head"] and plan.remaining:
         steps = steps_per_batch(trainer)
         if steps > 1:
             total_steps = math.ceil(data.counts("train").total() / data.batch_size) * plan.epochs
             model.set_stage(plan.stage, plan.epochs, step_size=data.batch_size, total_steps=total_steps)
-        batches = FeatureDataModule(data, model, cached_views, **features, steps_per_batch=steps)
+        batches = FeatureDataModule(data, model, cached_views["head"], **features, steps_per_batch=steps)
+    if plan.stage == "finetune" and cached_views["finetune"] and plan.remaining:
+        assert model.depth is not None
+        first_blocks, last_blocks = split_backbone(model.backbone, model.depth)
+        batches = ActivationDataModule(data, model, cached_views["finetune"], first_blocks)
+        model.last_blocks = last_blocks.forward
     trainer.fit_loop.max_epochs = plan.end_epoch
     trainer.fit(model, batches, ckpt_path=plan.checkpoint, weights_only=True)
+    model.last_blocks = None
 
 
 def steps_per_batch(trainer: Trainer) -> int:

@@ -401,6 +401,44 @@ def test_best_checkpoint_of_an_average_holds_the_weights_that_were_validated(pai
     assert evaluated == pytest.approx(scores["val/accuracy"], abs=1e-7)
 
 
+CACHED = ("finetune.depth=1", "finetune.cached_views=2", "callbacks=ema", "head.epochs=1", "finetune.epochs=2")
+
+
+def test_run_on_cached_activations_killed_inside_an_epoch_resumes_to_the_same_bits(
+    painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = [*SMALL, *CACHED, f"data.root={painted}", "+callbacks.kill._target_=tests.helpers.KillAt"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_training(configuration(*recipe, f"run_dir={whole}"))
+    monkeypatch.setenv("KILL_AT", "2.1")
+    monkeypatch.setenv("KILL_SIGNAL", str(int(signal.SIGTERM)))
+    with pytest.raises(SystemExit):
+        run_training(configuration(*recipe, f"run_dir={killed}"))
+    assert "mid_epoch" in read_checkpoint(killed / LAST_CHECKPOINT)
+    monkeypatch.delenv("KILL_AT")
+    run_training(configuration(*recipe, f"run_dir={killed}", f"resume={killed}"))
+    for name in (BEST_CHECKPOINT, LAST_CHECKPOINT):
+        found, expected = weights(killed, name), weights(whole, name)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert curves(killed) == curves(whole)
+
+
+def test_a_step_on_cached_activations_is_that_on_images(painted: Path, tmp_path: Path):
+    # One step only: after many, rounding ends elsewhere.
+    settings = ["finetune.depth=1", "head.epochs=0", "finetune.epochs=1", "+trainer.limit_train_batches=1"]
+    settings += ["data/augmentation=none", "optimizer=sgd", f"data.root={painted}"]  # Adam turns rounding into steps
+    for views in (0, 1):
+        run = [f"finetune.cached_views={views}", f"run_dir={tmp_path / str(views)}"]
+        run_training(configuration(*SMALL, *settings, *run))
+    for name, points in curves(tmp_path / "0").items():
+        values = [value for _, value in curves(tmp_path / "1")[name]]
+        assert values == pytest.approx([value for _, value in points], rel=1e-4), name
+    found, expected = weights(tmp_path / "1"), weights(tmp_path / "0")
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.allclose(found[key].float(), value.float(), rtol=1e-4, atol=1e-4), key
+
+
 def test_depth_trains_the_last_blocks_only(painted: Path, tmp_path: Path):
     overrides = [*SMALL, "finetune.depth=1", "head.epochs=0", "finetune.epochs=1", f"data.root={painted}"]
     run_training(configuration(*overrides, f"run_dir={tmp_path}"))
