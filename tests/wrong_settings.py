@@ -24,7 +24,6 @@ WRONG: dict[str, dict[str, str]] = {
         "finetune.norm_weight_decay=-1": "at least 0",
         "finetune.depth=0": "at least 1, or null",
         "finetune.cached_views=-1": "at least 0",
-        "finetune.cached_views=2": "with finetune.depth=null: expected finetune.depth, the number of trained blocks",
         "finetune.image_sizes=[]": "at least one number of pixels",
         "finetune.image_sizes=[0]": "at least one number of pixels",
         "head.init=prob": "did you mean probe?",

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_
 from flowers.runtime.seeding import seeded
 from flowers.train import main
 from flowers.training.experiment import run_training
+from flowers.training.stages import check_stages
 from tests.helpers import SMALL, configuration, curves, program, weights
 
 REPRODUCIBLE = (
@@ -421,6 +424,30 @@ def test_run_on_cached_activations_killed_inside_an_epoch_resumes_to_the_same_bi
         found, expected = weights(killed, name), weights(whole, name)
         assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert curves(killed) == curves(whole)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("finetune.depth=null", "expected finetune.depth, the number of trained blocks, or finetune.cached_views=0"),
+        ("finetune.image_sizes=[24]", "expected finetune.image_sizes=null, or finetune.cached_views=0"),
+        ("finetune.compile=true", "expected finetune.compile=false, or"),
+        ("mixing=mixup", "expected mixing=null, or"),
+        ("finetune.depth=9", "ResNet cannot be split before its last 9 blocks: it has 5 of them"),
+        ("finetune.cached_views=3000000", "of free memory: expected fewer views"),
+    ],
+)
+def test_cached_activations_refuse_what_needs_images(setting: str, expected: str, painted: Path, tmp_path: Path):
+    settings = [*SMALL, "head.epochs=0", "finetune.depth=1", "finetune.cached_views=2", setting]
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        run_training(configuration(*settings, f"data.root={painted}", f"run_dir={tmp_path}"))
+
+
+def test_cached_activations_refuse_several_processes(painted: Path):
+    data = ImageDataModule(painted, batch_size=16)
+    trainer: Any = SimpleNamespace(world_size=2)
+    with pytest.raises(ValueError, match=r"finetune\.cached_views=2 with 2 processes: expected trainer\.devices=1"):
+        check_stages([], data, trainer, {"head": 0, "finetune": 2})
 
 
 def test_a_step_on_cached_activations_is_that_on_images(painted: Path, tmp_path: Path):
