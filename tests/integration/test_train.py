@@ -498,7 +498,7 @@ def test_best_experiments_run_with_random_weights(experiment: str, painted: Path
         pytest.importorskip("timm")
         small += ["model.architecture=convnext_atto"]
     else:
-        small += ["finetune.image_sizes=[32]"]
+        small += ["finetune.cached_views=2"]
     run_training(configuration(*small, f"experiment={experiment}"))
     result = read_json(tmp_path / "result.json")
     assert result["best_epoch"] == 1
