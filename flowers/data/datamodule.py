@@ -14,6 +14,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
+from flowers.data.corrections import Corrections, load_corrections
 from flowers.data.dataset import ImageDataset, decoded_image_cache
 from flowers.data.folder import ImageFolderSource
 from flowers.data.remote import is_remote
@@ -55,7 +56,8 @@ class ImageDataModule(LightningDataModule):
 
     Training images are augmented. All other images are resized and cropped to the center.
 
-    The constructor checks the arguments and `split_file`. The images are found, checked and split on first use.
+    The constructor checks the arguments, `split_file` and `corrections`. The images are found, checked and split on
+    first use.
 
     Args:
         root: Folder with one subfolder per class. With `packed`: folder or http, https or s3 address of shards.
@@ -66,6 +68,7 @@ class ImageDataModule(LightningDataModule):
         fold: The fold that is val, from 0 to `folds` - 1.
         split_seed: Seed of the split.
         split_file: A split.csv with paths below `root`, used in place of a new split.
+        corrections: A corrections.csv: photos below `root` to relabel or to leave out, by the digest of their contents.
         on_corrupt: For files that cannot be read: "error" lists them and stops, "skip" lists and ignores them.
         image_size: Side of the images that the network sees, in pixels.
         resize: Shorter side of evaluation images before the center crop, in pixels; at least `image_size`.
@@ -105,6 +108,7 @@ class ImageDataModule(LightningDataModule):
         fold: int = 0,
         split_seed: int = 0,
         split_file: str | Path | None = None,
+        corrections: str | Path | None = None,
         on_corrupt: Literal["error", "skip"] = "error",
         image_size: int = 224,
         resize: int = 256,
@@ -149,8 +153,9 @@ class ImageDataModule(LightningDataModule):
         if is_remote(root) and not packed:
             raise ValueError(f"data.root={root}: expected a folder; an address needs data=shards (see flowers.pack)")
         self.shards = ShardSource(str(root), s3_endpoint, retry_timeout, cache_gb) if packed else None
+        self.corrections = Corrections() if corrections is None else load_corrections(corrections)
         self.root = self.shards or ImageFolderSource(
-            root, source, on_corrupt, val_fraction, test_fraction, folds, fold, split_seed
+            root, source, on_corrupt, val_fraction, test_fraction, folds, fold, split_seed, self.corrections
         )
         self.split_file = split_file
         self._split = None if split_file is None else load_split(split_file)
@@ -178,9 +183,11 @@ class ImageDataModule(LightningDataModule):
     @cached_property
     def records(self) -> list[SplitRecord]:
         """The images in use, with their split."""
-        if self._split is not None:
-            return check_split(self._split, self.root.images, str(self.split_file))
-        return self.root.records
+        if self.corrections.lines:
+            self.corrections.check(self.root.images, str(self.root))
+        if self._split is None:
+            return self.corrections.apply(self.root.records)
+        return self.corrections.apply(check_split(self._split, self.root.images, str(self.split_file)))
 
     @cached_property
     def classes(self) -> list[str]:
@@ -264,7 +271,9 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If an image has another class.
         """
-        images = self.root.images
+        if self.corrections.lines:
+            self.corrections.check(self.root.images, str(self.root))
+        images = self.corrections.apply(self.root.images)
         if unknown := {image.label for image in images} - set(classes):
             raise ValueError(
                 f"{one_line(self.root)} has the class(es) {one_line(', '.join(sorted(unknown)))}: "

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from flowers.data.corrections import Corrections
 from flowers.data.images import check_images
 from flowers.data.splits import (
     ImageRecord,
@@ -209,6 +210,7 @@ class ImageFolderSource:
         folds: Number of cross-validation folds; 0 for none.
         fold: The fold that is val.
         split_seed: Seed of the split.
+        corrections: Corrections of the labels, applied before the images are split.
 
     Raises:
         ValueError: For an invalid argument; on first use, for a folder or files that cannot be used.
@@ -224,12 +226,14 @@ class ImageFolderSource:
         folds: int = 0,
         fold: int = 0,
         split_seed: int = 0,
+        corrections: Corrections | None = None,
     ) -> None:
         if on_corrupt not in ("error", "skip"):
             raise ValueError(f"data.on_corrupt={on_corrupt}: expected error or skip")
         check_split_settings(val_fraction, test_fraction, folds, fold)
         self.path, self.source, self.on_corrupt = Path(path).resolve(), source, on_corrupt
         self.split_settings = val_fraction, test_fraction, folds, fold, split_seed
+        self.corrections = corrections or Corrections()
 
     def __str__(self) -> str:
         return str(self.path)
@@ -263,12 +267,13 @@ class ImageFolderSource:
     @cached_property
     def records(self) -> list[SplitRecord]:
         """The images with their split: from the folder names if it is split, otherwise assigned."""
+        corrected = self.corrections.apply(self.images)
         ignored = set()
-        for copies in find_label_conflicts(self.images):
+        for copies in find_label_conflicts(corrected):
             paths = [image.path for image in copies]
             log.warning("ignoring an image that has several classes: %s", _listed(paths))
             ignored.update(paths)
-        images = [image for image in self.images if image.path not in ignored]
+        images = [image for image in corrected if image.path not in ignored]
         if empty := sorted({file.label for file in self._files} - {image.label for image in images}):
             raise ValueError(f"no usable image of the class(es) {_listed(empty)}: repair one, or remove the folder")
         split_of = {file.path: file.split for file in self._files if file.split is not None}

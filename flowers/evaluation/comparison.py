@@ -7,16 +7,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
+from flowers.data.corrections import Corrections, load_corrections
+from flowers.data.splits import load_split
 from flowers.evaluation.metrics import score
 from flowers.evaluation.predictions import Predictions, concat_predictions, load_run_predictions
 from flowers.evaluation.statistics import RunGroup, group_verdict, holm, mcnemar, mcnemar_verdict, selection_note
 from flowers.evaluation.tables import ranking_table, run_group_table
 from flowers.runtime.config import to_container
 from flowers.runtime.files import write_json
-from flowers.runtime.run_folder import RESULT_FILE, find_checkpoint, iterate_multirun, read_result, run_dir_of
+from flowers.runtime.run_folder import (
+    CORRECTIONS_FILE,
+    RESULT_FILE,
+    SPLIT_FILE,
+    find_checkpoint,
+    iterate_multirun,
+    read_result,
+    run_dir_of,
+)
 from flowers.runtime.text import one_line
 
 _REPLICATE_KEYS = ("seed", "data.fold", "data.split_seed")  # the runs of one group differ in these keys
@@ -30,6 +41,8 @@ def run_comparison(cfg: DictConfig) -> None:
     """
     console = Console(highlight=False, markup=False, emoji=False)
     if cfg.multirun:
+        if cfg.corrections:
+            raise ValueError("corrections with multirun: expected corrections with runs='[A,B]'")
         groups = load_run_groups(Path(cfg.multirun), cfg.split)
         console.print(run_group_table(groups))
         console.print(group_verdict(groups), soft_wrap=True)
@@ -41,9 +54,21 @@ def run_comparison(cfg: DictConfig) -> None:
     predictions = {str(run): load_run_predictions(_run_dir(str(run)), cfg.split) for run in runs}
     if len(predictions) < 2:
         raise ValueError(f"runs={runs}: the same run twice: expected at least two runs")
+    folders = {run: _run_dir(run) for run in predictions}
+    if cfg.corrections:
+        predictions = correct_predictions(predictions, folders, load_corrections(cfg.corrections))
+    else:
+        check_same_corrections(folders)
     best, *others = sorted(predictions, key=lambda run: -score(predictions[run])["accuracy"])
     comparisons = compare_with_best(predictions[best], {other: predictions[other] for other in others})
     folder, names = _shorten_paths([best, *others])
+    if cfg.corrections:
+        n = len(predictions[best])
+        console.print(
+            f"{n:,} images that all runs scored, with the labels of {one_line(cfg.corrections)}", soft_wrap=True
+        )
+        for run in (best, *others):
+            console.print(f"{one_line(names[run])} trained with {_describe(folders[run])}", soft_wrap=True)
     if folder:
         console.print(f"runs in {one_line(folder)}", soft_wrap=True)
     scores = {names[run]: score(predictions[run]) for run in (best, *others)}
@@ -58,6 +83,71 @@ def run_comparison(cfg: DictConfig) -> None:
     console.print(selection_note(list(predictions.values())), soft_wrap=True)
     if cfg.output:
         write_json({"best": best, "against": comparisons}, cfg.output)
+
+
+def check_same_corrections(folders: Mapping[str, Path]) -> None:
+    """Check that runs were trained, and so scored, with the same corrections of labels.
+
+    Args:
+        folders: The run folder of each run.
+
+    Raises:
+        ValueError: Two runs differ in them.
+    """
+    first, *others = folders
+    for run in others:
+        if _corrections_of(folders[run]).sha256 != _corrections_of(folders[first]).sha256:
+            raise ValueError(
+                f"{one_line(first)} was trained with {_describe(folders[first])}, {one_line(run)} with "
+                f"{_describe(folders[run])}: give corrections=FILE to score both by the same labels"
+            )
+
+
+def _corrections_of(folder: Path) -> Corrections:
+    path = folder / CORRECTIONS_FILE
+    return load_corrections(path) if path.is_file() else Corrections()
+
+
+def _describe(folder: Path) -> str:
+    corrections = _corrections_of(folder)
+    return f"corrections ({corrections.summary()})" if corrections.lines else "no corrections"
+
+
+def correct_predictions(
+    predictions: Mapping[str, Predictions], folders: Mapping[str, Path], corrections: Corrections
+) -> dict[str, Predictions]:
+    """Return the predictions for the images that all runs have scored, with corrected labels.
+
+    Args:
+        predictions: The predictions of each run.
+        folders: The run folder of each run; its split.csv tells the digest of an image.
+        corrections: The corrections of labels.
+
+    Raises:
+        ValueError: The runs have no image in common, or lack a corrected class.
+    """
+    labels_of: dict[str, dict[str, str]] = {}
+    for run, predicted in predictions.items():
+        wanted = {*predicted.paths}
+        records = [record for record in load_split(folders[run] / SPLIT_FILE) if record.path in wanted]
+        labels_of[run] = {record.path: record.label for record in corrections.apply(records)}
+    first, *others = labels_of.values()
+    # A label that only some of the runs corrected: without a line in the file, it is not known which is right.
+    paths = [path for path in first if all(each.get(path) == first[path] for each in others)]
+    if not paths:
+        raise ValueError("the runs scored no image with the same label: compare runs with similar splits")
+    corrected = {}
+    for run, predicted in predictions.items():
+        numbers = {name: number for number, name in enumerate(predicted.classes)}
+        if missing := {first[path] for path in paths} - {*numbers}:
+            raise ValueError(
+                f"{one_line(run)} lacks the class {one_line(min(missing))}: compare runs with the same classes"
+            )
+        positions = {path: position for position, path in enumerate(predicted.paths)}
+        indices = torch.tensor([positions[path] for path in paths])
+        labels = torch.tensor([numbers[first[path]] for path in paths])
+        corrected[run] = Predictions(paths, labels, predicted.logits[indices], predicted.classes)
+    return corrected
 
 
 def compare_with_best(best: Predictions, others: Mapping[str, Predictions]) -> dict[str, dict[str, Any]]:

@@ -72,6 +72,7 @@ def _open_images(
     """Return the data module and the dataset to score, and its name for tables."""
     settings = hparams["config"]["data"]
     arguments = inference_data_args(settings) | ({"on_corrupt": cfg.on_corrupt} if cfg.on_corrupt else {})
+    arguments |= {"corrections": cfg.corrections}
     if cfg.photos:
         data = ImageDataModule(cfg.photos, **arguments | {"packed": False})
         return data, data.full_dataset(hparams["classes"]), str(cfg.photos)

@@ -122,6 +122,32 @@ def out_of_fold_logits(features: Tensor, labels: Tensor, num_classes: int, fold_
     return logits
 
 
+def cross_validated_logits(
+    features: Tensor, labels: Tensor, num_classes: int, fold_of: Tensor
+) -> tuple[Tensor, list[float]]:
+    """Return the logits of each image by a probe that is trained on the images of the other folds.
+
+    The penalty of a fold is the one with the best log loss on the images of the other folds.
+
+    Args:
+        features: (N, F).
+        labels: (N,), from 0 to C - 1.
+        num_classes: C.
+        fold_of: The fold (N,) of each image; at least two folds.
+
+    Returns:
+        The logits (N, C), and the penalty of each fold.
+    """
+    logits = out_of_fold_logits(features, labels, num_classes, fold_of)
+    losses = torch.stack([functional.cross_entropy(each, labels, reduction="none") for each in logits])
+    chosen_logits, penalties = torch.empty_like(logits[0]), []
+    for fold in sorted({*fold_of.tolist()}):
+        best = int(losses[:, fold_of != fold].mean(1).argmin())
+        chosen_logits[fold_of == fold] = logits[best, fold_of == fold]
+        penalties.append(L2_GRID[best])
+    return chosen_logits, penalties
+
+
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
     """Return a fold (N,), from 0 to `folds` - 1, for each image: each class is spread evenly over the folds."""
     generator = torch.Generator().manual_seed(seed)

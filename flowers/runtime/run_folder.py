@@ -26,6 +26,7 @@ from flowers.runtime.overrides import quote_override
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"  # the resolved configuration
+CORRECTIONS_FILE = "corrections.csv"  # the corrections of labels that the run was trained with
 SPLIT_FILE = "split.csv"  # each image, its class and its split
 START_FILE = "started.yaml"  # the overrides and the working directory that the run was started with; never changed
 RESUMES_FILE = "resumed.yaml"  # the overrides that resumes have added

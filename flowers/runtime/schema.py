@@ -63,6 +63,7 @@ class Split(Group):
     fold: Count
     split_seed: Count
     split_file: Text | None
+    corrections: Text | None
     on_corrupt: OnCorrupt
 
 
@@ -122,6 +123,7 @@ class Shards(Remote, ModelPixels, Source):
     """data=shards."""
 
     packed: bool
+    corrections: Text | None
     s3_endpoint: Text | None
 
 
@@ -285,6 +287,7 @@ class Evaluate(Group):
     tta: TestTimeAugmentation | None
     split: Literal["train", "val", "test"]
     photos: Text | None
+    corrections: Text | None
     on_corrupt: OnCorrupt | None
     accelerator: Device | None
     precision: Precision | None
@@ -298,6 +301,7 @@ class Compare(Group):
     runs: Annotated[list[Text], Expected("at least two runs, runs='[A,B]'")]
     multirun: Text | None
     split: Literal["val", "test"]
+    corrections: Text | None
     max_listed: Count
     output: Text | None
 

@@ -18,7 +18,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
-from torch.nn import functional
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.images import READ_VERSION
@@ -29,7 +28,7 @@ from flowers.evaluation.statistics import holm, mcnemar_p, wilson_interval
 from flowers.evaluation.tables import format_interval, plain
 from flowers.features.extractor import FeatureExtractor
 from flowers.features.frozen_backbone import PASS_VERSION, FrozenBackbone
-from flowers.features.linear_probe import L2_GRID, out_of_fold_logits
+from flowers.features.linear_probe import cross_validated_logits
 from flowers.models.backbones import check_backbone, timm_name
 from flowers.models.classifier import ImageClassifier
 from flowers.models.input_settings import check_image_size, input_settings, resize_for
@@ -225,7 +224,7 @@ def _probe(
     name = one_line(architecture)
     features = torch.cat([extractor.extract(data.dataset(split), f"{name}, {split}") for split in images.splits])
     milliseconds = _measure(model, data, images.splits[0], precision)
-    correct, l2 = cross_validate(features, images.labels, len(data.classes), images.fold_of)
+    logits, l2 = cross_validated_logits(features, images.labels, len(data.classes), images.fold_of)
     result = ProbeResult(
         architecture=architecture,
         weights=weights,
@@ -234,37 +233,12 @@ def _probe(
         milliseconds=milliseconds,
         measured=time.strftime("%Y-%m-%d %H:%M"),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        correct=correct.tolist(),
+        correct=(logits.argmax(1) == images.labels).tolist(),
         l2=l2,
     )
     with optional_cache(file):
         atomic_write_text(file, json.dumps(asdict(result)), durable=False)
     return result
-
-
-def cross_validate(features: Tensor, labels: Tensor, num_classes: int, fold_of: Tensor) -> tuple[Tensor, list[float]]:
-    """Classify each image by a probe that is trained on the images of the other folds.
-
-    The penalty of a fold is the one with the best log loss on the images of the other folds.
-
-    Args:
-        features: (N, F).
-        labels: (N,), from 0 to C - 1.
-        num_classes: C.
-        fold_of: The fold (N,) of each image; at least two folds.
-
-    Returns:
-        Whether each image is classified correctly: bool (N,); and the penalty of each fold.
-    """
-    logits = out_of_fold_logits(features, labels, num_classes, fold_of)
-    losses = torch.stack([functional.cross_entropy(each, labels, reduction="none") for each in logits])
-    correct, chosen = torch.zeros(len(labels), dtype=torch.bool), []
-    for fold in sorted({*fold_of.tolist()}):
-        best = int(losses[:, fold_of != fold].mean(1).argmin())
-        is_fold = fold_of == fold
-        correct[is_fold] = logits[best, is_fold].argmax(1) == labels[is_fold]
-        chosen.append(L2_GRID[best])
-    return correct, chosen
 
 
 def against_best(results: Sequence[ProbeResult]) -> list[float]:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.remote import is_remote
-from flowers.data.splits import SPLITS, SplitRecord, load_split, save_split
+from flowers.data.splits import SPLITS, load_split, save_split
 from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier, Stage
 from flowers.models.input_settings import resolve_input_settings
@@ -25,7 +25,15 @@ from flowers.runtime.hardware import check_devices, device_name, resolve_trainer
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.logging import configure_logging
-from flowers.runtime.run_folder import CONFIG_FILE, LOCK_FILE, SPLIT_FILE, START_FILE, own_run_dir, write_start
+from flowers.runtime.run_folder import (
+    CONFIG_FILE,
+    CORRECTIONS_FILE,
+    LOCK_FILE,
+    SPLIT_FILE,
+    START_FILE,
+    own_run_dir,
+    write_start,
+)
 from flowers.runtime.text import one_line
 from flowers.training.callbacks import GlobalStep, ProbeHead, StageTimer
 from flowers.training.checkpointing import AtomicCheckpointIO
@@ -72,7 +80,7 @@ def _run_stages(cfg: DictConfig, run_dir: Path, extra_callbacks: Sequence[Callba
     seed_everything(cfg.seed)
     model = make_model(cfg, data, trainer)  # the first use of the images: downloads, verifies and splits them
     check_stages(plans, data, trainer, cached_views)
-    write_run_manifest(cfg, run_dir, data.records)
+    write_run_manifest(cfg, run_dir, data)
     log_run_summary(data, model, plans, trainer)
     with resumable(f"python -m flowers.train resume={run_dir}"):
         for plan in plans:
@@ -82,7 +90,7 @@ def _run_stages(cfg: DictConfig, run_dir: Path, extra_callbacks: Sequence[Callba
 
 
 def prepare_run_dir(cfg: DictConfig) -> Path:
-    """Return the run folder, and make it and the data root absolute in `cfg`. Nothing is written.
+    """Return the run folder, and make it, the data root and the corrections absolute in `cfg`. Nothing is written.
 
     Raises:
         ValueError: The folder holds another run.
@@ -90,6 +98,8 @@ def prepare_run_dir(cfg: DictConfig) -> Path:
     run_dir = Path(cfg.run_dir).resolve()
     cfg.run_dir = str(run_dir)
     cfg.data.root = cfg.data.root if is_remote(cfg.data.root) else str(Path(cfg.data.root).resolve())
+    if cfg.data.corrections:
+        cfg.data.corrections = str(Path(cfg.data.corrections).resolve())
     if is_rank_zero() and (run_dir / START_FILE).exists() and not cfg.resume:
         raise ValueError(
             f"{run_dir} already holds a run: resume={run_dir} continues it, hydra.run.dir=FOLDER starts another one"
@@ -214,22 +224,26 @@ def make_model(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> Imag
     return model
 
 
-def write_run_manifest(cfg: DictConfig, run_dir: Path, records: Sequence[SplitRecord]) -> None:
-    """Write what the run was started with, then the split and the configuration; a resumed run changes none of them.
+def write_run_manifest(cfg: DictConfig, run_dir: Path, data: ImageDataModule) -> None:
+    """Write what the run was started with, the corrections of labels, the split and the configuration.
+
+    A resumed run changes none of them.
 
     Raises:
         ValueError: The resumed run has another split; nothing is written.
     """
     split_file, config_file = run_dir / SPLIT_FILE, run_dir / CONFIG_FILE
-    if split_file.exists() and load_split(split_file) != list(records):
+    if split_file.exists() and load_split(split_file) != data.records:
         raise ValueError(
             f"the images or their split differ from {split_file}: restore the images and the data settings, "
             "or start a new run"
         )
     if is_rank_zero():
         write_start(run_dir, HydraConfig.get().overrides.task if HydraConfig.initialized() else [], bool(cfg.resume))
+        if data.corrections.lines and not (run_dir / CORRECTIONS_FILE).exists():
+            data.corrections.save(run_dir / CORRECTIONS_FILE)
         if not split_file.exists():
-            save_split(records, split_file)
+            save_split(data.records, split_file)
         if not config_file.exists():
             atomic_write_text(config_file, OmegaConf.to_yaml(cfg, resolve=True))
 
@@ -246,6 +260,8 @@ def log_run_summary(
     if len(data.classes) > len(shown):
         lines += [f"… and {len(data.classes) - len(shown):,} more classes"]
     lines += ["all".ljust(width) + "".join(f"{count.total():8,}" for count in counts.values())]
+    if data.corrections.lines:
+        lines += [f"corrections of {one_line(data.corrections.source)}: {data.corrections.summary()}"]
     head_lr = model.hparams["config"]["optimizer"]["lr"]
     head, backbone = (sum(weight.numel() for weight in part.parameters()) for part in (model.head, model.backbone))
     for plan in plans:
