@@ -2,6 +2,7 @@
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,7 +85,7 @@ def fit_linear_probe(
 
 
 def choose_l2(features: Tensor, labels: Tensor, num_classes: int, seed: int = 0, folds: int = 5) -> float:
-    """Return the value of `L2_GRID` with the best out-of-fold log loss.
+    """Return the value of `L2_GRID` with the best out-of-fold log loss; see `out_of_fold_logits`.
 
     Args:
         features: (N, F), N at least 2.
@@ -93,33 +94,44 @@ def choose_l2(features: Tensor, labels: Tensor, num_classes: int, seed: int = 0,
         seed: Seed of the folds.
         folds: Number of folds, at least 2; with fewer images, one image is a fold.
     """
-    logits = out_of_fold_logits(features, labels, num_classes, stratified_folds(labels, min(folds, len(labels)), seed))
-    losses = [float(functional.cross_entropy(each, labels)) for each in logits]
-    return L2_GRID[losses.index(min(losses))]
+    fold_of = stratified_folds(labels, min(folds, len(labels)), seed)
+    logits = out_of_fold_logits(features, labels, num_classes, fold_of)
+    return min(logits, key=lambda l2: float(functional.cross_entropy(logits[l2], labels)))
 
 
-def out_of_fold_logits(features: Tensor, labels: Tensor, num_classes: int, fold_of: Tensor) -> Tensor:
-    """Return the logits (len(L2_GRID), N, C) of each image, by probes that are trained on the images of other folds.
+def out_of_fold_logits(features: Tensor, labels: Tensor, num_classes: int, fold_of: Tensor) -> dict[float, Tensor]:
+    """Return the logits (N, C) of each image, by probes that are trained on the images of other folds.
 
     Args:
         features: (N, F).
         labels: (N,), from 0 to C - 1.
         num_classes: C.
         fold_of: The fold (N,) of each image; at least two folds.
-    """
-    logits = torch.empty(len(L2_GRID), len(labels), num_classes)
 
-    def fit_fold(fold: int) -> None:
-        is_train, probe = fold_of != fold, None
-        train, rest = features[is_train].float(), features[~is_train].float()
-        for index, l2 in reversed(list(enumerate(L2_GRID))):  # a strong penalty is fast to fit, and starts the next one
-            probe = fit_linear_probe(train, labels[is_train], num_classes, l2, probe)
-            logits[index, ~is_train] = probe.logits(rest)
+    Returns:
+        The logits by the penalty, from the strongest of L2_GRID on. The first penalty whose log loss is worse than that
+        of the one before is the last: weaker ones take most of the time, and overfit more.
+    """
+    folds = sorted({*fold_of.tolist()})
+    probes: dict[int, LinearProbe] = {}  # a strong penalty is fast to fit, and starts the next one
+    found: dict[float, Tensor] = {}
+    best = float("inf")
+
+    def fit_fold(fold: int, l2: float) -> None:
+        is_train = fold_of != fold
+        probes[fold] = fit_linear_probe(features[is_train], labels[is_train], num_classes, l2, probes.get(fold))
+        found[l2][~is_train] = probes[fold].logits(features[~is_train])
 
     # One fold per core: the operations are too small for several threads each, which would wait for each other.
     with ThreadPoolExecutor(available_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        deque(pool.map(fit_fold, sorted({*fold_of.tolist()})), maxlen=0)
-    return logits
+        for l2 in reversed(L2_GRID):
+            found[l2] = torch.empty(len(labels), num_classes)
+            deque(pool.map(fit_fold, folds, repeat(l2)), maxlen=0)
+            loss = float(functional.cross_entropy(found[l2], labels))
+            if loss > best:
+                break
+            best = loss
+    return found
 
 
 def cross_validated_logits(
@@ -139,13 +151,14 @@ def cross_validated_logits(
         The logits (N, C), and the penalty of each fold.
     """
     logits = out_of_fold_logits(features, labels, num_classes, fold_of)
-    losses = torch.stack([functional.cross_entropy(each, labels, reduction="none") for each in logits])
-    chosen_logits, penalties = torch.empty_like(logits[0]), []
+    losses = {l2: functional.cross_entropy(each, labels, reduction="none") for l2, each in logits.items()}
+    chosen, penalties = torch.empty(len(labels), num_classes), []
     for fold in sorted({*fold_of.tolist()}):
-        best = int(losses[:, fold_of != fold].mean(1).argmin())
-        chosen_logits[fold_of == fold] = logits[best, fold_of == fold]
-        penalties.append(L2_GRID[best])
-    return chosen_logits, penalties
+        is_fold = fold_of == fold
+        l2 = min(losses, key=lambda l2: float(losses[l2][~is_fold].mean()))
+        chosen[is_fold] = logits[l2][is_fold]
+        penalties.append(l2)
+    return chosen, penalties
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:

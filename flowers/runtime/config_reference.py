@@ -23,6 +23,7 @@ CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") i
 PROGRAMS = (
     "train",
     "evaluate",
+    "audit",
     "compare",
     "predict",
     "explain",

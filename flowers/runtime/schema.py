@@ -295,6 +295,25 @@ class Evaluate(Group):
     report: Text | None
 
 
+class Audit(Group):
+    """flowers.audit."""
+
+    photos: Text | None
+    run: Text | None
+    model: Model
+    corrections: Text | None
+    on_corrupt: OnCorrupt | None
+    image_size: ImageSide
+    folds: Annotated[int, Field(ge=2)]
+    seed: Seed
+    neighbors: AtLeastOne
+    max_photos: AtLeastOne
+    accelerator: Device | None
+    precision: Precision | None
+    cache_gb: NotNegative
+    output: Text
+
+
 class Compare(Group):
     """flowers.compare."""
 
@@ -475,6 +494,7 @@ class Probe(Group):
 PROGRAM_SCHEMAS: dict[str, type[Group]] = {
     "train": Train,
     "evaluate": Evaluate,
+    "audit": Audit,
     "compare": Compare,
     "predict": Predict,
     "explain": Explain,

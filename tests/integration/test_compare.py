@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from flowers.compare import main
-from flowers.runtime.run_folder import BEST_CHECKPOINT
+from flowers.data.corrections import Correction, Corrections
+from flowers.data.splits import load_split
+from flowers.evaluation.predictions import load_run_predictions
+from flowers.runtime.run_folder import BEST_CHECKPOINT, CORRECTIONS_FILE, SPLIT_FILE
 from tests.helpers import configuration
 
 
@@ -57,3 +60,21 @@ def test_compare_takes_checkpoints_for_their_run_folders(trained: Path, tmp_path
 def test_compare_names_what_is_wrong(overrides: list[str], message: str, trained: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=message):
         compare(*(override.format(trained=trained, empty=tmp_path) for override in overrides))
+
+
+def test_compare_scores_runs_with_other_corrections_by_one_file(trained: Path, tmp_path: Path, capsys):
+    copy = Path(shutil.copytree(trained, tmp_path / "copy"))
+    first, second = [record for record in load_split(trained / SPLIT_FILE) if record.split == "val"][:2]
+    other = next(label for label in load_run_predictions(trained, "val").classes if label != first.label)
+    lines = (
+        Correction(first.path, first.label, "relabel", other, first.sha256),
+        Correction(second.path, second.label, "drop", "", second.sha256),
+    )
+    Corrections("x", lines).save(copy / CORRECTIONS_FILE)
+    with pytest.raises(ValueError, match=r"with corrections \(1 relabeled, 1 dropped, 0 kept\): give corrections=FILE"):
+        compare(f"runs=[{trained},{copy}]")
+    compare(f"runs=[{trained},{copy}]", f"corrections={copy}/corrections.csv", f"output={tmp_path}/c.json")
+    n = len(load_run_predictions(trained, "val"))
+    assert f"{n - 1} images that all runs scored, with the labels of" in capsys.readouterr().out
+    (pair,) = json.loads((tmp_path / "c.json").read_text())["against"].values()
+    assert (pair["n"], pair["difference"]) == (n - 1, 0)

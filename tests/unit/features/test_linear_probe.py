@@ -7,6 +7,7 @@ from torch.nn import functional
 from flowers.features.linear_probe import (
     L2_GRID,
     choose_l2,
+    cross_validated_logits,
     fit_linear_probe,
     out_of_fold_logits,
     stratified_folds,
@@ -68,7 +69,24 @@ def test_out_of_fold_logits_are_those_of_probes_that_never_saw_the_image(problem
     logits = out_of_fold_logits(features, labels, 3, fold_of)
     others = fold_of != 1
     probe = fit_linear_probe(features[others], labels[others], 3, L2_GRID[-1])
-    torch.testing.assert_close(logits[-1, ~others], probe.logits(features[~others]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits[L2_GRID[-1]][~others], probe.logits(features[~others]), rtol=1e-3, atol=1e-3)
+
+
+def test_out_of_fold_logits_stop_where_weaker_penalties_overfit(problem):
+    _, labels = problem
+    noise = torch.randn(90, 200, generator=torch.Generator().manual_seed(1))
+    assert [*out_of_fold_logits(noise, labels, 3, stratified_folds(labels, 3, seed=0))] == [*L2_GRID[-1:-3:-1]]
+
+
+def test_cross_validated_logits_classify_each_image_by_the_other_folds():
+    labels = torch.arange(60) % 3
+    fold_of = torch.arange(60) // 20
+    logits, penalties = cross_validated_logits(functional.one_hot(labels, 3).float(), labels, 3, fold_of)
+    assert logits.argmax(1).equal(labels)
+    assert len(penalties) == 3
+    assert {*penalties} <= {*L2_GRID}
+    noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    assert (cross_validated_logits(noise, labels, 3, fold_of)[0].argmax(1) == labels).float().mean() < 0.6
 
 
 def test_stratified_folds_spread_each_class_evenly(problem):

@@ -1,8 +1,6 @@
 import pytest
-import torch
 
-from flowers.features.linear_probe import L2_GRID
-from flowers.search.backbone_probe import Candidate, ProbeResult, against_best, cross_validate, parse_candidate
+from flowers.search.backbone_probe import Candidate, ProbeResult, against_best, parse_candidate
 
 
 def result(correct: list[bool]) -> ProbeResult:
@@ -24,18 +22,6 @@ def test_parse_candidate_splits_at_the_first_colon(entry, expected):
 def test_parse_candidate_refuses_an_empty_part():
     with pytest.raises(ValueError, match=r"models: resnet18:: expected architecture"):
         parse_candidate("resnet18:")
-
-
-def test_cross_validate_classifies_each_image_by_the_other_folds():
-    labels = torch.arange(60) % 3
-    fold_of = torch.arange(60) // 20
-    features = torch.nn.functional.one_hot(labels, 3).float()
-    correct, chosen = cross_validate(features, labels, 3, fold_of)
-    assert correct.all()
-    assert len(chosen) == 3
-    assert set(chosen) <= set(L2_GRID)
-    shuffled = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    assert cross_validate(shuffled, labels, 3, fold_of)[0].float().mean() < 0.6
 
 
 def test_against_best_corrects_for_the_number_of_backbones():

@@ -1,0 +1,138 @@
+"""The program `flowers.audit`: audit the photos of a folder, and write a table and a page for the review."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+
+from flowers.data.datamodule import ImageDataModule, inference_data_args
+from flowers.evaluation.audit import KINDS, Audit, audit_images, preview_images
+from flowers.evaluation.evaluator import extract_features
+from flowers.evaluation.review_page import write_review_page
+from flowers.evaluation.tables import plain
+from flowers.models.backbones import check_backbone
+from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
+from flowers.models.input_settings import resolve_input_settings
+from flowers.runtime.config import require_extra, to_container
+from flowers.runtime.hardware import check_devices
+from flowers.runtime.logging import configure_logging
+from flowers.runtime.run_folder import CORRECTIONS_FILE, find_checkpoint, run_dir_of
+from flowers.runtime.seeding import seeded
+from flowers.runtime.text import one_line, write_csv
+
+AUDIT_COLUMNS = ("path", "kind", "label", "suggested", "score", "likely", "neighbors", "sha256")
+_LISTED_PAIRS = 3
+
+
+def run_audit(cfg: DictConfig) -> int:
+    """Audit the photos in `cfg.photos`, or those of the run `cfg.run`, and write audit.csv and audit.html.
+
+    Photos are only read.
+
+    Returns:
+        The number of labels that are likely wrong.
+
+    Raises:
+        ValueError: A setting is wrong, or the photos cannot be used.
+    """
+    configure_logging()  # Lightning is imported by now
+    require_extra("an audit", "audit", "cleanlab")
+    check_devices(cfg.accelerator or "auto")
+    data, model, config = _open_run(cfg) if cfg.run else _open_folder(cfg)
+    images = data.corrections.apply(data.root.images)
+    dataset = data.full_dataset(model.classes)
+    features = extract_features(model, data, dataset, "all photos", config)
+    judged = {line.sha256 for line in data.corrections.lines}
+    audit = audit_images(
+        images,
+        model.classes,
+        features,
+        preview_images(data.root, [image.path for image in images]),
+        folds=cfg.folds,
+        seed=cfg.seed,
+        neighbors=cfg.neighbors,
+        image_size=int(data.transform_settings()["image_size"]),
+        is_judged=[image.sha256 in judged for image in images],
+    )
+    console = Console(highlight=False, markup=False, emoji=False)
+    _print(audit, console)
+    output = Path(cfg.output)
+    save_audit(audit, output / "audit.csv")
+    write_review_page(audit, output / "audit.html", data.corrections.lines, cfg.max_photos)
+    console.print(f"details: {one_line(output / 'audit.csv')} and audit.html, a page to review them", soft_wrap=True)
+    return len(audit.likely("label"))
+
+
+def _open_folder(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier, dict[str, Any]]:
+    """Return the photos of a folder, a frozen backbone, and the settings to extract features with."""
+    if not cfg.photos:
+        raise ValueError("nothing to audit: expected photos=FOLDER or run=FOLDER")
+    check_backbone(cfg.model.architecture, cfg.model.weights, cfg.model.options)
+    settings: dict[str, Any] = {
+        "model": to_container(cfg.model),
+        "data": {"image_size": cfg.image_size, "resize": None, "interpolation": None},
+    }
+    resolve_input_settings(settings)
+    data = ImageDataModule(
+        cfg.photos, corrections=cfg.corrections, on_corrupt=cfg.on_corrupt or "skip", **settings["data"]
+    )
+    classes = sorted({image.label for image in data.corrections.apply(data.root.images)})
+    with seeded(cfg.seed):
+        model = ImageClassifier(**settings["model"], classes=classes, **settings["data"])
+    return data, model, _feature_settings(cfg, {})
+
+
+def _open_run(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier, dict[str, Any]]:
+    """Return the photos of a run, with the corrections that it was trained with, and its backbone."""
+    checkpoint = find_checkpoint(cfg.run)
+    hparams = read_checkpoint(checkpoint)["hyper_parameters"]
+    settings = hparams["config"]["data"]
+    if settings.get("packed") and not cfg.photos:
+        raise ValueError(f"run={cfg.run}: its photos are in shards: name their folder with photos=FOLDER")
+    own = run_dir_of(checkpoint) / CORRECTIONS_FILE
+    arguments = inference_data_args(settings) | ({"on_corrupt": cfg.on_corrupt} if cfg.on_corrupt else {})
+    arguments |= {"packed": False, "corrections": cfg.corrections or (own if own.is_file() else None)}
+    data = ImageDataModule(cfg.photos or settings["root"], **arguments)
+    return data, load_classifier(checkpoint), _feature_settings(cfg, hparams["config"]["trainer"])
+
+
+def _feature_settings(cfg: DictConfig, trainer: Mapping[str, Any]) -> dict[str, Any]:
+    requested = {key: cfg[key] or "auto" for key in ("accelerator", "precision") if cfg[key] or not trainer}
+    return {
+        "trainer": {"deterministic": "auto", **trainer, **requested},
+        "features": {"cache": True, "cache_gb": cfg.cache_gb},
+        "tta": "none",
+    }
+
+
+def save_audit(audit: Audit, path: Path) -> None:
+    """Write audit.csv: the findings, strongest first within each kind."""
+    rows: list[tuple[object, ...]] = [AUDIT_COLUMNS]
+    for finding in audit.findings:
+        image = audit.images[finding.photo]
+        suggested = audit.classes[finding.suggested] if finding.suggested is not None else ""
+        neighbors = "; ".join(audit.images[neighbor].path for neighbor in finding.neighbors)
+        likely = "true" if finding.is_likely else "false"
+        rows.append(
+            (image.path, finding.kind, image.label, suggested, f"{finding.score:.4f}", likely, neighbors, image.sha256)
+        )
+    write_csv(path, rows)
+
+
+def _print(audit: Audit, console: Console) -> None:
+    table = Table("kind", Column("photos", justify="right"), "what it means", "first", box=box.SIMPLE)
+    for kind, text in KINDS.items():
+        likely = audit.likely(kind)
+        first = audit.images[likely[0].photo].path if likely else ""
+        table.add_row(kind, f"{len(likely):,}", text, plain(first))
+    console.print(table)
+    n, wrong = len(audit.images), len(audit.likely("label"))
+    console.print(f"{n:,} photos of {len(audit.classes)} classes, {wrong / n:.1%} with a label that is likely wrong")
+    for first, second, share in audit.overlap[:_LISTED_PAIRS]:
+        console.print(
+            f"{share:.1%} of {one_line(first)} and {one_line(second)} are taken for the other class", soft_wrap=True
+        )
