@@ -119,6 +119,13 @@ WRONG: dict[str, dict[str, str]] = {
         "recipe.bst=[flip]": "did you mean recipe.best?",
         "recipe.best=flip": "recipe.best",
     },
+    "audit": {
+        "folds=1": "at least 2",
+        "neighbors=0": "at least 1",
+        "image_size=0": "from 1 to 4096",
+        "on_corrupt=skp": "did you mean skip?",
+        "output=": "not empty",
+    },
     "soup": {"runs=A": "at least two runs", "output=": "not empty", "precision=64-true": "expected one of"},
     "pack": {"shard_mb=0": "above 0", "workers=0": "at least 1", "data.val_fraction=-1": "at least 0"},
     "probe": {

@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,8 @@ def audit(*overrides: str) -> int:
     return int(main(configuration(*overrides, name="audit")))
 
 
-def page_data(page: Path) -> dict:
-    return json.loads(re.findall(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))[0])
+def page_data(page: Path) -> dict[str, Any]:
+    return dict(json.loads(re.findall(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))[0]))
 
 
 @pytest.fixture(name="cache", autouse=True)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from PIL import Image, ImageFilter
 
 from flowers.data.splits import ImageRecord
 from flowers.evaluation.audit import (
+    Audit,
     Preview,
     audit_images,
     class_overlap,
@@ -32,8 +35,8 @@ def make_folder():
     return images, features
 
 
-def audit(images, features, **given):
-    settings = {"folds": 3, "seed": 0, "neighbors": 3, "image_size": 224, "previews": [GOOD] * len(images)} | given
+def audit(images, features, **given: Any) -> Audit:
+    settings: dict[str, Any] = {"folds": 3, "seed": 0, "neighbors": 3, "image_size": 224, "previews": [GOOD] * len(images)} | given
     return audit_images(images, CLASSES, features, **settings)
 
 
