@@ -34,9 +34,14 @@ class LinearProbe(NamedTuple):
 
 
 def fit_linear_probe(
-    features: Tensor, labels: Tensor, num_classes: int, l2: float, start: LinearProbe | None = None
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    l2: float,
+    start: LinearProbe | None = None,
+    class_weights: Tensor | None = None,
 ) -> LinearProbe:
-    """Minimize the mean cross-entropy plus `l2` / 2 times the squared weights, by L-BFGS.
+    """Minimize the mean cross-entropy, weighted by class if asked, plus `l2` / 2 times the squared weights, by L-BFGS.
 
     The penalty is on the weights for features that are scaled to a mean square of 1, so that one `l2` suits backbones
     whose features differ in size. The problem is convex: the result depends on `start` only within the tolerance.
@@ -47,6 +52,7 @@ def fit_linear_probe(
         num_classes: C.
         l2: Above 0.
         start: Where the search starts, such as the probe of the next `l2`; None starts at zero.
+        class_weights: Weight (C,) of an image of each class, of any scale; None for 1.
     """
     scale = float(features.float().square().mean().sqrt().clamp(min=1e-12))
     inputs = features.float() / scale
@@ -59,15 +65,17 @@ def fit_linear_probe(
     if start is not None:
         initial[:, :-1], initial[:, -1] = start.weight.cpu() * scale, start.bias.cpu()
         initial[:, -1] += initial[:, :-1] @ center
+    weights = None if class_weights is None else class_weights.double()
+    sizes = len(labels) if weights is None else (weights[labels].sum() / weights[labels])[:, None]
 
     def objective(flat: NDArray[Any]) -> tuple[float, NDArray[Any]]:
         parameters = torch.from_numpy(flat).float().view(num_classes, width + 1)
         weight, bias = parameters[:, :-1], parameters[:, -1]
         logits = torch.addmm(bias, inputs, weight.T).double()
-        loss = functional.cross_entropy(logits, labels) + l2 / 2 * weight.double().square().sum()
+        loss = functional.cross_entropy(logits, labels, weights) + l2 / 2 * weight.double().square().sum()
         errors = logits.softmax(1)
         errors[torch.arange(len(labels)), labels] -= 1
-        errors = (errors / len(labels)).float()
+        errors = (errors / sizes).float()
         gradient = torch.cat([errors.T @ inputs + l2 * weight, errors.sum(0)[:, None]], 1)
         return float(loss), gradient.double().flatten().numpy()
 
@@ -83,7 +91,14 @@ def fit_linear_probe(
     return LinearProbe(weight / scale, bias - weight @ center)
 
 
-def choose_l2(features: Tensor, labels: Tensor, num_classes: int, seed: int = 0, folds: int = 5) -> float:
+def choose_l2(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    seed: int = 0,
+    folds: int = 5,
+    class_weights: Tensor | None = None,
+) -> float:
     """Return the value of `L2_GRID` with the best out-of-fold log loss.
 
     Args:
@@ -92,13 +107,17 @@ def choose_l2(features: Tensor, labels: Tensor, num_classes: int, seed: int = 0,
         num_classes: C.
         seed: Seed of the folds.
         folds: Number of folds, at least 2; with fewer images, one image is a fold.
+        class_weights: See `fit_linear_probe`; the loss that is compared has the same weights.
     """
-    logits = out_of_fold_logits(features, labels, num_classes, stratified_folds(labels, min(folds, len(labels)), seed))
-    losses = [float(functional.cross_entropy(each, labels)) for each in logits]
+    fold_of = stratified_folds(labels, min(folds, len(labels)), seed)
+    logits = out_of_fold_logits(features, labels, num_classes, fold_of, class_weights)
+    losses = [float(functional.cross_entropy(each, labels, class_weights)) for each in logits]
     return L2_GRID[losses.index(min(losses))]
 
 
-def out_of_fold_logits(features: Tensor, labels: Tensor, num_classes: int, fold_of: Tensor) -> Tensor:
+def out_of_fold_logits(
+    features: Tensor, labels: Tensor, num_classes: int, fold_of: Tensor, class_weights: Tensor | None = None
+) -> Tensor:
     """Return the logits (len(L2_GRID), N, C) of each image, by probes that are trained on the images of other folds.
 
     Args:
@@ -106,6 +125,7 @@ def out_of_fold_logits(features: Tensor, labels: Tensor, num_classes: int, fold_
         labels: (N,), from 0 to C - 1.
         num_classes: C.
         fold_of: The fold (N,) of each image; at least two folds.
+        class_weights: See `fit_linear_probe`.
     """
     logits = torch.empty(len(L2_GRID), len(labels), num_classes)
 
@@ -113,7 +133,7 @@ def out_of_fold_logits(features: Tensor, labels: Tensor, num_classes: int, fold_
         is_train, probe = fold_of != fold, None
         train, rest = features[is_train].float(), features[~is_train].float()
         for index, l2 in reversed(list(enumerate(L2_GRID))):  # a strong penalty is fast to fit, and starts the next one
-            probe = fit_linear_probe(train, labels[is_train], num_classes, l2, probe)
+            probe = fit_linear_probe(train, labels[is_train], num_classes, l2, probe, class_weights)
             logits[index, ~is_train] = probe.logits(rest)
 
     # One fold per core: the operations are too small for several threads each, which would wait for each other.

@@ -25,6 +25,7 @@ OnCorrupt = Literal["error", "skip"]
 TestTimeAugmentation = Literal["none", "flip", "five_crop"]
 ImageSide = Annotated[int, Field(ge=1, le=4096)]
 Interpolation = Literal["bilinear", "bicubic"]
+Balance = Literal["none", "weights", "sampler"]
 
 
 class Expected(NamedTuple):
@@ -79,6 +80,7 @@ class Pixels(Group):
     contrast: NotNegative
     saturation: NotNegative
     hue: Annotated[float, Field(ge=0, le=0.5)]
+    balance: Balance
     batch_size: AtLeastOne
     num_workers: Count | None
     decoded_cache_fraction: Fraction
@@ -121,6 +123,7 @@ class Folder(Split, ModelPixels, Source):
 class Shards(Remote, ModelPixels, Source):
     """data=shards."""
 
+    balance: Literal["none", "weights"]  # type: ignore[assignment]
     packed: bool
     s3_endpoint: Text | None
 

@@ -134,6 +134,7 @@ def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Ma
     """
     optimizer, scheduler = config["optimizer"], config["scheduler"]
     row = {
+        "data.balance": config["data"].get("balance", "none"),  # checkpoints of earlier versions have none
         "data.batch_size": config["data"]["batch_size"],
         "data.fold": config["data"].get("fold", 0),  # data=shards has no folds
         "data.image_size": config["data"]["image_size"],
