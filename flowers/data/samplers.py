@@ -74,12 +74,12 @@ def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     """
     items = torch.randperm(len(labels), generator=generator)
     items = items[labels[items].argsort(stable=True)]  # by label, and in random order within a label
-    counts = labels.unique(return_counts=True)[1].tolist()
+    counts = [count for count in labels.bincount().tolist() if count]
     quota, rest = divmod(len(labels), len(counts))
     has_more = (torch.randperm(len(counts), generator=generator) < rest).tolist()
     drawn = [
         part.repeat(math.ceil((quota + more) / len(part)))[: quota + more]
-        for part, more in zip(items.split(counts), has_more, strict=True)
+        for part, more in zip(torch.split(items, counts), has_more, strict=True)
     ]
     return torch.cat(drawn)[torch.randperm(len(labels), generator=generator)]
 

@@ -123,7 +123,7 @@ class Folder(Split, ModelPixels, Source):
 class Shards(Remote, ModelPixels, Source):
     """data=shards."""
 
-    balance: Literal["none", "weights"]  # type: ignore[assignment]
+    balance: Literal["none", "weights"]
     packed: bool
     s3_endpoint: Text | None
 

@@ -101,7 +101,14 @@ def test_checkpoint_alone_classifies_an_image(trained: Path):
     assert model.hparams["split_digest"] == read_json(trained / "result.json")["digest"]["split"]
 
 
-IMAGE_TAGS = {"train/photos", "val/photos", "val/confusion", "val/surest_mistakes", "val/least_sure"}
+IMAGE_TAGS = {
+    "val_best/class_curves",
+    "train/photos",
+    "val/photos",
+    "val/confusion",
+    "val/surest_mistakes",
+    "val/least_sure",
+}
 
 
 def test_tensorboard_holds_curves_images_and_hyperparameters(trained: Path):
