@@ -158,7 +158,7 @@ IMBALANCE = 3  # images of the largest class over those of the smallest one, abo
 
 def is_imbalanced(scores: Mapping[str, Any]) -> bool:
     """Return whether the classes that were scored differ by more than 3:1; a class without images does not count."""
-    counts = [row["n"] for row in scores["classes"].values() if row["n"]]
+    counts: list[int] = [row["n"] for row in scores["classes"].values() if row["n"]]
     return max(counts) > IMBALANCE * min(counts)
 
 
