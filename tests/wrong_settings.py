@@ -60,6 +60,7 @@ WRONG: dict[str, dict[str, str]] = {
         "data.hflip_prob=1.5": "expected a number from 0 to 1",
         "data.hue=0.6": "expected a number from 0 to 0.5",
         "data.brightness=-1": "at least 0",
+        "data.balance=weight": "expected one of none, weights, sampler: did you mean weights?",
         "data.batch_size=0": "at least 1",
         "data.num_workers=-1": "at least 0, or null",
         "data.val_fraction=1": "below 1",

@@ -94,7 +94,7 @@ class ProjectBenchmark:
         trainer = Trainer(**self.settings, max_epochs=3, callbacks=[starts])
         self.model.set_stage("head", 3)
         train, val = (self._features(split) for split in ("train", "val"))
-        order = self.data.train_sampler(len(train))
+        order = self.data.train_sampler(train.labels.tolist())
         trainer.fit(
             self.model,
             DataLoader(train, self.data.batch_size, sampler=order, collate_fn=default_convert),

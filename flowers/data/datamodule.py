@@ -38,7 +38,7 @@ from flowers.data.transforms import (
 from flowers.runtime.distributed import local_slice, rank_and_world_size
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.interrupt import ignore_stop_signals
-from flowers.runtime.schema import Pixels, Remote
+from flowers.runtime.schema import Balance, Pixels, Remote
 from flowers.runtime.seeding import PADDING_INDEX
 from flowers.runtime.text import one_line
 from flowers.runtime.validation import check_values
@@ -83,6 +83,8 @@ class ImageDataModule(LightningDataModule):
         augmentation: Makes the training transform from `image_size`, `resize` and the settings from `interpolation`
             to `hue`, given by name; None for `train_transform`. It maps uint8 (3, H, W) to uint8 (3, image_size,
             image_size) and draws from the global generator of torch.
+        balance: For classes of different sizes in training: "weights" weights the loss of each image, "sampler" draws
+            equally many images of each class in each epoch, "none" does neither.
         batch_size: Images per step, over all processes.
         num_workers: Dataloader workers per process; None for one per core, at most 8.
         decoded_cache_fraction: Share of the free memory for decoded images, from 0 to below 1; 0 reads them from disk
@@ -121,6 +123,7 @@ class ImageDataModule(LightningDataModule):
         saturation: float = 0.2,
         hue: float = 0.02,
         augmentation: Callable[..., Callable[[Tensor], Tensor]] | None = None,
+        balance: Balance = "none",
         batch_size: int = 64,
         num_workers: int | None = None,
         decoded_cache_fraction: float = 0.5,
@@ -142,6 +145,7 @@ class ImageDataModule(LightningDataModule):
             "hue": hue,
         }
         loading = {
+            "balance": balance,
             "batch_size": batch_size,
             "num_workers": num_workers,
             "decoded_cache_fraction": decoded_cache_fraction,
@@ -152,6 +156,8 @@ class ImageDataModule(LightningDataModule):
         check_values(remote, Remote, "data.")
         if is_remote(root) and not packed:
             raise ValueError(f"data.root={root}: expected a folder; an address needs data=shards (see flowers.pack)")
+        if packed and balance == "sampler":  # the copies of a rare image would all fall into the time of its shard
+            raise ValueError("data.balance=sampler with data=shards: expected data.balance=weights or none")
         self.shards = ShardSource(str(root), s3_endpoint, retry_timeout, cache_gb) if packed else None
         self.corrections = Corrections() if corrections is None else load_corrections(corrections)
         self.root = self.shards or ImageFolderSource(
@@ -174,6 +180,7 @@ class ImageDataModule(LightningDataModule):
             max(resize, max_useful_side(image_size, crop_scale, crop_ratio)), interpolation
         )
         self.eval_transform = eval_transform(image_size, resize, interpolation)
+        self.balance = balance
         self.batch_size = batch_size
         self.num_workers = min(available_cores(), 8) if num_workers is None else num_workers
         self.decoded_cache_fraction = decoded_cache_fraction
@@ -207,6 +214,17 @@ class ImageDataModule(LightningDataModule):
     def counts(self, split: str) -> Counter[str]:
         """Return the number of images of each class in `split`."""
         return Counter(record.label for record in self.records if record.split == split)
+
+    def class_weights(self) -> list[float] | None:
+        """Return the weight of a training image of each class, in the order of `classes`; None without `balance`.
+
+        N training images of C classes, n of a class, give the weight N / (C n): all classes have the same total weight,
+        and the mean over the training images is 1. A class without training images has weight 0, and is not counted.
+        """
+        if self.balance == "none":
+            return None
+        counts = self.counts("train")
+        return [counts.total() / (len(counts) * counts[name]) if counts[name] else 0.0 for name in self.classes]
 
     def transform_settings(self, augmented: bool = False) -> dict[str, Any]:
         """Return all that determines how an image file becomes pixels, ready for JSON, as part of a cache key."""
@@ -291,7 +309,7 @@ class ImageDataModule(LightningDataModule):
             return ResumableDataLoader(
                 dataset, self._shard_sampler(dataset), lambda: batches_done(self), **self._loading
             )
-        sampler: Any = self.train_sampler(len(dataset))  # torch's types expect plain indices
+        sampler: Any = self.train_sampler(dataset.labels)  # torch's types expect plain indices
         batches = BatchSampler(sampler, self.per_rank_batch_size(rank_and_world_size()[1]), drop_last=False)
         return ResumableDataLoader(dataset, batches, lambda: batches_done(self), **self._loading)
 
@@ -319,9 +337,10 @@ class ImageDataModule(LightningDataModule):
             sampler = PrefetchingSampler(keys, self.shards.shard_numbers(dataset.paths), self.shards.prefetch)
         return DataLoader(dataset, batch_size=batch_size or self.batch_size, sampler=sampler, **self._loading)
 
-    def train_sampler(self, length: int) -> EpochSampler:
-        """Return the training order of `length` items: the share of this process."""
-        return EpochSampler(length, self.seed, *rank_and_world_size())
+    def train_sampler(self, labels: Sequence[int]) -> EpochSampler:
+        """Return the training order of images with these labels: the share of this process."""
+        balanced_labels = labels if self.balance == "sampler" else None
+        return EpochSampler(len(labels), self.seed, *rank_and_world_size(), balanced_labels)
 
     def per_rank_batch_size(self, world_size: int) -> int:
         """Return the number of images per step in each of `world_size` processes.

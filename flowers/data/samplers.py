@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from flowers.runtime.seeding import PADDING_INDEX, epoch_seed
@@ -26,10 +27,20 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: Seed of the order and of the seeds of the items.
         rank: Number of this process, which takes every `world_size`-th item.
         world_size: Number of processes. All get the same number of items: PADDING_INDEX fills the last round.
+        balanced_labels: Label of each item, for epochs with equally many items of each label; None for epochs with each
+            item once. See `balanced_order`.
     """
 
-    def __init__(self, length: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        balanced_labels: Sequence[int] | None = None,
+    ) -> None:
         self.length, self.seed, self.rank, self.world_size = length, seed, rank, world_size
+        self.labels = None if balanced_labels is None else torch.tensor(balanced_labels)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -41,11 +52,36 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator)
+        if self.labels is None:
+            order = torch.randperm(self.length, generator=generator)
+        else:
+            order = balanced_order(self.labels, generator)
         seeds = torch.randint(2**62, (self.length,), generator=generator)
         keys = list(zip(order.tolist(), seeds.tolist(), strict=True))
         keys += [(PADDING_INDEX, 0)] * (len(self) * self.world_size - self.length)
         return iter(keys[self.rank :: self.world_size])
+
+
+def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Return as many indices (N,) as there are labels, in random order, with equally many of each label.
+
+    The numbers of two labels differ by at most one, and so do those of two items with the same label: drawing with
+    replacement would repeat some images and miss others by chance.
+
+    Args:
+        labels: The label (N,) of each item.
+        generator: What the order is drawn from.
+    """
+    items = torch.randperm(len(labels), generator=generator)
+    items = items[labels[items].argsort(stable=True)]  # by label, and in random order within a label
+    counts = [count for count in labels.bincount().tolist() if count]
+    quota, rest = divmod(len(labels), len(counts))
+    has_more = (torch.randperm(len(counts), generator=generator) < rest).tolist()
+    drawn = [
+        part.repeat(math.ceil((quota + more) / len(part)))[: quota + more]
+        for part, more in zip(torch.split(items, counts), has_more, strict=True)
+    ]
+    return torch.cat(drawn)[torch.randperm(len(labels), generator=generator)]
 
 
 class ShardShuffleBatchSampler(Sampler[list[tuple[int, int]]]):

@@ -1,6 +1,7 @@
 """Figures for TensorBoard, and as SVG for the report."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,29 @@ def plot_curves(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
             axis.plot(*zip(*points, strict=True) if points else ([], []), color=color, label=split, marker=".")
         axis.set(title=name, xlabel="step")
     axes[0].legend(frameon=False, labelcolor=_INK)
+    return figure
+
+
+def plot_class_curves(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> Figure:
+    """Plot the ROC and the precision-recall curves of classes against all others.
+
+    Args:
+        curves: The result of `class_curves`.
+    """
+    figure, (roc, precision_recall) = _plot(2, 7.2)
+    figure.set_size_inches(7.2, 3.4 + 0.2 * math.ceil(len(curves) / 3))
+    for number, curve in enumerate(curves.values()):
+        roc.step(*zip(*curve["roc"], strict=True), where="post", color=f"C{number}", linewidth=1.2)
+        points = zip(*curve["precision_recall"], strict=True)
+        precision_recall.step(*points, where="pre", color=f"C{number}", linewidth=1.2)
+    roc.set(title="ROC", xlabel="share of the other images, taken for the class", ylabel="recall")
+    precision_recall.set(title="precision-recall", xlabel="recall", ylabel="precision")
+    for axis in (roc, precision_recall):
+        axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+    names = [f"{number}. {_shorten(name)}" for number, name in enumerate(curves, 1)]  # matplotlib drops a leading "_"
+    legend = figure.legend(roc.lines, names, loc="outside lower center", ncols=3, frameon=False, labelcolor=_INK)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 

@@ -23,6 +23,7 @@ from flowers.evaluation.calibration import (
     fit_temperature,
     reliability_bins,
 )
+from flowers.evaluation.class_curves import class_areas, class_curves
 from flowers.evaluation.confusion import MATRIX_CLASSES, ConfusionCells, count_confusion
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import wilson_interval
@@ -101,6 +102,7 @@ class Metric:
         value: Computes it.
         interval: Computes its 95 % interval; None for a metric without one.
         digits: Decimals in tables.
+        is_macro: Whether it is a mean over the classes, in which a rare class counts as much as others.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Metric:
     value: Callable[[MetricInputs], float]
     interval: Callable[[MetricInputs], Interval] | None = None
     digits: int = 4
+    is_macro: bool = False
 
 
 def _macro_metric(index: int) -> Metric:
@@ -116,6 +119,7 @@ def _macro_metric(index: int) -> Metric:
         f"{_MACRO[index].replace('f1', 'F1')}, mean of classes",
         lambda inputs: inputs.averages[index].item(),
         lambda inputs: inputs.average_intervals[:, index].tolist(),
+        is_macro=True,
     )
 
 
@@ -147,6 +151,20 @@ METRICS: list[Metric] = [
         lambda inputs: inputs.calibration_error(inputs.calibrated),
     ),
 ]
+
+
+IMBALANCE = 3  # images of the largest class over those of the smallest one, above which averages over classes lead
+
+
+def is_imbalanced(scores: Mapping[str, Any]) -> bool:
+    """Return whether the classes that were scored differ by more than 3:1; a class without images does not count."""
+    counts: list[int] = [row["n"] for row in scores["classes"].values() if row["n"]]
+    return max(counts) > IMBALANCE * min(counts)
+
+
+def sorted_metrics(scores: Mapping[str, Any]) -> list[Metric]:
+    """Return `METRICS`, those that are means over the classes first if the classes are imbalanced."""
+    return sorted(METRICS, key=lambda metric: is_imbalanced(scores) and not metric.is_macro)
 
 
 def metric_values(predictions: Predictions) -> dict[str, float]:
@@ -183,12 +201,15 @@ def compute_metrics(predictions: Predictions) -> dict[str, Any]:
 
     Returns:
         The keys of `score`; `metrics`, the value and the interval of each entry of `METRICS`; `classes`, with n,
-        precision, recall and F1 of each class; `confusion`, the matrix with one row per true class, None for more than
-        40 classes; `confused_pairs`, its cells off the diagonal that are not 0, most images first; `calibration`, with
+        precision, recall, F1, `auroc` and `average_precision` of each class; `curves`, the result of `class_curves`;
+        `confusion`, the matrix with one row per true class, None for more than 40 classes; `confused_pairs`, its cells
+        off the diagonal that are not 0, most images first; `calibration`, with
         the temperature and the bins of the reliability diagram; and `coverage`, the accuracy if only confident answers
         count.
     """
     inputs = MetricInputs(predictions)
+    areas = class_areas(predictions)
+    unknown = {"value": None, "interval": None}
     counts = torch.from_numpy(inputs.confusion.counts[None])
     correct, per_class, per_answer = (total[0].tolist() for total in _class_totals(inputs.confusion, counts))
     return {
@@ -209,9 +230,11 @@ def compute_metrics(predictions: Predictions) -> dict[str, Any]:
                     "value": inputs.averages[len(_MACRO) + index].item(),
                     "interval": inputs.average_intervals[:, len(_MACRO) + index].tolist(),
                 },
+                **(areas[index] or {"auroc": unknown, "average_precision": unknown}),
             }
             for index, label in enumerate(predictions.classes)
         },
+        "curves": class_curves(predictions, areas),
         "confusion": inputs.confusion.matrix() if inputs.class_count <= MATRIX_CLASSES else None,
         "confused_pairs": inputs.confusion.confused_pairs(predictions.classes),
         "calibration": {

@@ -13,7 +13,7 @@ from flowers.data.images import ImageRoot
 from flowers.data.splits import SPLITS, load_split
 from flowers.evaluation.calibration import FEW_IMAGES
 from flowers.evaluation.confusion import MATRIX_CLASSES
-from flowers.evaluation.figures import figure_to_svg, plot_coverage, plot_curves, plot_reliability
+from flowers.evaluation.figures import figure_to_svg, plot_class_curves, plot_coverage, plot_curves, plot_reliability
 from flowers.evaluation.gallery import (
     ScoredImage,
     find_mistakes,
@@ -22,7 +22,7 @@ from flowers.evaluation.gallery import (
     sort_by_uncertainty,
     thumbnail,
 )
-from flowers.evaluation.metrics import METRICS
+from flowers.evaluation.metrics import is_imbalanced, sorted_metrics
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.tables import sort_by_f1
 from flowers.runtime.files import atomic_write_text
@@ -66,7 +66,8 @@ def write_report(
         name=name,
         config=config,
         scores=scores,
-        metrics=METRICS,
+        metrics=sorted_metrics(scores),
+        is_imbalanced=is_imbalanced(scores),
         classes=list(predictions.classes),
         by_f1=sort_by_f1(scores),
         rows=MATRIX_CLASSES,
@@ -75,6 +76,7 @@ def write_report(
         counts=_split_counts(run_dir),
         curves=_curves(run_dir),
         reliability=figure_to_svg(plot_reliability(scores["calibration"]["bins"])),
+        class_curves=figure_to_svg(plot_class_curves(scores["curves"])) if scores["curves"] else None,
         coverage=figure_to_svg(plot_coverage(scores["coverage"])),
         mistakes=_embed_images(root, mistakes),
         mistake_count=len(mistakes),

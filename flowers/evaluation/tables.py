@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from flowers.evaluation.metrics import METRICS
+from flowers.evaluation.metrics import sorted_metrics
 from flowers.evaluation.statistics import RunGroup, mean_interval, mean_std
 from flowers.runtime.text import one_line
 
@@ -32,7 +32,7 @@ def score_tables(name: str, scores: Mapping[str, Any], width: int = 80) -> list[
         width: Columns of the terminal.
     """
     metrics = Table(Column(plain(name)), "", "95 % interval", box=box.SIMPLE)
-    for metric in METRICS:
+    for metric in sorted_metrics(scores):
         measured = scores["metrics"][metric.name]
         interval = format_interval(measured["interval"]) if measured["interval"] else ""
         metrics.add_row(metric.label, f"{measured['value']:.{metric.digits}f}", interval)

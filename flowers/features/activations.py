@@ -117,7 +117,7 @@ class ActivationDataModule(FeatureDataModule):
         for view in range(1, self.views):
             activations[view] = self._extract(dataset, "train", view)
         batch_size = self.data.per_rank_batch_size(rank_and_world_size()[1])
-        batches: Any = BatchSampler(self.data.train_sampler(len(dataset)), batch_size, drop_last=False)  # type: ignore[arg-type]
+        batches: Any = BatchSampler(self.data.train_sampler(dataset.labels), batch_size, drop_last=False)  # type: ignore[arg-type]
         return ResumableDataLoader(
             ActivationDataset(activations, dataset.labels),
             batches,

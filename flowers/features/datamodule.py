@@ -50,7 +50,7 @@ class FeatureDataModule(LightningDataModule):
         views = range(self.views) if self.views > 1 else (None,)
         features = torch.stack([self._extractor.extract(dataset, "train", view) for view in views])
         batch_size = self.data.per_rank_batch_size(rank_and_world_size()[1]) * self.steps_per_batch
-        order = self.data.train_sampler(len(dataset))
+        order = self.data.train_sampler(dataset.labels)
         return _make_loader(FeatureDataset(features, dataset.labels), batch_size, order)
 
     def val_dataloader(self) -> DataLoader[Any]:

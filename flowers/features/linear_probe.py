@@ -35,9 +35,14 @@ class LinearProbe(NamedTuple):
 
 
 def fit_linear_probe(
-    features: Tensor, labels: Tensor, num_classes: int, l2: float, start: LinearProbe | None = None
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    l2: float,
+    start: LinearProbe | None = None,
+    class_weights: Tensor | None = None,
 ) -> LinearProbe:
-    """Minimize the mean cross-entropy plus `l2` / 2 times the squared weights, by L-BFGS.
+    """Minimize the mean cross-entropy, weighted by class if asked, plus `l2` / 2 times the squared weights, by L-BFGS.
 
     The penalty is on the weights for features that are scaled to a mean square of 1, so that one `l2` suits backbones
     whose features differ in size. The problem is convex: the result depends on `start` only within the tolerance.
@@ -48,6 +53,7 @@ def fit_linear_probe(
         num_classes: C.
         l2: Above 0.
         start: Where the search starts, such as the probe of the next `l2`; None starts at zero.
+        class_weights: Weight (C,) of an image of each class, of any scale; None for 1.
     """
     scale = float(features.float().square().mean().sqrt().clamp(min=1e-12))
     inputs = features.float() / scale
@@ -60,15 +66,17 @@ def fit_linear_probe(
     if start is not None:
         initial[:, :-1], initial[:, -1] = start.weight.cpu() * scale, start.bias.cpu()
         initial[:, -1] += initial[:, :-1] @ center
+    weights = None if class_weights is None else class_weights.double()
+    sizes = len(labels) if weights is None else (weights[labels].sum() / weights[labels])[:, None]
 
     def objective(flat: NDArray[Any]) -> tuple[float, NDArray[Any]]:
         parameters = torch.from_numpy(flat).float().view(num_classes, width + 1)
         weight, bias = parameters[:, :-1], parameters[:, -1]
         logits = torch.addmm(bias, inputs, weight.T).double()
-        loss = functional.cross_entropy(logits, labels) + l2 / 2 * weight.double().square().sum()
+        loss = functional.cross_entropy(logits, labels, weights) + l2 / 2 * weight.double().square().sum()
         errors = logits.softmax(1)
         errors[torch.arange(len(labels)), labels] -= 1
-        errors = (errors / len(labels)).float()
+        errors = (errors / sizes).float()
         gradient = torch.cat([errors.T @ inputs + l2 * weight, errors.sum(0)[:, None]], 1)
         return float(loss), gradient.double().flatten().numpy()
 
@@ -84,7 +92,14 @@ def fit_linear_probe(
     return LinearProbe(weight / scale, bias - weight @ center)
 
 
-def choose_l2(features: Tensor, labels: Tensor, num_classes: int, seed: int = 0, folds: int = 5) -> float:
+def choose_l2(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    seed: int = 0,
+    folds: int = 5,
+    class_weights: Tensor | None = None,
+) -> float:
     """Return the value of `L2_GRID` with the best out-of-fold log loss; see `out_of_fold_logits`.
 
     Args:
@@ -93,13 +108,16 @@ def choose_l2(features: Tensor, labels: Tensor, num_classes: int, seed: int = 0,
         num_classes: C.
         seed: Seed of the folds.
         folds: Number of folds, at least 2; with fewer images, one image is a fold.
+        class_weights: See `fit_linear_probe`; the loss that is compared has the same weights.
     """
     fold_of = stratified_folds(labels, min(folds, len(labels)), seed)
-    logits = out_of_fold_logits(features, labels, num_classes, fold_of)
-    return min(logits, key=lambda l2: float(functional.cross_entropy(logits[l2], labels)))
+    logits = out_of_fold_logits(features, labels, num_classes, fold_of, class_weights)
+    return min(logits, key=lambda l2: float(functional.cross_entropy(logits[l2], labels, class_weights)))
 
 
-def out_of_fold_logits(features: Tensor, labels: Tensor, num_classes: int, fold_of: Tensor) -> dict[float, Tensor]:
+def out_of_fold_logits(
+    features: Tensor, labels: Tensor, num_classes: int, fold_of: Tensor, class_weights: Tensor | None = None
+) -> dict[float, Tensor]:
     """Return the logits (N, C) of each image, by probes that are trained on the images of other folds.
 
     Args:
@@ -107,6 +125,7 @@ def out_of_fold_logits(features: Tensor, labels: Tensor, num_classes: int, fold_
         labels: (N,), from 0 to C - 1.
         num_classes: C.
         fold_of: The fold (N,) of each image; at least two folds.
+        class_weights: See `fit_linear_probe`; the loss that is compared has the same weights.
 
     Returns:
         The logits by the penalty, from the strongest of L2_GRID on. The first penalty whose log loss is worse than that
@@ -119,7 +138,9 @@ def out_of_fold_logits(features: Tensor, labels: Tensor, num_classes: int, fold_
 
     def fit_fold(fold: int, l2: float) -> None:
         is_train = fold_of != fold
-        probes[fold] = fit_linear_probe(features[is_train], labels[is_train], num_classes, l2, probes.get(fold))
+        probes[fold] = fit_linear_probe(
+            features[is_train], labels[is_train], num_classes, l2, probes.get(fold), class_weights
+        )
         found[l2][~is_train] = probes[fold].logits(features[~is_train])
 
     # One fold per core: the operations are too small for several threads each, which would wait for each other.
@@ -127,7 +148,7 @@ def out_of_fold_logits(features: Tensor, labels: Tensor, num_classes: int, fold_
         for l2 in reversed(L2_GRID):
             found[l2] = torch.empty(len(labels), num_classes)
             deque(pool.map(fit_fold, folds, repeat(l2)), maxlen=0)
-            loss = float(functional.cross_entropy(found[l2], labels))
+            loss = float(functional.cross_entropy(found[l2], labels, class_weights))
             if loss > best:
                 break
             best = loss

@@ -60,3 +60,26 @@ def focal(logits: Tensor, targets: Tensor, gamma: float = 2.0, reduction: str = 
     factors = (1 - log_probabilities.exp()).clamp(min=0) ** gamma
     losses = -(weights * factors * log_probabilities).sum(1)
     return losses.mean() if reduction == "mean" else losses
+
+
+def class_weighted(
+    logits: Tensor, targets: Tensor, loss: LossFunction, class_weights: Tensor, reduction: str = "mean"
+) -> Tensor:
+    """Return a loss with the loss of each image multiplied by the weight of its class.
+
+    In the mean over an epoch, this is the loss on equally many images of each class. The smoothing of a label has the
+    weight of the label: with the `class_weights` of `cross_entropy`, each class has its own share of the smoothing.
+    The weight of a mixed image is the mixture of the weights.
+
+    Args:
+        logits: (B, C).
+        targets: Labels (B,) or probabilities (B, C).
+        loss: The loss without weights.
+        class_weights: (C,), with mean 1 over the training images.
+        reduction: "mean" over the images, or "none" for the loss of each image (B,).
+    """
+    weights = class_weights.to(logits.device)
+    # Not `targets @ weights`, which autocast would round to bf16.
+    weights = weights[targets] if targets.ndim == 1 else (targets * weights).sum(1)
+    losses = loss(logits, targets, reduction="none") * weights
+    return losses.mean() if reduction == "mean" else losses

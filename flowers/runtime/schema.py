@@ -25,6 +25,7 @@ OnCorrupt = Literal["error", "skip"]
 TestTimeAugmentation = Literal["none", "flip", "five_crop"]
 ImageSide = Annotated[int, Field(ge=1, le=4096)]
 Interpolation = Literal["bilinear", "bicubic"]
+Balance = Literal["none", "weights", "sampler"]
 
 
 class Expected(NamedTuple):
@@ -80,6 +81,7 @@ class Pixels(Group):
     contrast: NotNegative
     saturation: NotNegative
     hue: Annotated[float, Field(ge=0, le=0.5)]
+    balance: Balance
     batch_size: AtLeastOne
     num_workers: Count | None
     decoded_cache_fraction: Fraction
@@ -122,6 +124,7 @@ class Folder(Split, ModelPixels, Source):
 class Shards(Remote, ModelPixels, Source):
     """data=shards."""
 
+    balance: Literal["none", "weights"]
     packed: bool
     corrections: Text | None
     s3_endpoint: Text | None

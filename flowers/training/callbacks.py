@@ -137,8 +137,8 @@ class GlobalStep(Callback):
 class ProbeHead(Callback):
     """Start with the best linear head for the features of the training images; see `fit_linear_probe`.
 
-    The strength of its penalty is the one with the best loss in a cross-validation of the training images. A resumed
-    run has its head.
+    The strength of its penalty is the one with the best loss in a cross-validation of the training images. With
+    `data.balance`, both losses are weighted: `sampler` has the same loss in the mean. A resumed run has its head.
 
     Args:
         data: The images.
@@ -157,9 +157,11 @@ class ProbeHead(Callback):
         model.backbone.eval()
         extractor = FeatureExtractor(self.data, model, str(trainer.precision), **self.features)
         features, labels = extractor.extract(dataset, "train"), torch.tensor(dataset.labels)
-        start = time.perf_counter()
-        l2 = choose_l2(features, labels, len(model.classes), model.seed)
-        probe = broadcast_object(fit_linear_probe(features, labels, len(model.classes), l2))
+        start, weights = time.perf_counter(), self.data.class_weights()
+        class_weights = None if weights is None else torch.tensor(weights)
+        l2 = choose_l2(features, labels, len(model.classes), model.seed, class_weights=class_weights)
+        found = fit_linear_probe(features, labels, len(model.classes), l2, class_weights=class_weights)
+        probe = broadcast_object(found)
         with torch.no_grad():
             model.head.weight.copy_(probe.weight)
             model.head.bias.copy_(probe.bias)

@@ -240,4 +240,5 @@ def epoch_steps_key(data: ImageDataModule, world_size: int) -> str:
 
     With shards, the world size is one of them: each rank reads its own shards.
     """
-    return f"data.batch_size={data.batch_size}" + (f" and {world_size} process(es)" if data.shards else "")
+    balance = " and data.balance=sampler" if data.balance == "sampler" else ""
+    return f"data.batch_size={data.batch_size}{balance}" + (f" and {world_size} process(es)" if data.shards else "")

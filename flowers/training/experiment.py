@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from flowers.data.splits import SPLITS, load_split, save_split
 from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier, Stage
 from flowers.models.input_settings import resolve_input_settings
+from flowers.models.losses import LossFunction, class_weighted
 from flowers.runtime.config import check_settings, check_targets, instantiate_group, to_container
 from flowers.runtime.files import atomic_write_text
 from flowers.runtime.hardware import check_devices, device_name, resolve_trainer_config
@@ -148,6 +150,8 @@ def check_config(cfg: DictConfig) -> None:
     sizes, epochs = cfg.finetune.image_sizes or (), cfg.finetune.epochs
     if len(sizes) > epochs > 0:
         raise ValueError(f"finetune.image_sizes={list(sizes)}: expected at most one for each of the {epochs} epochs")
+    if cfg.data.balance == "weights" and cfg.loss.get("class_weights"):
+        raise ValueError("data.balance=weights with loss.class_weights: expected one of them")
     check_cached_activations(cfg)
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     if cfg.trainer.precision == "16-mixed" and resolve_trainer_config(cfg.trainer)["accelerator"] == "cpu":
@@ -211,7 +215,7 @@ def make_model(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> Imag
         backbone_lr=cfg.finetune.backbone_lr,
         compiled=cfg.finetune.compile,
         seed=cfg.seed,
-        loss=instantiate(cfg.loss, _convert_="all"),
+        loss=make_loss(cfg, data),
         mixing=instantiate(cfg.mixing) if "mixing" in cfg else None,
         layer_decay=cfg.finetune.layer_decay,
         norm_weight_decay=cfg.finetune.norm_weight_decay,
@@ -222,6 +226,14 @@ def make_model(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> Imag
         for parameter in model.head.parameters():
             torch.nn.init.zeros_(parameter)
     return model
+
+
+def make_loss(cfg: DictConfig, data: ImageDataModule) -> LossFunction:
+    """Return the training loss, with the weights of the classes if `data.balance` asks for them."""
+    loss: LossFunction = instantiate(cfg.loss, _convert_="all")
+    if data.balance != "weights":
+        return loss
+    return partial(class_weighted, loss=loss, class_weights=torch.tensor(data.class_weights()))
 
 
 def write_run_manifest(cfg: DictConfig, run_dir: Path, data: ImageDataModule) -> None:
@@ -262,6 +274,9 @@ def log_run_summary(
     lines += ["all".ljust(width) + "".join(f"{count.total():8,}" for count in counts.values())]
     if data.corrections.lines:
         lines += [f"corrections of {one_line(data.corrections.source)}: {data.corrections.summary()}"]
+    if weights := [weight for weight in data.class_weights() or () if weight]:
+        least, most = min(weights), max(weights)
+        lines += [f"data.balance={data.balance}: an image counts {least:.3g} to {most:.3g} times, by its class"]
     head_lr = model.hparams["config"]["optimizer"]["lr"]
     head, backbone = (sum(weight.numel() for weight in part.parameters()) for part in (model.head, model.backbone))
     for plan in plans:

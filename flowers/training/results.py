@@ -23,7 +23,7 @@ from flowers.runtime.run_folder import BEST_CHECKPOINT, PREDICTIONS_DIR, RESULT_
 from flowers.training.callbacks import ImageLogger, StageTimer
 from flowers.training.checkpointing import RelocatableModelCheckpoint
 from flowers.training.fsdp import FSDP2Strategy
-from flowers.training.tensorboard import log_embeddings, log_hyperparameters
+from flowers.training.tensorboard import log_class_curves, log_embeddings, log_hyperparameters
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
         write_result(run_dir, result, predictions)
     if any(isinstance(callback, ImageLogger) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         log_embeddings(trainer, features["val"], predictions["val"], data.root)
+        log_class_curves(trainer, predictions["val"])
     log_hyperparameters(trainer, config, metric_values(predictions["val"]))
     for logger in trainer.loggers:
         logger.finalize("success")  # its thread would write later, when the folder may be gone

@@ -18,8 +18,9 @@ from torchvision.utils import make_grid
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.images import ImageRoot
+from flowers.evaluation.class_curves import class_areas, class_curves
 from flowers.evaluation.confusion import count_confusion
-from flowers.evaluation.figures import plot_confusion
+from flowers.evaluation.figures import plot_class_curves, plot_confusion
 from flowers.evaluation.gallery import find_mistakes, image_grid, score_images, sort_by_uncertainty, thumbnail
 from flowers.evaluation.predictions import Predictions
 from flowers.models.classifier import read_checkpoint
@@ -93,6 +94,15 @@ def log_predictions(trainer: Trainer, predictions: Predictions, root: ImageRoot,
                 logger.experiment.add_image(name, image_grid(root, images[:_GRID_IMAGES]), step)
 
 
+def log_class_curves(trainer: Trainer, predictions: Predictions) -> None:
+    """Log the ROC and precision-recall curves of the classes, for the predictions of the best epoch."""
+    curves = class_curves(predictions, class_areas(predictions))
+    for logger in tensorboard_loggers(trainer) if curves else ():
+        figure = plot_class_curves(curves)
+        figure.set_facecolor("white")
+        logger.experiment.add_figure("val_best/class_curves", figure, trainer.global_step, close=False)
+
+
 def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions, root: ImageRoot) -> None:
     """Log features (N, F) of images below `root` for the PROJECTOR: 64 principal components, with thumbnails.
 
@@ -134,6 +144,7 @@ def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Ma
     """
     optimizer, scheduler = config["optimizer"], config["scheduler"]
     row = {
+        "data.balance": config["data"].get("balance", "none"),  # checkpoints of earlier versions have none
         "data.batch_size": config["data"]["batch_size"],
         "data.fold": config["data"].get("fold", 0),  # data=shards has no folds
         "data.image_size": config["data"]["image_size"],

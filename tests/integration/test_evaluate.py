@@ -44,7 +44,7 @@ def test_report_needs_no_other_file_and_escapes_class_names(trained: Path, tmp_p
     page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
     val = read_json(trained / "result.json")["val"]
     assert f"{100 * val['accuracy']:.2f} %" in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?\s*(?!data:)[a-z]+:", page)
     with (tmp_path / "a" / "mistakes.csv").open(encoding="utf-8") as file:
         mistakes = list(csv.DictReader(file))

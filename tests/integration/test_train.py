@@ -22,8 +22,8 @@ from flowers.runtime.files import read_json
 from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args
 from flowers.runtime.seeding import seeded
 from flowers.train import main
-from flowers.training.experiment import run_training
-from flowers.training.stages import check_stages
+from flowers.training.experiment import check_config, run_training
+from flowers.training.stages import StagePlan, check_stages
 from tests.helpers import SMALL, configuration, curves, program, weights
 
 REPRODUCIBLE = (
@@ -101,7 +101,14 @@ def test_checkpoint_alone_classifies_an_image(trained: Path):
     assert model.hparams["split_digest"] == read_json(trained / "result.json")["digest"]["split"]
 
 
-IMAGE_TAGS = {"train/photos", "val/photos", "val/confusion", "val/surest_mistakes", "val/least_sure"}
+IMAGE_TAGS = {
+    "val_best/class_curves",
+    "train/photos",
+    "val/photos",
+    "val/confusion",
+    "val/surest_mistakes",
+    "val/least_sure",
+}
 
 
 def test_tensorboard_holds_curves_images_and_hyperparameters(trained: Path):
@@ -357,6 +364,7 @@ RECIPE = (
     "finetune.image_sizes=[24,32]",
     "data/augmentation=strong",
     "head.init=probe",
+    "data.balance=sampler",
     "tta=flip",
 )
 
@@ -404,7 +412,8 @@ def test_best_checkpoint_of_an_average_holds_the_weights_that_were_validated(pai
     assert evaluated == pytest.approx(scores["val/accuracy"], abs=1e-7)
 
 
-CACHED = ("finetune.depth=1", "finetune.cached_views=2", "callbacks=ema", "head.epochs=1", "finetune.epochs=2")
+CACHED = ("finetune.depth=1", "finetune.cached_views=2", "callbacks=ema", "head.epochs=1", "finetune.epochs=2",
+          "data.balance=weights")  # fmt: skip
 
 
 def test_run_on_cached_activations_killed_inside_an_epoch_resumes_to_the_same_bits(
@@ -448,6 +457,22 @@ def test_cached_activations_refuse_several_processes(painted: Path):
     trainer: Any = SimpleNamespace(world_size=2)
     with pytest.raises(ValueError, match=r"finetune\.cached_views=2 with 2 processes: expected trainer\.devices=1"):
         check_stages([], data, trainer, {"head": 0, "finetune": 2})
+
+
+def test_resume_inside_an_epoch_refuses_another_order_of_the_images(painted: Path):
+    data = ImageDataModule(painted, batch_size=16, balance="sampler")
+    plans, trainer = [StagePlan("finetune", 1, 1, 1, None, "data.batch_size=16")], SimpleNamespace(world_size=1)
+    with pytest.raises(
+        ValueError, match=r"with data\.batch_size=16, found data\.batch_size=16 and data\.balance=sampler"
+    ):
+        check_stages(plans, data, trainer, {"head": 1, "finetune": 0})  # type: ignore[arg-type]
+
+
+def test_weights_of_the_classes_are_given_once():
+    with pytest.raises(ValueError, match=r"data\.balance=weights with loss\.class_weights: expected one of them"):
+        check_config(
+            configuration(*SMALL, "data.root=x", "run_dir=x", "data.balance=weights", "loss.class_weights=[1]")
+        )
 
 
 def test_a_step_on_cached_activations_is_that_on_images(painted: Path, tmp_path: Path):

@@ -94,6 +94,18 @@ def test_split_file_is_used_and_refused_if_an_image_has_changed(folder: Path, tm
         _ = ImageDataModule(folder, split_file=tmp_path / "split.csv").records
 
 
+def test_class_weights_give_each_class_the_same_total_and_an_image_the_mean_1(folder: Path):
+    for path in list((folder / "lily").glob("*.png"))[:7]:
+        path.unlink()
+    assert ImageDataModule(folder).class_weights() is None
+    data = ImageDataModule(folder, balance="weights")
+    assert data.counts("train") == {"lily": 2, "orchid": 8}
+    assert data.class_weights() == [10 / (2 * 2), 10 / (2 * 8)]
+    order = ImageDataModule(folder, balance="sampler").train_sampler([0] * 2 + [1] * 8)
+    assert sum(index < 2 for index, _ in order) == 5
+    assert sum(index < 2 for index, _ in data.train_sampler([0] * 2 + [1] * 8)) == 2
+
+
 def test_transform_settings_are_those_that_determine_pixels():
     settings = ImageDataModule("images", image_size=32, resize=40, crop_scale=(0.3, 1.0), seed=7, batch_size=3)
     assert settings.transform_settings() == {"version": 1, "image_size": 32, "resize": 40}
@@ -133,6 +145,11 @@ def test_transform_settings_are_those_that_determine_pixels():
         ({"contrast": float("nan")}, r"data\.contrast=nan: expected a number, at least 0"),
         ({"saturation": -1}, r"data\.saturation=-1: expected a number, at least 0"),
         ({"hue": 0.6}, r"data\.hue=0\.6: expected a number from 0 to 0\.5"),
+        ({"balance": "weight"}, r"data\.balance=weight: expected one of none, weights, sampler: did you mean weights"),
+        (
+            {"balance": "sampler", "packed": True},
+            r"data\.balance=sampler with data=shards: expected data\.balance=weights",
+        ),
         ({"batch_size": 0}, r"data\.batch_size=0: expected a whole number, at least 1"),
         ({"num_workers": -1}, r"data\.num_workers=-1: expected a whole number, at least 0, or null"),
         ({"decoded_cache_fraction": 1}, r"data\.decoded_cache_fraction=1: expected a number, at least 0 and below 1"),

@@ -9,7 +9,13 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset
 
-from flowers.data.samplers import EpochSampler, PrefetchingSampler, ResumableDataLoader, ShardShuffleBatchSampler
+from flowers.data.samplers import (
+    EpochSampler,
+    PrefetchingSampler,
+    ResumableDataLoader,
+    ShardShuffleBatchSampler,
+    balanced_order,
+)
 from flowers.runtime.seeding import PADDING_INDEX
 
 SHARDS = np.repeat(np.arange(40), 50)  # of 2,000 images
@@ -30,6 +36,45 @@ def test_epoch_sampler_gives_each_item_to_one_process_and_pads_the_last_round():
     assert [len(share) for share in shares] == [3, 3, 3]
     taken = sorted(key for share in shares for key in share)
     assert taken == [(PADDING_INDEX, 0)] * 2 + sorted(items.items())
+
+
+RARE = [0] * 40 + [1] * 15 + [2] * 2  # 57 labels: 19 of each in a balanced epoch
+
+
+def balanced_epoch(epoch: int, **share: int) -> list[tuple[int, int]]:
+    sampler = EpochSampler(len(RARE), seed=0, balanced_labels=RARE, **share)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_balanced_epochs_have_each_label_and_each_item_of_a_label_equally_often():
+    times = np.zeros(len(RARE))
+    for epoch in range(40):
+        counts = np.bincount([index for index, _ in balanced_epoch(epoch)], minlength=len(RARE))
+        assert [counts[np.array(RARE) == label].sum() for label in range(3)] == [19] * 3
+        assert all(np.ptp(counts[np.array(RARE) == label]) <= 1 for label in range(3))
+        times += counts
+    assert times[:40].min() > 0  # no item is left out for good
+
+
+@pytest.mark.parametrize("length", [3, 5, 7])
+def test_balanced_order_of_any_length_differs_by_one_item_at_most(length: int):
+    labels = torch.arange(length).clamp(max=2)
+    for seed in range(5):
+        drawn = labels[balanced_order(labels, torch.Generator().manual_seed(seed))]
+        counts = drawn.bincount(minlength=3)
+        assert len(drawn) == length
+        assert counts.max() - counts.min() <= 1
+
+
+def test_balanced_epochs_are_a_function_of_seed_and_epoch_and_their_shares_make_up_the_whole():
+    whole = balanced_epoch(3)
+    assert whole == balanced_epoch(3)
+    assert whole != balanced_epoch(4)
+    assert len({seed for _, seed in whole}) == len(RARE)  # the copies of an image are augmented differently
+    shares = [balanced_epoch(3, rank=rank, world_size=4) for rank in range(4)]
+    assert [len(share) for share in shares] == [15] * 4
+    assert sorted(key for share in shares for key in share) == sorted([*whole, *[(PADDING_INDEX, 0)] * 3])
 
 
 def test_shard_shuffle_yields_each_image_once_in_an_order_of_seed_and_epoch():
@@ -137,12 +182,14 @@ class Reader(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def read_epochs(workers: int, checkpoint: Path | None = None, **save: Any) -> list[tuple[int, list[float]]]:
+def read_epochs(
+    workers: int, checkpoint: Path | None = None, labels: list[int] | None = None, **save: Any
+) -> list[tuple[int, list[float]]]:
     trainer = Trainer(accelerator="cpu", max_epochs=3, logger=False, enable_checkpointing=False,
                       enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     loader = ResumableDataLoader(
         Numbers(),
-        BatchSampler(EpochSampler(8, seed=0), 2, drop_last=False),  # type: ignore[arg-type]
+        BatchSampler(EpochSampler(8, seed=0, balanced_labels=labels), 2, drop_last=False),  # type: ignore[arg-type]
         lambda: trainer.fit_loop.epoch_loop.batch_progress.current.ready,
         num_workers=workers,
     )
@@ -163,3 +210,12 @@ def test_resumable_data_loader_continues_after_the_last_batch_for_any_number_of_
 def test_resumable_data_loader_resumed_between_epochs_has_the_order_of_the_next(tmp_path: Path):
     whole = read_epochs(2, save=(0, 3), path=tmp_path / "end.ckpt")
     assert read_epochs(2, tmp_path / "end.ckpt") == whole[4:]
+
+
+def test_resumable_data_loader_continues_a_balanced_epoch(tmp_path: Path):
+    labels = [0, 0, 0, 0, 0, 0, 1, 1]
+    whole = read_epochs(2, labels=labels, save=(1, 1), path=tmp_path / "inside.ckpt")
+    assert [sum(number >= 6 for _, batch in whole[start : start + 4] for number in batch) for start in (0, 4, 8)] == [
+        4
+    ] * 3
+    assert read_epochs(0, tmp_path / "inside.ckpt", labels) == whole[6:]

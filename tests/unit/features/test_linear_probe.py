@@ -95,3 +95,14 @@ def test_stratified_folds_spread_each_class_evenly(problem):
     counts = torch.stack([functional.one_hot(fold_of[labels == label], 5).sum(0) for label in range(3)])
     assert (counts == 6).all()
     assert not torch.equal(fold_of, stratified_folds(labels, 5, seed=1))
+
+
+def test_class_weights_fit_and_choose_as_copies_of_the_images_would(problem):
+    features, labels = problem
+    features = features / features.square().mean(1, keepdim=True).sqrt()  # copies do not change the scale
+    copied = torch.cat([torch.arange(len(labels)), torch.arange(len(labels))[labels == 0]])
+    weights = torch.tensor([2.0, 1.0, 1.0])
+    weighted = fit_linear_probe(features, labels, 3, 0.1, class_weights=weights)
+    expected = fit_linear_probe(features[copied], labels[copied], 3, 0.1)
+    torch.testing.assert_close(weighted.weight, expected.weight, rtol=1e-3, atol=1e-4)
+    assert choose_l2(features, labels, 3, class_weights=weights) in L2_GRID
