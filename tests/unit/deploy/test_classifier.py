@@ -74,6 +74,6 @@ def test_classifier_may_be_used_by_several_threads_at_once(trained: Path, painte
         explanations = [pool.submit(grad_cam, classifier, image) for image in pixels * 3]
         for future, expected in zip(predictions, predicted * 3, strict=True):
             assert torch.equal(future.result(), expected)
-        for pair, (probabilities, heat_map) in zip(explanations, explained * 3, strict=True):
+        for pair, (probabilities, heat_map, _) in zip(explanations, explained * 3, strict=True):
             assert torch.equal(pair.result()[0], probabilities)
             assert torch.equal(pair.result()[1], heat_map)
