@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 _SHRINKAGE = 0.3  # weight of the isotropic covariance
-_RANK = 256  # directions in which the score is exact
+MAX_DIRECTIONS = 256  # directions in which the score is exact
 
 
 class Strangeness(nn.Module):
@@ -13,8 +13,8 @@ class Strangeness(nn.Module):
 
     It is the squared Mahalanobis distance from the nearest class mean minus that from the mean of all training
     images, which makes it relative (Ren et al., arXiv:2106.09022). The features are compressed by a logarithm first,
-    and their norm is 1. Both distances together are one quadratic form in F dimensions, of which the directions that matter most
-    are kept.
+    and their norm is 1. Both distances together are one quadratic form in F dimensions, of which the directions
+    that matter most are kept.
 
     Args:
         width: The number F of features.
@@ -61,7 +61,7 @@ def fit_strangeness(features: Tensor, labels: Tensor) -> Strangeness:
     form = within - background
     values, directions = torch.linalg.eigh(form)
     tail = values.median()
-    kept = (values - tail).abs().argsort(descending=True)[:_RANK]
+    kept = (values - tail).abs().argsort(descending=True)[:MAX_DIRECTIONS]
     rest = torch.ones_like(values, dtype=torch.bool)
     rest[kept] = False
     tail = values[rest].mean() if rest.any() else torch.zeros(())

@@ -59,16 +59,17 @@ model.
 Use it for images like those it was trained on. It predicts one of its {count} classes for every image, also for an
 image of something else, and then its probability may still be high. A low probability means that it does not know.
 {rejection}The probabilities are calibrated for images like the validation images only. It was not tested on other
-cameras, drawings, damaged images or images made to mislead it. Do not base a decision that matters on it, such as what is safe
-to eat.
+cameras, drawings, damaged images or images made to mislead it. Do not base a decision that matters on it, such as what
+is safe to eat.
 
 Check the license of the weights yourself: see `LICENSE.txt`.
 """
 
 
 _REJECTION = """The second output, `strangeness`, float32, (B, 1), is higher for an image of none of the classes.
-Treat an image above {strangeness_threshold:.6g} (`strangeness_threshold` in the metadata) as "none of these": about {percent:g} % of images
-of the classes are above it too. It tells apart images of other things well, and other kinds of the same thing badly.
+Treat an image above {strangeness_threshold:.6g} (`strangeness_threshold` in the metadata) as "none of these":
+about {percent:g} % of images of the classes are above it too. It recognizes images of other things well, and other
+kinds of the same thing badly.
 """
 
 
