@@ -1,6 +1,7 @@
 """Made-up photos, and runs on a painted garden: no network, no file but what a test makes."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from flowers.data.synthetic import generate_dataset
+from flowers.evaluation.evaluator import run_evaluation
 from flowers.runtime.logging import HARMLESS_WARNINGS
 from flowers.training.experiment import run_training
 from tests.helpers import SMALL, configuration, packed
@@ -44,6 +46,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory, painted: Path) -> Path:
     """The folder of a run through both stages, and on to a test split."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
     run_training(configuration(*SMALL, f"data.root={painted}", f"run_dir={folder}", "data.test_fraction=0.1"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rejecting(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
+    """The folder of a copy of that run, which rejects images of none of its classes."""
+    folder = tmp_path_factory.mktemp("runs") / "rejecting"
+    shutil.copytree(trained, folder)
+    run_evaluation(configuration(f"run={folder}", "reject=0.2", name="evaluate"))
     return folder
 
 

@@ -31,6 +31,8 @@ WRONG: dict[str, dict[str, str]] = {
         "+data.augmentation.policy=triv": "did you mean trivial?",
         "+callbacks.ema.decay=1": "below 1",
         "tta=flips": "did you mean flip?",
+        "reject=1.5": "reject=1.5: expected a number, at least 0 and below 1, or null",
+        "reject=-1": "reject=-1: expected a number, at least 0 and below 1, or null",
         "features.cache=maybe": "expected true or false",
         "features.cache_gb=-1": "expected a number, at least 0",
         "seed=-1": "at least 0",
@@ -92,6 +94,7 @@ WRONG: dict[str, dict[str, str]] = {
     "evaluate": {
         "split=all": "expected one of train, val, test",
         "accelerator=tpu": "or null",
+        "reject=1": "below 1, or null",
         "precision=bf16": "bf16-mixed",
     },
     "compare": {
@@ -101,16 +104,23 @@ WRONG: dict[str, dict[str, str]] = {
     },
     "predict": {
         "confidence=2": "from 0 to 1, or null",
+        "reject=1.5": "below 1, or null",
         "num_workers=-1": "at least 0",
         "photos=[1]": "expected a text",
     },
     "explain": {"output=": "not empty"},
-    "export": {"calibration_images=0": "at least 1", "int8=1": "true or false", "min_agreement=2": "from 0 to 1"},
+    "export": {
+        "calibration_images=0": "at least 1",
+        "int8=1": "true or false",
+        "min_agreement=2": "from 0 to 1",
+        "reject=-1": "at least 0",
+    },
     "app": {
         "port=70000": "from 0 to 65535",
         "port=x": "a whole number",
         "max_megapixels=0": "above 0",
         "confidence=-1": "from 0 to 1",
+        "reject=x": "expected a number",
     },
     "sweep": {"sweep.trials=0": "at least 1", "sweep.seed=-1": "at least 0", "sweep.keep=-1": "or null"},
     "ablation": {

@@ -1,5 +1,6 @@
 """A trained run as a function from an image to a prediction."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Self
@@ -12,10 +13,13 @@ from torchvision.transforms import v2
 
 from flowers.data.images import read_error_reason, read_image, to_upright_rgb
 from flowers.data.transforms import eval_transform
+from flowers.evaluation.rejection import Rejection, load_rejection
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
 from flowers.runtime.run_folder import find_checkpoint, read_result, run_dir_of
+
+log = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
@@ -25,11 +29,15 @@ class Prediction(NamedTuple):
         label: The most likely class.
         probability: Its calibrated probability, from 0 to 1.
         probabilities: The probability of every class, the most likely class first. They sum to 1.
+        strangeness: How strange the image is for the model. None for a run without `reject`.
+        rejected: Whether the image shows none of the classes: it is stranger than the threshold.
     """
 
     label: str
     probability: float
     probabilities: dict[str, float]
+    strangeness: float | None = None
+    rejected: bool = False
 
 
 class Classifier:
@@ -51,15 +59,23 @@ class Classifier:
         temperature: The logits are divided by it. 1 leaves the probabilities uncalibrated.
         precision: The precision of the backbone, as Lightning names it: "32-true", "bf16-mixed".
         tta: Test-time augmentation: "none", "flip" or "five_crop".
+        rejection: What rejects images of none of the classes. None to reject nothing.
 
     Attributes:
         classes: The class names, in the order of the model's outputs.
     """
 
     def __init__(
-        self, model: ImageClassifier, temperature: float = 1.0, precision: str = "32-true", tta: str = "none"
+        self,
+        model: ImageClassifier,
+        temperature: float = 1.0,
+        precision: str = "32-true",
+        tta: str = "none",
+        rejection: Rejection | None = None,
     ) -> None:
-        self.model, self.temperature, self.tta = model.eval(), temperature, tta
+        self.model, self.temperature, self.tta, self.rejection = model.eval(), temperature, tta, rejection
+        if rejection is not None and rejection.tta != tta:
+            log.warning("tta=%s: the threshold of rejection was set with tta=%s", tta, rejection.tta)
         self.classes: list[str] = model.classes
         self.backbone = FrozenBackbone(model, precision, tta)
         self.eval_transform = eval_transform(
@@ -73,6 +89,7 @@ class Classifier:
         accelerator: str | None = None,
         precision: str | None = None,
         tta: str | None = None,
+        reject: float | None = None,
     ) -> Self:
         """Load the classifier of a run folder or of a checkpoint.
 
@@ -85,13 +102,15 @@ class Classifier:
             precision: "32-true", "bf16-mixed" and so on. None chooses the fastest one that the accelerator computes
                 natively.
             tta: "none", "flip" or "five_crop". None takes that of the training.
+            reject: The share of images of the classes that may be rejected as none of them, below 1. None takes that of
+                the run, if it has one. 0 rejects nothing.
 
         Returns:
             The classifier, ready to be called.
 
         Raises:
-            ValueError: `path` is neither a run folder nor a checkpoint of this project, or the accelerator is not
-                available.
+            ValueError: `path` is neither a run folder nor a checkpoint of this project, the accelerator is not
+                available, or the run lacks what `reject` needs.
         """
         settings = {"accelerator": accelerator or "auto", "precision": precision or "auto", "deterministic": "auto"}
         resolved = resolve_trainer_config(settings)
@@ -99,8 +118,9 @@ class Classifier:
         checkpoint = find_checkpoint(path)
         hparams = read_checkpoint(checkpoint)["hyper_parameters"]  # raises a clear error for a file of another origin
         temperature = (read_result(run_dir_of(checkpoint)) or {}).get("temperature", 1.0)
+        rejection = load_rejection(run_dir_of(checkpoint), reject)
         model = load_classifier(checkpoint).to(device).eval()
-        return cls(model, temperature, resolved["precision"], tta or hparams["config"]["tta"])
+        return cls(model, temperature, resolved["precision"], tta or hparams["config"]["tta"], rejection)
 
     def __call__(self, image: str | Path | IO[bytes] | Image.Image) -> Prediction:
         """Classify one image.
@@ -116,7 +136,7 @@ class Classifier:
             ValueError: The image has too many pixels.
             OSError: The file cannot be read. Pillow may raise other exceptions for a damaged file.
         """
-        return self.predictions(self.probabilities(self.pixels(image)[None]))[0]
+        return self.classify(self.pixels(image)[None])[0]
 
     def pixels(self, image: str | Path | IO[bytes] | Image.Image) -> Tensor:
         """Read, resize and crop an image: the input of the network, uint8 (3, H, W)."""
@@ -139,10 +159,14 @@ class Classifier:
             collate_fn=_collate_readable,
         )
         for names, pixels, reasons in batches:
-            predictions = iter(self.predictions(self.probabilities(pixels)) if len(pixels) else [])
+            predictions = iter(self.classify(pixels) if len(pixels) else [])
             yield from ((name, reason or next(predictions)) for name, reason in zip(names, reasons, strict=True))
 
-    @torch.inference_mode()
+    def classify(self, batch: Tensor) -> list[Prediction]:
+        """Return the predictions of network inputs, uint8 (B, 3, H, W)."""
+        features = self.features(batch)
+        return self.predictions(self.calibrate(self.logits(features)), self.strangeness(features))
+
     def probabilities(self, batch: Tensor) -> Tensor:
         """Return calibrated probabilities.
 
@@ -152,20 +176,35 @@ class Classifier:
         Returns:
             Float64 (B, C), on the CPU.
         """
-        size = self.backbone.batch_size
-        return self.calibrate(torch.cat([self.model(self.backbone(part).float()) for part in torch.split(batch, size)]))
+        return self.calibrate(self.logits(self.features(batch)))
+
+    def features(self, batch: Tensor) -> Tensor:
+        """Return the features (B, F) of network inputs, uint8 (B, 3, H, W)."""
+        return torch.cat([self.backbone(part).float() for part in torch.split(batch, self.backbone.batch_size)])
+
+    @torch.inference_mode()
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the logits (B, C) of features (B, F)."""
+        return torch.as_tensor(self.model(features))
+
+    def strangeness(self, features: Tensor) -> Tensor | None:
+        """Return the strangeness (B,), on the CPU, of features (B, F); None without `rejection`."""
+        return None if self.rejection is None else self.rejection.strangeness(features.cpu())
 
     def calibrate(self, logits: Tensor) -> Tensor:
         """Return the calibrated probabilities, float64 (B, C) on the CPU, of logits (B, C)."""
         return (logits.double().cpu() / self.temperature).softmax(1)
 
-    def predictions(self, probabilities: Tensor) -> list[Prediction]:
-        """Convert probabilities (B, C) to B predictions."""
+    def predictions(self, probabilities: Tensor, strangeness: Tensor | None = None) -> list[Prediction]:
+        """Convert probabilities (B, C), and strangeness (B,) if there is `rejection`, to B predictions."""
         predictions = []
-        for row in probabilities.tolist():
+        threshold = None if self.rejection is None else self.rejection.threshold
+        scores = [None] * len(probabilities) if strangeness is None else strangeness.tolist()
+        for row, score in zip(probabilities.tolist(), scores, strict=True):
             ranked = dict(sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1]))
             label = next(iter(ranked))
-            predictions.append(Prediction(label, ranked[label], ranked))
+            is_stranger = threshold is not None and score is not None and not score <= threshold
+            predictions.append(Prediction(label, ranked[label], ranked, score, is_stranger))
         return predictions
 
 

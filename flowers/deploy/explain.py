@@ -99,13 +99,15 @@ def explain_images(
         classes = ", ".join(classifier.classes)
         raise ValueError(one_line(f"label={label}: no such class{suggestion} (expected one of {classes})"))
     index = None if label is None else classifier.classes.index(label)
-    probabilities, heat_maps = grad_cam(classifier, torch.stack([image.pixels for image in images]), index)
-    predictions = classifier.predictions(probabilities)
+    probabilities, heat_maps, strangeness = grad_cam(classifier, torch.stack([image.pixels for image in images]), index)
+    predictions = classifier.predictions(probabilities, strangeness)
     for image, prediction, heat_map in zip(images, predictions, heat_maps, strict=True):
         explained = prediction.label if label is None else label
         caption = f"{explained}, probability {prediction.probabilities[explained]:.3f}"
         if explained != prediction.label:
             caption += f" (most likely: {prediction.label}, {prediction.probability:.3f})"
+        if prediction.rejected:
+            caption += f"; none of these (strangeness {prediction.strangeness:.3g})"
         yield Explanation(prediction, side_by_side(image.picture, heat_map, caption), caption)
 
 

@@ -22,7 +22,7 @@ _LOCK = threading.Lock()  # one call at a time sets hooks on the layers, which o
 _LAYERS: WeakKeyDictionary[FrozenBackbone, nn.Module] = WeakKeyDictionary()  # found once: that takes a pass
 
 
-def grad_cam(classifier: Classifier, pixels: Tensor, label: int | None = None) -> tuple[Tensor, Tensor]:
+def grad_cam(classifier: Classifier, pixels: Tensor, label: int | None = None) -> "HeatMaps":
     """Classify images, and compute how much each pixel speaks for a class, in one pass through the backbone.
 
     Args:
@@ -31,9 +31,9 @@ def grad_cam(classifier: Classifier, pixels: Tensor, label: int | None = None) -
         label: The class index. None for the most likely class of each image.
 
     Returns:
-        The calibrated probabilities, float64 (B, C), and the heat maps, float32 (B, H, W), both on the CPU. A heat map
-        is 1 at its maximum, and 0 where nothing speaks for the class. The probabilities are those of
-        `Classifier.probabilities` to within rounding: padding, as there, would make a single image many times slower.
+        The probabilities, heat maps and strangeness, on the CPU. A heat map is 1 at its maximum, and 0 where nothing
+        speaks for the class. The probabilities are those of `Classifier.probabilities` to within rounding: padding, as
+        there, would make a single image many times slower.
 
     Raises:
         ValueError: `label` is out of range, captum is not installed, or the architecture has no feature map.
@@ -45,26 +45,42 @@ def grad_cam(classifier: Classifier, pixels: Tensor, label: int | None = None) -
         if classifier.backbone not in _LAYERS:
             _LAYERS[classifier.backbone] = _find_layer(classifier, pixels[:1].clone())
         parts = torch.split(pixels.clone(), classifier.backbone.batch_size)
-        probabilities, heat_maps = zip(*(_explain_batch(classifier, part, label) for part in parts), strict=True)
-    return torch.cat(probabilities), torch.cat(heat_maps)
+        explained = [_explain_batch(classifier, part, label) for part in parts]
+    probabilities, heat_maps, features = (torch.cat(each) for each in zip(*explained, strict=True))
+    return HeatMaps(probabilities, heat_maps, classifier.strangeness(features))
 
 
-def _explain_batch(classifier: Classifier, pixels: Tensor, label: int | None) -> tuple[Tensor, Tensor]:
+class HeatMaps(NamedTuple):
+    """What `grad_cam` returns.
+
+    Attributes:
+        probabilities: Calibrated, float64 (B, C).
+        heat_maps: Float32 (B, H, W).
+        strangeness: See `Classifier.strangeness`.
+    """
+
+    probabilities: Tensor
+    heat_maps: Tensor
+    strangeness: Tensor | None
+
+
+def _explain_batch(classifier: Classifier, pixels: Tensor, label: int | None) -> tuple[Tensor, Tensor, Tensor]:
     from captum.attr import LayerAttribution, LayerGradCam
 
-    logits = torch.empty(0)
+    features = logits = torch.empty(0)
 
     def score(images: Tensor) -> Tensor:
         """Return the logit (B,) of the class that is explained."""
-        nonlocal logits
-        logits = torch.as_tensor(classifier.model(classifier.backbone.forward(images).float()))
+        nonlocal features, logits
+        features = classifier.backbone.forward(images).float()
+        logits = torch.as_tensor(classifier.model(features))
         return logits.amax(1) if label is None else logits[:, label]
 
     with torch.enable_grad(), _exposed_layer(classifier) as exposed:
         cam = LayerGradCam(score, exposed).attribute(pixels, relu_attributions=True)  # (B, 1, h, w)
     heat_maps = LayerAttribution.interpolate(cam.detach().float().cpu(), tuple(pixels.shape[-2:]), "bilinear")[:, 0]
     heat_maps /= heat_maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(heat_maps.dtype).tiny)
-    return classifier.calibrate(logits.detach()), heat_maps
+    return classifier.calibrate(logits.detach()), heat_maps, features.detach()
 
 
 class TokenLayer(NamedTuple):

@@ -24,6 +24,8 @@ from flowers.runtime.text import one_line, write_csv
 
 _TABLE_ROWS = 1000  # rows shown on the terminal
 
+_JSON_NAMES = {"label": "class", "rejected": "none_of_these"}
+
 
 def run_prediction(cfg: DictConfig) -> int:
     """Classify the images that `cfg.photos` names.
@@ -39,13 +41,14 @@ def run_prediction(cfg: DictConfig) -> int:
             the reasons, are written nevertheless.
     """
     check_confidence(cfg.confidence)
-    writer = make_row_writer(cfg.output)
+    make_row_writer(cfg.output)
     checkpoint = find_checkpoint(cfg.run)
     files = [str(file) for file in expand_image_paths(to_container(cfg)["photos"])]
-    classifier = Classifier.load(checkpoint, cfg.accelerator, cfg.precision, cfg.tta)
+    classifier = Classifier.load(checkpoint, cfg.accelerator, cfg.precision, cfg.tta, cfg.reject)
     num_workers = cfg.num_workers if cfg.num_workers is not None else _default_num_workers(classifier, len(files))
     results = progress_bar(classifier.stream(files, num_workers), "Classifying", len(files))
     rows = (PredictionRow.from_result(file, result, cfg.confidence) for file, result in results)
+    writer = make_row_writer(cfg.output, classifier.rejection is not None)
     readable = writer(rows, classifier.classes)
     if not readable:
         raise ValueError(
@@ -83,6 +86,8 @@ class PredictionRow(NamedTuple):
         probabilities: The probability of every class. Empty if the file cannot be read.
         abstain: Whether the probability is below the confidence, or the file cannot be read.
         reason: Why the file cannot be read. Empty if it can.
+        strangeness: See `Prediction`.
+        rejected: Whether the image shows none of the classes.
     """
 
     path: str
@@ -91,6 +96,8 @@ class PredictionRow(NamedTuple):
     probabilities: dict[str, float]
     abstain: bool
     reason: str
+    strangeness: float | None = None
+    rejected: bool = False
 
     @classmethod
     def from_result(cls, file: str, result: Prediction | str, confidence: float | None) -> Self:
@@ -103,18 +110,21 @@ class PredictionRow(NamedTuple):
         """
         if isinstance(result, str):
             return cls(file, None, None, {}, True, result)
-        return cls(file, *result, confidence is not None and result.probability < confidence, "")
+        label, probability, probabilities, strangeness, rejected = result
+        abstain = confidence is not None and probability < confidence
+        return cls(file, label, probability, probabilities, abstain, "", strangeness, rejected)
 
 
 RowWriter = Callable[[Iterable[PredictionRow], Sequence[str]], int]
 """Writes rows, given the class names, and returns how many of their files could be read."""
 
 
-def make_row_writer(output: str | None) -> RowWriter:
+def make_row_writer(output: str | None, rejects: bool = False) -> RowWriter:
     """Return the writer for a file name.
 
     Args:
         output: A name that ends in .csv or .json. None for a table on the terminal.
+        rejects: Whether to write the strangeness, and whether the image is rejected.
 
     Raises:
         ValueError: The name ends in something else.
@@ -125,32 +135,37 @@ def make_row_writer(output: str | None) -> RowWriter:
     suffix = Path(output).suffix.lower()
     if suffix not in writers:
         raise ValueError(f"output={output}: expected a name that ends in {' or '.join(writers)}, or null for a table")
-    return partial(writers[suffix], Path(output))
+    return partial(writers[suffix], Path(output), rejects)
 
 
-def _write_csv(path: Path, rows: Iterable[PredictionRow], classes: Sequence[str]) -> int:
+def _write_csv(path: Path, rejects: bool, rows: Iterable[PredictionRow], classes: Sequence[str]) -> int:
     readable = 0
 
     def cells() -> Iterator[list[object]]:
         nonlocal readable
-        yield ["path", "class", "probability", *classes, "abstain", "reason"]
+        columns = ["strangeness", "none_of_these"] if rejects else []
+        yield ["path", "class", "probability", *classes, *columns, "abstain", "reason"]
         for row in rows:
             readable += not row.reason
             probabilities = [f"{row.probabilities[name]:.6f}" if row.probabilities else "" for name in classes]
             probability = "" if row.probability is None else f"{row.probability:.6f}"
-            yield [row.path, row.label, probability, *probabilities, str(row.abstain).lower(), row.reason]
+            strangeness = "" if row.strangeness is None else f"{row.strangeness:.6f}"
+            rejection = [strangeness, str(row.rejected).lower()] if rejects else []
+            yield [row.path, row.label, probability, *probabilities, *rejection, str(row.abstain).lower(), row.reason]
 
     write_csv(path, cells())
     return readable
 
 
-def _write_json(path: Path, rows: Iterable[PredictionRow], classes: Sequence[str]) -> int:
+def _write_json(path: Path, rejects: bool, rows: Iterable[PredictionRow], classes: Sequence[str]) -> int:
     readable = 0
     with atomic_write(path) as part, part.open("w", encoding="utf-8") as file:
         file.write("[")
         for index, row in enumerate(rows):
             readable += not row.reason
-            fields = {"class" if name == "label" else name: value for name, value in row._asdict().items()}
+            fields = {_JSON_NAMES.get(name, name): value for name, value in row._asdict().items()}
+            if not rejects:
+                del fields["strangeness"], fields["none_of_these"]
             file.write(("," if index else "") + "\n" + json.dumps(fields))
         file.write("\n]\n")
     return readable
@@ -163,7 +178,8 @@ def _print_table(rows: Iterable[PredictionRow], classes: Sequence[str]) -> int:
     for row in islice(iterator, _TABLE_ROWS):
         readable += not row.reason
         probability = "" if row.probability is None else f"{row.probability:.4f}"
-        note = row.reason or ("abstains" if row.abstain else "")
+        rejection = f"none of these (strangeness {row.strangeness:.3g})" if row.rejected else ""
+        note = row.reason or rejection or ("abstains" if row.abstain else "")
         table.add_row(Text(one_line(row.path)), Text(one_line(row.label or "")), probability, Text(one_line(note)))
     hidden = 0
     for hidden, row in enumerate(iterator, 1):  # noqa: B007

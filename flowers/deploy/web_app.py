@@ -65,7 +65,7 @@ def serve_app(cfg: DictConfig) -> None:
     check_settings(cfg, "app")
     _check_port(cfg.port)
     checkpoint = find_checkpoint(cfg.run)
-    classifier = Classifier.load(checkpoint, cfg.accelerator, cfg.precision)
+    classifier = Classifier.load(checkpoint, cfg.accelerator, cfg.precision, reject=cfg.reject)
     settings = PageSettings(
         str(cfg.run), cfg.confidence, cfg.max_megapixels, cfg.max_upload_mb, list(cfg.allowed_hosts)
     )
@@ -257,10 +257,16 @@ def _read_upload(classifier: Classifier, file: str | None, max_megapixels: float
 
 
 def _answer(explanation: Explanation, confidence: float | None) -> Answer:
-    label, probability, probabilities = explanation.prediction
+    label, probability, probabilities, strangeness, rejected = explanation.prediction
     # Gradio names the file of a picture by its content, and writes it again while another request may be reading it.
     explanation.picture.info["comment"] = uuid.uuid4().hex
     shown = {one_line(name): value for name, value in probabilities.items()}
+    if rejected:
+        message = (
+            f"### None of these\nThe image is stranger ({strangeness:.3g}) than nearly all images of the classes. "
+            f"The most likely class would be {escape_markdown(label)}."
+        )
+        return Answer(message, shown, explanation.picture, abstains=True)
     if confidence is None or probability >= confidence:
         return Answer("", shown, explanation.picture)
     message = (

@@ -1,9 +1,11 @@
 """Score a trained run on its own split or on other images."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
@@ -11,13 +13,16 @@ from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule, inference_data_args
 from flowers.data.dataset import ImageDataset
+from flowers.data.folder import expand_image_paths
 from flowers.data.splits import SPLITS, load_split, split_sha256
 from flowers.evaluation.gallery import save_mistakes, score_images
 from flowers.evaluation.metrics import compute_metrics
 from flowers.evaluation.predictions import Predictions
+from flowers.evaluation.rejection import Rejection, load_rejection, rejection_scores, rejection_threshold
 from flowers.evaluation.report import write_report
-from flowers.evaluation.tables import score_tables
+from flowers.evaluation.tables import rejection_table, score_tables
 from flowers.features.extractor import FeatureExtractor
+from flowers.features.strangeness import fit_strangeness
 from flowers.models.backbones import state_dict_sha256
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
 from flowers.runtime.files import write_json
@@ -25,6 +30,8 @@ from flowers.runtime.hardware import resolve_device, resolve_trainer_config
 from flowers.runtime.run_folder import SPLIT_FILE, find_checkpoint, run_dir_of
 from flowers.runtime.suggestions import did_you_mean
 from flowers.runtime.text import one_line
+
+_TRAIN_IMAGES = 2000  # whose features `fit_rejection` computes if the backbone was trained
 
 
 def run_evaluation(cfg: DictConfig) -> float:
@@ -38,6 +45,8 @@ def run_evaluation(cfg: DictConfig) -> float:
     Raises:
         ValueError: There is no such run, split or device, or its images are missing.
     """
+    if cfg.strangers and not Path(cfg.strangers).is_dir():
+        raise ValueError(f"strangers={cfg.strangers}: no such folder")
     if cfg.split not in SPLITS:
         hint = did_you_mean(cfg.split, SPLITS)
         raise ValueError(f"split={cfg.split}: expected one of {', '.join(SPLITS)}{hint}")
@@ -49,11 +58,20 @@ def run_evaluation(cfg: DictConfig) -> float:
     resolve_device(resolve_trainer_config(config["trainer"])["accelerator"])  # fails before any image is read
     data, dataset, name = _open_images(cfg, checkpoint, hparams)
     model = load_classifier(checkpoint)
-    predictions = predict_features(model, extract_features(model, data, dataset, name, config), dataset)
+    features = extract_features(model, data, dataset, name, config)
+    predictions = predict_features(model, features, dataset)
     scores = compute_metrics(predictions)
+    rejection = _find_rejection(cfg, checkpoint, model, data, features, config)
+    if rejection is not None:
+        strangers = None
+        if cfg.strangers:
+            strangers = rejection.strangeness(_stranger_features(cfg.strangers, model, config))
+        scores["rejection"] = rejection_scores(rejection, strangers)
     console = Console(highlight=False, markup=False, emoji=False)
     for table in score_tables(name, scores, console.width):
         console.print(table)
+    if rejection is not None:
+        console.print(rejection_table(scores["rejection"]))
     if cfg.output:
         write_json({name: scores}, cfg.output)
     folder = cfg.report or (cfg.run if Path(cfg.run).is_dir() and not cfg.photos else None)
@@ -64,6 +82,38 @@ def run_evaluation(cfg: DictConfig) -> float:
         write_report(page, run_dir_of(checkpoint), config, name, data.root, predictions, scores)
         console.print(f"details: {one_line(page)} and {mistakes.name}", soft_wrap=True)
     return float(scores["accuracy"])
+
+
+def _find_rejection(
+    cfg: DictConfig,
+    checkpoint: Path,
+    model: ImageClassifier,
+    data: ImageDataModule,
+    features: Tensor,
+    config: Mapping[str, Any],
+) -> Rejection | None:
+    """Return what the run rejects images with; with `reject`, make it and keep it in the run folder."""
+    run_dir = run_dir_of(checkpoint)
+    if not cfg.reject or cfg.photos:
+        rejection = load_rejection(run_dir, cfg.reject)
+    else:
+        if cfg.split != "val":
+            features = extract_features(model, data, data.dataset("val"), "val", config)
+        rejection = fit_rejection(model, data, features, config, cfg.reject)
+        rejection.save(run_dir)
+    if cfg.strangers and rejection is None:
+        raise ValueError(f"strangers={cfg.strangers}: {run_dir} rejects no images: give reject=0.05 with it")
+    return rejection
+
+
+def _stranger_features(folder: str, model: ImageClassifier, config: Mapping[str, Any]) -> Tensor:
+    """Return the features of all images below a folder."""
+    data = ImageDataModule(folder, **inference_data_args(config["data"]) | {"packed": False})
+    files = expand_image_paths(folder)
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    names = [str(file.absolute()) for file in files]
+    dataset = ImageDataset(Path("/"), names, [0] * len(files), digests, data.eval_transform)
+    return extract_features(model, data, dataset, "strangers", config)
 
 
 def _open_images(
@@ -119,9 +169,50 @@ def extract_features(
     trainer = resolve_trainer_config(config["trainer"])
     model.eval().to(resolve_device(trainer["accelerator"]))
     settings = dict(config["features"])
-    settings["cache"] = settings["cache"] and state_dict_sha256(model.backbone) == model.hparams["weights_digest"]
+    settings["cache"] = settings["cache"] and has_untrained_backbone(model)
     precision = str(trainer["precision"])
     return FeatureExtractor(data, model, precision, **settings, tta=config["tta"]).extract(dataset, name)
+
+
+def fit_rejection(
+    model: ImageClassifier, data: ImageDataModule, val_features: Tensor, config: Mapping[str, Any], share: float
+) -> Rejection:
+    """Fit the strangeness to the training images of a run, and its threshold to the validation images.
+
+    The features of training images are in the cache after a head stage without augmentation. After a fine-tune stage
+    they cost a pass over at most 2,000 of them.
+
+    Args:
+        model: The trained model.
+        data: Its images.
+        val_features: The features (N, F) of val.
+        config: See `extract_features`.
+        share: See `Rejection`.
+
+    Raises:
+        ValueError: There are too few validation images for the share.
+    """
+    rejection_threshold(torch.zeros(len(val_features)), share)
+    dataset = data.dataset("train")
+    if not has_untrained_backbone(model):
+        dataset = _sample(dataset, _TRAIN_IMAGES)
+    features = extract_features(model, data, dataset, "train", config)
+    strangeness = fit_strangeness(features, torch.tensor(dataset.labels))
+    return Rejection(strangeness, strangeness(val_features), share, str(config["tta"]))
+
+
+def _sample(dataset: ImageDataset, count: int) -> ImageDataset:
+    """Return at most `count` images of a dataset, the same ones each time, in its order."""
+    indices = sorted(np.random.default_rng(0).permutation(len(dataset))[:count].tolist())
+    paths, labels, digests = (
+        [each[index] for index in indices] for each in (dataset.paths, dataset.labels, dataset.digests)
+    )
+    return ImageDataset(dataset.root, paths, labels, digests, dataset.prepare)
+
+
+def has_untrained_backbone(model: ImageClassifier) -> bool:
+    """Return whether the backbone is that of the start of the run."""
+    return bool(state_dict_sha256(model.backbone) == model.hparams["weights_digest"])
 
 
 @torch.inference_mode()

@@ -24,7 +24,7 @@ from flowers.evaluation.gallery import (
 )
 from flowers.evaluation.metrics import is_imbalanced, sorted_metrics
 from flowers.evaluation.predictions import Predictions
-from flowers.evaluation.tables import sort_by_f1
+from flowers.evaluation.tables import REJECTION_LABELS, sort_by_f1
 from flowers.runtime.files import atomic_write_text
 from flowers.runtime.overrides import flatten
 from flowers.runtime.run_folder import SPLIT_FILE, read_result
@@ -78,6 +78,8 @@ def write_report(
         reliability=figure_to_svg(plot_reliability(scores["calibration"]["bins"])),
         class_curves=figure_to_svg(plot_class_curves(scores["curves"])) if scores["curves"] else None,
         coverage=figure_to_svg(plot_coverage(scores["coverage"])),
+        rejection=scores.get("rejection"),
+        rejection_labels=REJECTION_LABELS,
         mistakes=_embed_images(root, mistakes),
         mistake_count=len(mistakes),
         uncertain=_embed_images(root, sort_by_uncertainty(scored)),

@@ -12,6 +12,12 @@ from flowers.evaluation.metrics import sorted_metrics
 from flowers.evaluation.statistics import RunGroup, mean_interval, mean_std
 from flowers.runtime.text import one_line
 
+REJECTION_LABELS = {  # the parts of `rejection_scores`
+    "false_rejections": "false rejections on val, threshold from its other half",
+    "rejected_strangers": "rejected strangers",
+    "auroc": "AUROC of strangers and val",
+}
+
 _TABLE_ROWS = 40  # of a table on a terminal
 
 
@@ -44,6 +50,16 @@ def score_tables(name: str, scores: Mapping[str, Any], width: int = 80) -> list[
         )
     _note_left_out(by_class, len(scores["classes"]), "classes, worst F1 first: report.html lists all")
     return [metrics, by_class, _confusion_matrix(scores, width) or _confused_pairs(scores)]
+
+
+def rejection_table(scores: Mapping[str, Any]) -> Table:
+    """Return a table of `rejection_scores(...)`."""
+    table = Table("none of these", "", "95 % interval", "images", box=box.SIMPLE)
+    table.add_row("share of false rejections, asked for", f"{scores['reject']:g}", "", "")
+    for key, label in REJECTION_LABELS.items():
+        if (row := scores.get(key)) is not None:
+            table.add_row(label, f"{row['value']:.4f}", format_interval(row["interval"]), str(row["n"]))
+    return table
 
 
 def sort_by_f1(scores: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

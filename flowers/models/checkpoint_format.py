@@ -41,8 +41,8 @@ def upgrade_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         if "callbacks" in upgraded:
             upgraded["callbacks"] = {_state_key(key, state): state for key, state in upgraded["callbacks"].items()}
         upgraded["format_version"] = 2
-    hparams = upgraded["hyper_parameters"]  # without tta if they are older than this setting
-    upgraded["hyper_parameters"] = hparams | {"config": {"tta": "none"} | (hparams["config"] or {})}
+    hparams = upgraded["hyper_parameters"]  # without tta and reject if they are older than these settings
+    upgraded["hyper_parameters"] = hparams | {"config": {"tta": "none", "reject": None} | (hparams["config"] or {})}
     return upgraded
 
 

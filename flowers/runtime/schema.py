@@ -278,6 +278,7 @@ class Train(Group):
     finetune: Finetune
     features: Features
     tta: TestTimeAugmentation
+    reject: Fraction | None
     seed: Seed
     resume: Text | None
     run_dir: Text
@@ -296,6 +297,8 @@ class Evaluate(Group):
     precision: Precision | None
     output: Text | None
     report: Text | None
+    reject: Fraction | None
+    strangers: Text | None
 
 
 class Audit(Group):
@@ -335,6 +338,7 @@ class Predict(Group):
     tta: TestTimeAugmentation | None
     photos: Text | list[Text]
     confidence: Probability | None
+    reject: Fraction | None
     output: Text | None
     accelerator: Device | None
     precision: Precision | None
@@ -360,11 +364,13 @@ class Export(Group):
     output: Text
     photos: Text | None
     on_corrupt: OnCorrupt | None
+    reject: Fraction | None
     int8: bool
     calibration_images: AtLeastOne
     reduce_range: bool
     min_agreement: Probability
     int8_min_agreement: Probability
+    min_rejection_agreement: Probability
     batch: AtLeastOne
     rounds: AtLeastOne
     seconds: NotNegative
@@ -375,6 +381,7 @@ class App(Group):
 
     run: Text | None
     confidence: Probability | None
+    reject: Fraction | None
     port: Annotated[int, Field(ge=0, le=65535)]
     max_megapixels: Positive
     max_upload_mb: Positive

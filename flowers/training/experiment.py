@@ -81,7 +81,7 @@ def _run_stages(cfg: DictConfig, run_dir: Path, extra_callbacks: Sequence[Callba
     trainer = make_trainer(cfg, run_dir, own_callbacks, extra_callbacks)
     seed_everything(cfg.seed)
     model = make_model(cfg, data, trainer)  # the first use of the images: downloads, verifies and splits them
-    check_stages(plans, data, trainer, cached_views)
+    check_stages(plans, data, trainer, cached_views, cfg.reject)
     write_run_manifest(cfg, run_dir, data)
     log_run_summary(data, model, plans, trainer)
     with resumable(f"python -m flowers.train resume={run_dir}"):

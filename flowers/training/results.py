@@ -10,7 +10,7 @@ from lightning import Trainer
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.calibration import fit_temperature
-from flowers.evaluation.evaluator import extract_features, predict_features
+from flowers.evaluation.evaluator import extract_features, fit_rejection, predict_features
 from flowers.evaluation.metrics import metric_values, score, score_line
 from flowers.evaluation.predictions import Predictions
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT
@@ -19,7 +19,7 @@ from flowers.runtime.distributed import broadcast_object
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import device_name, peak_memory_bytes
 from flowers.runtime.launch import is_rank_zero
-from flowers.runtime.run_folder import BEST_CHECKPOINT, PREDICTIONS_DIR, RESULT_FILE, provenance
+from flowers.runtime.run_folder import BEST_CHECKPOINT, PREDICTIONS_DIR, REJECTION_FILE, RESULT_FILE, provenance
 from flowers.training.callbacks import ImageLogger, StageTimer
 from flowers.training.checkpointing import RelocatableModelCheckpoint
 from flowers.training.fsdp import FSDP2Strategy
@@ -49,10 +49,15 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
     datasets = {split: data.dataset(split) for split in ("val", "test") if data.counts(split)}
     features = {split: extract_features(model, data, dataset, split, config) for split, dataset in datasets.items()}
     predictions = {split: predict_features(model, features[split], dataset) for split, dataset in datasets.items()}
+    reject = config["reject"]
+    rejection = fit_rejection(model, data, features["val"], config, reject) if reject else None
     photos_per_second = {stage: timer.images[stage] / timer.training[stage] for stage in timer.images}
     result = make_result(predictions, checkpoint, trainer.strategy.root_device, str(trainer.precision), timer.seconds)
     result["cost"]["photos_per_second"] = photos_per_second
     if is_rank_zero():
+        (run_dir / REJECTION_FILE).unlink(missing_ok=True)  # of another best checkpoint, if this run was resumed
+        if rejection is not None:
+            rejection.save(run_dir)
         write_result(run_dir, result, predictions)
     if any(isinstance(callback, ImageLogger) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         log_embeddings(trainer, features["val"], predictions["val"], data.root)

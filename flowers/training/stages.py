@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from lightning import LightningDataModule, Trainer
 
 from flowers.data.datamodule import ImageDataModule
+from flowers.evaluation.rejection import rejection_threshold
 from flowers.features.activations import ActivationDataModule, split_backbone
 from flowers.features.datamodule import FeatureDataModule
 from flowers.models.classifier import ImageClassifier, Stage, read_checkpoint
@@ -84,15 +86,23 @@ def plan_stages(head_epochs: int, finetune_epochs: int, run_dir: Path) -> list[S
 
 
 def check_stages(
-    plans: Sequence[StagePlan], data: ImageDataModule, trainer: Trainer, cached_views: Mapping[Stage, int]
+    plans: Sequence[StagePlan],
+    data: ImageDataModule,
+    trainer: Trainer,
+    cached_views: Mapping[Stage, int],
+    reject: float | None = None,
 ) -> None:
     """Check that train and val have images, the ranks can share a step, and a resumed epoch has the steps of its start.
+
+    With `reject`, also check that val has enough images for a threshold.
 
     Raises:
         ValueError: One of these is not so.
     """
     data.setup("fit")
     data.per_rank_batch_size(trainer.world_size)
+    if reject:
+        rejection_threshold(torch.zeros(data.counts("val").total()), reject)
     if cached_views["finetune"] and trainer.world_size > 1:
         raise ValueError(
             f"finetune.cached_views={cached_views['finetune']} with {trainer.world_size} processes: expected "

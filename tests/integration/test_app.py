@@ -41,6 +41,14 @@ def test_answer_uploads_does_not_know_below_the_confidence(classifier: Classifie
     assert answer.abstains
 
 
+def test_answer_uploads_says_none_of_these(rejecting: Path, tmp_path: Path):
+    Image.new("RGB", (60, 40), "black").save(tmp_path / "black.png")
+    classifier = Classifier.load(rejecting, "cpu", "32-true", reject=0.9)
+    (answer,) = answer_uploads(classifier, [str(tmp_path / "black.png")], None, 50)
+    assert answer.message.startswith("### None of these")
+    assert answer.abstains
+
+
 def test_answer_uploads_says_why_a_file_cannot_be_read(classifier: Classifier, painted: Path, tmp_path: Path):
     (tmp_path / "text.jpg").write_text("not an image")
     good = painted / "rose" / "00002.jpg"

@@ -60,6 +60,19 @@ def test_report_needs_no_other_file_and_escapes_class_names(trained: Path, tmp_p
     assert "<script" not in page_path.read_text(encoding="utf-8")
 
 
+def test_evaluate_measures_the_rejection_of_strangers(rejecting: Path, folder: Path, tmp_path: Path):
+    evaluate(f"run={rejecting}", f"strangers={folder}", f"output={tmp_path}/a.json", f"report={tmp_path}")
+    scores = read_json(tmp_path / "a.json")["val"]["rejection"]
+    assert scores["reject"] == 0.2
+    assert 0 <= scores["auroc"]["interval"][0] <= scores["auroc"]["value"] <= 1
+    assert scores["rejected_strangers"]["n"] == 20
+    assert "None of these" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="no such folder"):
+        evaluate(f"run={rejecting}", "strangers=nowhere")
+    with pytest.raises(ValueError, match=r"reject=0\.05: expected at least 0\.0\d+ with 10 validation images"):
+        evaluate(f"run={rejecting}", "reject=0.05")
+
+
 def test_evaluate_scores_another_folder_with_a_checkpoint_alone(trained: Path, painted: Path, tmp_path: Path):
     alone = tmp_path / "alone.ckpt"
     shutil.copy(trained / BEST_CHECKPOINT, alone)

@@ -83,6 +83,28 @@ def test_every_version_predicts_what_the_classifier_predicts(exported: Path, tra
         assert torch.allclose(program(images[:1, :, :40, :31]).sum(1), torch.ones(1))  # another image and batch size
 
 
+def test_exported_files_reject_what_the_classifier_rejects(
+    exporters: list[Any], rejecting: Path, painted: Path, tmp_path: Path
+):
+    exporters[:] = exporters[:2]
+    output = tmp_path / "exported"
+    report = export(output, rejecting)
+    assert report["versions"]["ONNX"]["rejection_agreement"] == 1
+    classifier = Classifier.load(rejecting, accelerator="cpu", precision="32-true")
+    path = painted / load_predictions(rejecting / "predictions" / "val.csv").paths[0]
+    image = torch.tensor(np.asarray(read_image(path))).permute(2, 0, 1)[None]
+    expected = classifier(path)
+    for exporter in exporters:
+        *probabilities, strangeness = exporter.load(output / exporter.file_name)(image)[0].tolist()
+        assert strangeness == pytest.approx(expected.strangeness, abs=2e-2)
+        assert max(probabilities) == pytest.approx(expected.probability, abs=2e-3)
+    stored = {prop.key: prop.value for prop in onnx.load(output / "model.onnx").metadata_props}
+    assert classifier.rejection is not None
+    assert float(stored["strangeness_threshold"]) == classifier.rejection.threshold
+    assert read_json(output / "model.json")["rejection"]["reject"] == 0.2
+    assert "none of these" in (output / "README.md").read_text(encoding="utf-8")
+
+
 def test_code_on_the_model_card_classifies_an_image(exported: Path, trained: Path, painted: Path, tmp_path: Path):
     shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
     image = read_image(next(painted.rglob("*.jpg"), None) or next(painted.rglob("*.png")))

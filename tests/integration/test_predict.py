@@ -62,6 +62,28 @@ def test_predict_writes_the_same_to_json_as_to_csv_and_abstains_below_the_confid
             assert csv_row["abstain"] == str(row["abstain"]).lower()
 
 
+def test_predict_says_none_of_these(
+    rejecting: Path, trained: Path, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = [f"run={rejecting}", "reject=0.9", f"photos=[{mixed}/below,{mixed}/text.jpg]"]
+    for output in ("a.csv", "a.json"):
+        assert predict(*run, f"output={tmp_path / output}") == 3
+    with (tmp_path / "a.csv").open(encoding="utf-8") as file:
+        csv_rows = list(csv.DictReader(file))
+    for row, csv_row in zip(json.loads((tmp_path / "a.json").read_text(encoding="utf-8")), csv_rows, strict=True):
+        assert csv_row["none_of_these"] == str(row["none_of_these"]).lower()
+        assert csv_row["strangeness"] == ("" if row["reason"] else f"{row['strangeness']:.6f}")
+    assert {row["none_of_these"] for row in csv_rows} == {"true", "false"}
+    assert predict(*run) == 3
+    assert "none of these (strangeness" in capsys.readouterr().out
+    predict(*run, "reject=0", f"output={tmp_path}/off.csv")
+    assert "strangeness" not in (tmp_path / "off.csv").read_text(encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"has no rejection\.safetensors: python -m flowers.evaluate run=.* reject=0.2"
+    ):
+        predict(f"run={trained}", "reject=0.2", f"photos={mixed}")
+
+
 def test_predict_prints_a_table_without_an_output(trained: Path, mixed: Path, capsys: pytest.CaptureFixture[str]):
     assert predict(f"run={trained}", f"photos=[{mixed}/below,{mixed}/text.jpg]") == 3
     table = capsys.readouterr().out

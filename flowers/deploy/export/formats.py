@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from flowers.deploy.export.graph import ExportableClassifier
 
 ImageProgram = Callable[[Tensor], Tensor]
-"""Maps decoded images, uint8 (B, 3, H, W), to probabilities (B, C)."""
+"""Maps decoded images, uint8 (B, 3, H, W), to probabilities (B, C), or (B, C + 1) with their strangeness last."""
 
 
 _MAX_ONNX_BYTES = 2_000_000_000  # protobuf's limit of 2 GiB for one file, minus room for the graph
@@ -30,6 +30,9 @@ _DYNAMIC_SHAPE = Dim("B", min=1, max=65_535), Dim.STATIC, Dim("H", min=1, max=65
 # The operations that ONNX Runtime computes with integers. Normalization, softmax and GELU lose more accuracy in 8 bits
 # than they gain speed.
 _QUANTIZED_OPS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
+
+
+_OUTPUTS = {"probabilities": ("B", "C"), "strangeness": ("B", "1")}  # their axes
 
 
 def export_program(graph: ExportableClassifier) -> ExportedProgram:
@@ -55,7 +58,8 @@ class ExportSource(NamedTuple):
 
     Attributes:
         program: The traced classifier, from decoded images to calibrated probabilities.
-        metadata: Texts to store in the file: classes (as JSON), temperature, architecture.
+        metadata: Texts to store in the file: classes (as JSON), temperature, architecture; with a second output, also
+            reject and strangeness_threshold.
         folder: The output folder, with the files of the exporters earlier in `EXPORTERS`.
         calibration_images: Returns training images, each uint8 (1, 3, H, W), all of one size.
         reduce_range: Whether to quantize weights to 7 bits.
@@ -78,7 +82,8 @@ class Exporter(Protocol):
         extra: The extra in pyproject.toml that installs `packages`.
         packages: The packages that `write` and `load` import. Their versions are recorded in model.json.
         option: The boolean key of conf/export.yaml that enables the format. None if it is always written.
-        agreement_key: The key of conf/export.yaml that holds the least agreement with PyTorch.
+        agreement_key: The key of conf/export.yaml that holds the least agreement with PyTorch on labels.
+        rejection_key: The same for rejections.
     """
 
     name: str
@@ -88,6 +93,7 @@ class Exporter(Protocol):
     packages: tuple[str, ...]
     option: str | None
     agreement_key: str
+    rejection_key: str
 
     def write(self, source: ExportSource, path: Path) -> None:
         """Write the file.
@@ -110,6 +116,7 @@ class TorchExportExporter:
     packages: tuple[str, ...] = ()
     option: str | None = None
     agreement_key = "min_agreement"
+    rejection_key = "min_rejection_agreement"
 
     def write(self, source: ExportSource, path: Path) -> None:
         """Write the .pt2 file."""
@@ -121,13 +128,14 @@ class TorchExportExporter:
 
         @torch.inference_mode()
         def program(images: Tensor) -> Tensor:
-            return torch.as_tensor(module(images))
+            outputs = module(images)
+            return torch.cat(outputs, 1) if isinstance(outputs, tuple) else torch.as_tensor(outputs)
 
         return program
 
 
 class OnnxExporter:
-    """Writes a float32 ONNX file with the input `photos` and the output `probabilities`."""
+    """Writes a float32 ONNX file: input `photos`, output `probabilities`, and `strangeness` if there is rejection."""
 
     name = "ONNX"
     file_name = "model.onnx"
@@ -136,6 +144,7 @@ class OnnxExporter:
     packages: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
     option: str | None = None
     agreement_key = "min_agreement"
+    rejection_key = "min_rejection_agreement"
 
     def write(self, source: ExportSource, path: Path) -> None:
         """Write the ONNX file.
@@ -153,7 +162,7 @@ class OnnxExporter:
             exported = torch.onnx.export(
                 program,
                 input_names=["photos"],
-                output_names=["probabilities"],
+                output_names=list(_OUTPUTS)[: len(program.graph_signature.user_outputs)],
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -162,7 +171,7 @@ class OnnxExporter:
             raise ValueError(f"this architecture cannot be exported to ONNX: {_first_line(error)}") from error
         assert exported is not None
         model = exported.model_proto
-        named_axes = ("B", "3", "H", "W"), ("B", "C")
+        named_axes = [("B", "3", "H", "W"), *(_OUTPUTS[value.name] for value in model.graph.output)]
         for value, axes in zip((*model.graph.input, *model.graph.output), named_axes, strict=True):
             for dimension, axis in zip(value.type.tensor_type.shape.dim, axes, strict=True):
                 if dimension.dim_param:
@@ -184,7 +193,7 @@ class OnnxExporter:
         # Idle threads yield their core instead of spinning: several times as fast beside other programs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return lambda images: torch.from_numpy(session.run(None, {"photos": images.numpy()})[0])
+        return lambda images: torch.from_numpy(np.concatenate(session.run(None, {"photos": images.numpy()}), 1))
 
 
 class Int8OnnxExporter(OnnxExporter):
@@ -199,7 +208,7 @@ class Int8OnnxExporter(OnnxExporter):
     file_name = "model.int8.onnx"
     description = "`model.int8.onnx` computes in 8 bits, for small devices."
     option: str | None = "int8"
-    agreement_key = "int8_min_agreement"
+    agreement_key = rejection_key = "int8_min_agreement"
 
     def write(self, source: ExportSource, path: Path) -> None:
         """Write the quantized ONNX file."""
@@ -245,11 +254,25 @@ class _CalibrationReader:
 
 
 def _unquantized_nodes(model: Any) -> list[str]:
-    """Return the names of the nodes before the first convolution and from the last linear layer on."""
+    """Return the names of the nodes before the first convolution and after the features.
+
+    With one output, the last linear layer is the head. With two, what leads to only one of them comes after the
+    features.
+    """
     nodes = list(model.graph.node)
     first = next(index for index, node in enumerate(nodes) if node.op_type == "Conv")
-    last = max(index for index, node in enumerate(nodes) if node.op_type in ("Gemm", "MatMul"))
-    return [node.name for index, node in enumerate(nodes) if index < first or index >= last]
+    linear = [index for index, node in enumerate(nodes) if node.op_type in ("Gemm", "MatMul")]
+    if len(model.graph.output) == 1:
+        return [node.name for index, node in enumerate(nodes) if index < first or index >= linear[-1]]
+    used_by: dict[str, set[str]] = {value.name: {value.name} for value in model.graph.output}
+    for node in reversed(nodes):
+        for name in node.input:
+            used_by.setdefault(name, set()).update(*(used_by.get(output, ()) for output in node.output))
+    return [
+        node.name
+        for index, node in enumerate(nodes)
+        if index < first or len(set().union(*(used_by.get(output, ()) for output in node.output))) == 1
+    ]
 
 
 def _first_line(error: Exception) -> str:

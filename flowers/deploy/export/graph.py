@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from flowers.features.frozen_backbone import fuse_conv_bn
+from flowers.features.strangeness import Strangeness
 from flowers.features.tta import tta_views
 from flowers.models.classifier import ImageClassifier
 
 
 class ExportableClassifier(nn.Module):
     """Maps images, uint8 (B, 3, H, W) of any H and W, to calibrated probabilities, float32 (B, C).
+
+    With `strangeness`, a second output is the strangeness of each image, float32 (B, 1).
 
     The graph resizes and crops as `flowers.data.transforms.eval_transform` does, to within one of 255 levels, in every
     exported format. The antialiasing filter is two matrix products whose weights the graph computes from H and W.
@@ -20,12 +23,15 @@ class ExportableClassifier(nn.Module):
         model: A trained model. Its parts are copied, with BatchNorm fused into the convolutions.
         temperature: The logits are divided by it.
         tta: See `tta_views`.
+        strangeness: Of a run that rejects images of none of its classes.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: ImageClassifier, temperature: float, tta: str = "none") -> None:
+    def __init__(
+        self, model: ImageClassifier, temperature: float, tta: str = "none", strangeness: Strangeness | None = None
+    ) -> None:
         super().__init__()
         self.tta = tta
         self.image_size, self.resize = int(model.hparams["image_size"]), int(model.hparams["resize"])
@@ -33,18 +39,22 @@ class ExportableClassifier(nn.Module):
         for name in ("mean", "std"):
             self.register_buffer(name, 255 * torch.tensor(model.hparams[name]).view(3, 1, 1))
         self.backbone, self.head = fuse_conv_bn(model.backbone), copy.deepcopy(model.head)
-        self.temperature = temperature
+        self.temperature, self.strangeness = temperature, copy.deepcopy(strangeness)
         for parameter in self.parameters():
             parameter.requires_grad_(False)
             parameter.data = parameter.data.contiguous()  # files keep the memory layout; channels last is no use there
         self.cpu().eval()
 
-    def forward(self, photos: Tensor) -> Tensor:
-        """Return the probabilities (B, C). The argument's name is the name of the exported input."""
+    def forward(self, photos: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the outputs. The argument's name is the name of the exported input."""
         views = tta_views(self.resize_and_crop(photos), self.tta)
-        features = [self.backbone((view - self.mean) / self.std) for view in views]
-        logits: Tensor = self.head(features[0] if len(features) == 1 else torch.stack(features).mean(0))
-        return (logits / self.temperature).softmax(1)
+        by_view = [self.backbone((view - self.mean) / self.std) for view in views]
+        features = by_view[0] if len(by_view) == 1 else torch.stack(by_view).mean(0)
+        logits: Tensor = self.head(features)
+        probabilities = (logits / self.temperature).softmax(1)
+        if self.strangeness is None:
+            return probabilities
+        return probabilities, self.strangeness(features)[:, None]
 
     def resize_and_crop(self, images: Tensor) -> Tensor:
         """Return the center crops as whole numbers in float32.

@@ -58,11 +58,18 @@ model.
 
 Use it for images like those it was trained on. It predicts one of its {count} classes for every image, also for an
 image of something else, and then its probability may still be high. A low probability means that it does not know.
-The probabilities are calibrated for images like the validation images only. It was not tested on other cameras,
-drawings, damaged images or images made to mislead it. Do not base a decision that matters on it, such as what is safe
-to eat.
+{rejection}The probabilities are calibrated for images like the validation images only. It was not tested on other
+cameras, drawings, damaged images or images made to mislead it. Do not base a decision that matters on it, such as what
+is safe to eat.
 
 Check the license of the weights yourself: see `LICENSE.txt`.
+"""
+
+
+_REJECTION = """The second output, `strangeness`, float32, (B, 1), is higher for an image of none of the classes.
+Treat an image above {strangeness_threshold:.6g} (`strangeness_threshold` in the metadata) as "none of these":
+about {percent:g} % of images of the classes are above it too. It recognizes images of other things well, and other
+kinds of the same thing badly.
 """
 
 
@@ -80,12 +87,13 @@ def render_model_card(
         parity_rows: From `flowers.deploy.export.parity.parity_rows`.
         descriptions: A sentence about each exported file.
     """
-    counts = facts["photos"]
+    counts, rejection = facts["photos"], facts.get("rejection")
     return _CARD.format(
         **{name: facts[name] for name in ("architecture", "resize", "image_size", "temperature")},
         classes=", ".join(map(escape_markdown, facts["classes"])),
         count=len(facts["classes"]),
         files=" ".join(descriptions),
+        rejection=_REJECTION.format(**rejection, percent=100 * rejection["reject"]) if rejection else "",
         scores="\n".join(_markdown_table([["split", "accuracy", "interval", "n"], *_score_rows(facts["scores"])])),
         n=counts["val"],
         parity="\n".join(_markdown_table(parity_rows)),

@@ -37,7 +37,7 @@ def collect_probabilities(
         count: How many images there are.
 
     Returns:
-        For each program its probabilities, float64 (N, C), in the order of `images`.
+        For each program its outputs, float64 (N, C) or (N, C + 1), in the order of `images`.
     """
     rows: dict[str, dict[int, Tensor]] = {name: {} for name in programs}
     for indices, batch in _batch_by_size(progress_bar(images, "Comparing", count)):
@@ -71,24 +71,31 @@ def _stack(images: Mapping[int, Tensor]) -> tuple[list[int], Tensor]:
     return list(images), torch.cat(list(images.values()))
 
 
-def compare_outputs(outputs: Mapping[str, Tensor], labels: Tensor) -> dict[str, dict[str, Any]]:
+def compare_outputs(
+    outputs: Mapping[str, Tensor], labels: Tensor, threshold: float | None = None
+) -> dict[str, dict[str, Any]]:
     """Compare each version with the reference and with the labels.
 
     Args:
-        outputs: The probabilities (N, C) of each version, the reference among them.
+        outputs: The probabilities (N, C) of each version, the reference among them; with `threshold`, the strangeness
+            is column C.
         labels: The class indices (N,).
+        threshold: The strangeness above which an image is rejected.
 
     Returns:
         For each version:
         `agreement`, the share of images with the same most likely class;
         `agreement_or_tie`, which also counts a class that the reference gives nearly the same probability;
         `largest_difference`, of any probability;
-        `accuracy` and its Wilson `interval`.
-        A row of probabilities with NaN or infinity agrees with nothing.
+        `accuracy` and its Wilson `interval`;
+        with `threshold`, `rejection_agreement`, the share of images that both reject, or neither.
+        A row with NaN or infinity agrees with nothing.
     """
-    reference = outputs[REFERENCE]
-    rows = {}
-    for name, probabilities in outputs.items():
+    width = outputs[REFERENCE].shape[1] - (threshold is not None)
+    reference = outputs[REFERENCE][:, :width]
+    rows: dict[str, dict[str, Any]] = {}
+    for name, output in outputs.items():
+        probabilities = output[:, :width]
         predicted = probabilities.argmax(1)
         gaps = reference.amax(1) - reference.gather(1, predicted[:, None])[:, 0]
         gaps[~probabilities.isfinite().all(1)] = 1.0
@@ -100,18 +107,22 @@ def compare_outputs(outputs: Mapping[str, Tensor], labels: Tensor) -> dict[str, 
             "accuracy": correct / len(labels),
             "interval": wilson_interval(correct, len(labels)),
         }
+        if threshold is not None:
+            strangeness, expected = output[:, -1], outputs[REFERENCE][:, -1]
+            agrees = ((strangeness > threshold) == (expected > threshold)) & strangeness.isfinite()
+            rows[name]["rejection_agreement"] = int(agrees.sum()) / len(labels)
     return rows
 
 
 def check_agreement(
     rows: Mapping[str, Any], exporters: Sequence[Exporter], minimums: Mapping[str, float], count: int
 ) -> None:
-    """Check that each exported version agrees with the reference, ties included.
+    """Check that each exported version agrees with the reference: on labels, ties included, and on rejections.
 
     Args:
         rows: From `compare_outputs`.
         exporters: The exporters whose versions are checked.
-        minimums: The least agreement, by the exporter's `agreement_key`.
+        minimums: The least agreement, by the exporter's `agreement_key` and `rejection_key`.
         count: How many images were compared.
 
     Raises:
@@ -127,6 +138,12 @@ def check_agreement(
             raise ValueError(
                 f"{exporter.name} predicts another label than {REFERENCE} for {different} of {count} val images, ties "
                 f"aside: agreement {agreement:.4f}, expected at least {key}={minimums[key]}; nothing is exported{hint}"
+            )
+        key, agreement = exporter.rejection_key, rows[exporter.name].get("rejection_agreement", 1)
+        if agreement < minimums[key]:
+            raise ValueError(
+                f"{exporter.name} rejects other val images than {REFERENCE}: agreement {agreement:.4f} of {count}, "
+                f"expected at least {key}={minimums[key]}; nothing is exported"
             )
 
 
@@ -165,7 +182,9 @@ def median_size(images: Iterable[Tensor]) -> tuple[int, int]:
 
 def parity_rows(versions: Mapping[str, Any]) -> list[list[str]]:
     """Format the versions of a parity report: a heading, then one row per version."""
-    rows = [["version", "file", "same label", "largest difference", "accuracy", "95% interval", "size", "images/s"]]
+    rejects = any("rejection_agreement" in version for version in versions.values())
+    heading = ["version", "file", "same label", "largest difference", "accuracy", "95% interval", "size", "images/s"]
+    rows = [heading + ["same rejection"] * rejects]
     for name, version in versions.items():
         low, high = version["interval"]
         rows.append(
@@ -178,6 +197,7 @@ def parity_rows(versions: Mapping[str, Any]) -> list[list[str]]:
                 f"{low:.4f} to {high:.4f}",
                 f"{version['bytes'] / 1e6:.1f} MB" if version["bytes"] else "",
                 f"{version['photos_per_second']['median']:.3g}",
+                *([f"{version['rejection_agreement']:.4f}"] if rejects else []),
             ]
         )
     return rows

@@ -64,7 +64,7 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
     exporters = [exporter for exporter in EXPORTERS if exporter.option is None or cfg[exporter.option]]
     output = Path(cfg.output).resolve()
     _check_settings(cfg, exporters, output)
-    run = TrainedRun(find_checkpoint(cfg.run), cfg.photos, cfg.on_corrupt, cfg.tta)
+    run = TrainedRun(find_checkpoint(cfg.run), cfg.photos, cfg.on_corrupt, cfg.tta, cfg.reject)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     # One export at a time: two would distort each other's speeds.
@@ -72,8 +72,11 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
     with cache_lock(cache_dir() / "export.lock", waiting), atomic_directory(output) as folder:
         write_programs(run, exporters, folder, cfg.calibration_images, cfg.reduce_range)
         programs = {exporter.name: exporter.load(folder / exporter.file_name) for exporter in exporters}
-        rows = compare_outputs(run_all_programs(run, programs), run.labels)
-        minimums = {exporter.agreement_key: cfg[exporter.agreement_key] for exporter in exporters}
+        rejection = run.classifier.rejection
+        threshold = None if rejection is None else rejection.threshold
+        rows = compare_outputs(run_all_programs(run, programs), run.labels, threshold)
+        keys = [key for exporter in exporters for key in (exporter.agreement_key, exporter.rejection_key)]
+        minimums = {key: cfg[key] for key in keys if rejection is not None or key != "min_rejection_agreement"}
         check_agreement(rows, exporters, minimums, len(run.labels))
         speeds = measure_programs(run, programs, cfg.batch, cfg.rounds, cfg.seconds)
         report = build_parity_report(folder, exporters, rows, speeds) | {"limits": minimums}
@@ -94,7 +97,7 @@ def _check_settings(cfg: DictConfig, exporters: Sequence[Exporter], output: Path
             raise ValueError(f"{key}={cfg[key]}: expected at least 1")
     if cfg.seconds < 0:
         raise ValueError(f"seconds={cfg.seconds}: expected at least 0")
-    for key in {exporter.agreement_key: None for exporter in exporters}:
+    for key in ("min_agreement", "int8_min_agreement", "min_rejection_agreement"):
         if not 0 <= cfg[key] <= 1:
             raise ValueError(f"{key}={cfg[key]}: expected a share from 0 to 1")
     if output.exists():
@@ -108,13 +111,20 @@ class TrainedRun:
         checkpoint: The run's best checkpoint, inside its run folder.
         root: Where the run's images are now. None if they are where they were in training.
         on_corrupt: "error" or "skip". None to do as in training.
+        tta: See `Classifier.load`.
+        reject: See `Classifier.load`.
 
     Raises:
         ValueError: The checkpoint is not the best one of a finished run, or the images of its split are gone.
     """
 
     def __init__(
-        self, checkpoint: Path, root: str | None = None, on_corrupt: str | None = None, tta: str | None = None
+        self,
+        checkpoint: Path,
+        root: str | None = None,
+        on_corrupt: str | None = None,
+        tta: str | None = None,
+        reject: float | None = None,
     ) -> None:
         self.hparams = read_checkpoint(checkpoint)["hyper_parameters"]
         self.result = _read_result(checkpoint)
@@ -131,11 +141,11 @@ class TrainedRun:
         self.data = ImageDataModule(self.root, split_file=split_file, **args)
         self.val = self.data.dataset("val")
         self.labels = torch.tensor(self.val.labels)
-        self.classifier = Classifier.load(checkpoint, accelerator="cpu", precision="32-true", tta=tta)
-        self.classifiers = {REFERENCE: self.classifier}
+        self.classifier = classifier = Classifier.load(checkpoint, "cpu", "32-true", tta, reject)
+        self.classifiers = {REFERENCE: classifier}
         if has_native_bf16("cpu"):  # the default precision of this project on such a CPU
-            model, temperature = self.classifier.model, self.classifier.temperature
-            self.classifiers[f"{REFERENCE} bf16"] = Classifier(model, temperature, "bf16-mixed", self.classifier.tta)
+            settings = classifier.model, classifier.temperature, "bf16-mixed", classifier.tta, classifier.rejection
+            self.classifiers[f"{REFERENCE} bf16"] = Classifier(*settings)
 
     def decoded_val_images(self) -> Iterator[Tensor]:
         """Yield the validation images as they are decoded: uint8 (1, 3, H, W), each of its own size."""
@@ -187,7 +197,13 @@ def write_programs(
         "temperature": repr(classifier.temperature),
         "architecture": run.hparams["architecture"],
     }
-    program = export_program(ExportableClassifier(classifier.model, classifier.temperature, classifier.tta))
+    rejection = classifier.rejection
+    if rejection is not None:
+        metadata |= {"reject": repr(rejection.share), "strangeness_threshold": repr(rejection.threshold)}
+    strangeness = None if rejection is None else rejection.strangeness
+    program = export_program(
+        ExportableClassifier(classifier.model, classifier.temperature, classifier.tta, strangeness)
+    )
     source = ExportSource(program, metadata, folder, lambda: run.calibration_images(calibration_images), reduce_range)
     for exporter in exporters:
         exporter.write(source, folder / exporter.file_name)
@@ -199,7 +215,7 @@ def run_all_programs(run: TrainedRun, programs: Mapping[str, ImageProgram]) -> d
     Returns:
         The probabilities (N, C) by version, the reference first.
     """
-    classifiers = {name: classifier.probabilities for name, classifier in run.classifiers.items()}
+    classifiers = {name: _outputs(classifier) for name, classifier in run.classifiers.items()}
     images = run.data.batches(run.val, batch_size=1)
     outputs = collect_probabilities(classifiers, (image for image, _ in images), len(images))
     return outputs | collect_probabilities(programs, run.decoded_val_images(), len(run.val))
@@ -225,7 +241,18 @@ def measure_programs(
 
 def _with_transform(classifier: Classifier) -> ImageProgram:
     def program(images: Tensor) -> Tensor:
-        return classifier.probabilities(torch.as_tensor(classifier.eval_transform(images)))
+        return _outputs(classifier)(torch.as_tensor(classifier.eval_transform(images)))
+
+    return program
+
+
+def _outputs(classifier: Classifier) -> ImageProgram:
+    """Return a function from network inputs, uint8 (B, 3, S, S), to what an exported program returns."""
+
+    def program(pixels: Tensor) -> Tensor:
+        features = classifier.features(pixels)
+        probabilities, strangeness = classifier.calibrate(classifier.logits(features)), classifier.strangeness(features)
+        return probabilities if strangeness is None else torch.cat([probabilities, strangeness[:, None]], 1)
 
     return program
 
@@ -268,6 +295,12 @@ def write_model_files(run: TrainedRun, exporters: Sequence[Exporter], folder: Pa
         "trained": {name: result[name] for name in ("digest", "seed", "best_epoch", "precision", "versions", "git")},
         "exported": provenance(),
     }
+    if (rejection := run.classifier.rejection) is not None:
+        facts["rejection"] = {
+            "output": "strangeness: float32 (B, 1); an image above strangeness_threshold shows none of the classes",
+            "reject": rejection.share,
+            "strangeness_threshold": rejection.threshold,
+        }
     packages = dict.fromkeys(package for exporter in exporters for package in exporter.packages)
     facts["exported"]["versions"] |= {package: importlib.metadata.version(package) for package in packages}
     write_json(facts, folder / "model.json")

@@ -41,6 +41,22 @@ def test_load_does_not_calibrate_a_checkpoint_outside_a_run_folder(trained: Path
     assert Classifier.load(alone).temperature == 1
 
 
+def test_classifier_rejects_what_is_stranger_than_the_validation_images(rejecting: Path, painted: Path):
+    classifier = Classifier.load(rejecting, "cpu", "32-true")
+    val = load_predictions(rejecting / "predictions" / "val.csv")
+    known = [classifier(painted / path) for path in val.paths]
+    scores = [prediction.strangeness for prediction in known]
+    assert classifier.rejection is not None
+    assert scores == pytest.approx(classifier.rejection.val_scores.tolist(), abs=1e-3)
+    assert sum(prediction.rejected for prediction in known) <= 0.2 * len(known)
+    stranger = Classifier.load(rejecting, "cpu", "32-true", reject=0.9)(Image.new("RGB", (60, 40), "black"))
+    assert stranger.rejected
+    off = Classifier.load(rejecting, "cpu", "32-true", reject=0)(painted / val.paths[0])
+    assert (off.label, off.strangeness, off.rejected) == (known[0].label, None, False)
+    pixels = classifier.pixels(painted / val.paths[0])[None]
+    assert grad_cam(classifier, pixels).strangeness == pytest.approx(scores[:1], abs=1e-3)
+
+
 def test_load_names_what_is_not_a_run(tmp_path: Path):
     with pytest.raises(ValueError, match=f"run={tmp_path}"):
         Classifier.load(tmp_path)
@@ -74,6 +90,6 @@ def test_classifier_may_be_used_by_several_threads_at_once(trained: Path, painte
         explanations = [pool.submit(grad_cam, classifier, image) for image in pixels * 3]
         for future, expected in zip(predictions, predicted * 3, strict=True):
             assert torch.equal(future.result(), expected)
-        for pair, (probabilities, heat_map) in zip(explanations, explained * 3, strict=True):
+        for pair, (probabilities, heat_map, _) in zip(explanations, explained * 3, strict=True):
             assert torch.equal(pair.result()[0], probabilities)
             assert torch.equal(pair.result()[1], heat_map)

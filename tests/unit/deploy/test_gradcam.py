@@ -31,14 +31,14 @@ def build_model(name: str) -> ImageClassifier:
 )
 def test_grad_cam_works_for_every_architecture_and_predicts_what_the_classifier_predicts(name: str, images: Tensor):
     classifier = Classifier(build_model(name))
-    probabilities, heat_maps = grad_cam(classifier, images)
+    probabilities, heat_maps, _ = grad_cam(classifier, images)
     torch.testing.assert_close(probabilities, classifier.probabilities(images), atol=1e-6, rtol=0)
     assert heat_maps.shape == (len(images), SIDE, SIDE)
     assert heat_maps.dtype == torch.float32
     assert not heat_maps.requires_grad
     assert 0 <= heat_maps.min() <= heat_maps.max() <= 1
     with torch.inference_mode():
-        _, of_label = grad_cam(classifier, images[1:2], int(probabilities[1].argmax()))
+        of_label = grad_cam(classifier, images[1:2], int(probabilities[1].argmax())).heat_maps
     torch.testing.assert_close(of_label[0], heat_maps[1])
 
 
@@ -57,7 +57,7 @@ def test_grad_cam_finds_the_last_feature_map_of_timm_networks(
 ):
     model = ImageClassifier(name, ["daisy", "rose", "tulip"], options=options, image_size=SIDE)
     classifier = Classifier(model)
-    probabilities, heat_maps = grad_cam(classifier, images)
+    probabilities, heat_maps, _ = grad_cam(classifier, images)
     torch.testing.assert_close(probabilities, classifier.probabilities(images), atol=1e-6, rtol=0)
     cells = nn.functional.interpolate(heat_maps[:, None], (grid, grid), mode="nearest-exact")
     smooth = nn.functional.interpolate(cells, (SIDE, SIDE), mode="bilinear")[:, 0]
@@ -72,7 +72,7 @@ def test_grad_cam_refuses_a_network_whose_layout_it_does_not_know(images: Tensor
 
 def test_grad_cam_equals_captum_on_the_trained_network(images: Tensor):
     model = build_model("resnet18").eval()
-    _, heat_maps = grad_cam(Classifier(model), images, 2)
+    heat_maps = grad_cam(Classifier(model), images, 2).heat_maps
     expected = LayerGradCam(model, model.backbone.layer4).attribute(images, 2, relu_attributions=True)
     expected = LayerAttribution.interpolate(expected, (SIDE, SIDE), "bilinear")[:, 0].detach()
     torch.testing.assert_close(

@@ -1,0 +1,164 @@
+"""Reject images of none of the classes: the threshold of their strangeness, and how well it works."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from scipy.stats import mannwhitneyu
+from torch import Tensor
+
+from flowers.evaluation.statistics import wilson_interval
+from flowers.features.strangeness import Strangeness
+from flowers.runtime.files import atomic_write
+from flowers.runtime.run_folder import REJECTION_FILE
+
+_FORMAT = "1"
+
+
+def rejection_threshold(scores: Tensor, share: float) -> float:
+    """Return the strangeness above which an image is rejected.
+
+    An image that comes from where the N scores (N,) come from exceeds it with a probability of at most `share`, the
+    mean over such scores: the threshold is the quantile of split conformal prediction (Vovk et al., 2005).
+
+    Raises:
+        ValueError: N is too small for so small a share.
+    """
+    rank = int(np.ceil((len(scores) + 1) * (1 - share) - 1e-9))
+    if rank > len(scores):
+        raise ValueError(
+            f"reject={share:g}: expected at least {1 / (len(scores) + 1):.4f} with {len(scores)} validation images, "
+            "or null"
+        )
+    return float(scores.sort().values[max(rank, 1) - 1])
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """What a run needs to reject images of none of its classes.
+
+    Args:
+        strangeness: The score, on the CPU.
+        val_scores: The score of each validation image (N,).
+        share: The share of images of the classes that may be rejected, above 0 and below 1.
+        tta: The test-time augmentation of the scores.
+    """
+
+    strangeness: Strangeness
+    val_scores: Tensor
+    share: float
+    tta: str = "none"
+
+    @property
+    def threshold(self) -> float:
+        """The strangeness above which an image is rejected."""
+        return rejection_threshold(self.val_scores, self.share)
+
+    def with_share(self, share: float) -> Self:
+        """Return the same with another share, whose threshold is checked to exist."""
+        rejection_threshold(self.val_scores, share)
+        return replace(self, share=share)
+
+    def save(self, run_dir: Path) -> None:
+        """Write rejection.safetensors of a run folder."""
+        tensors = {name: value.contiguous() for name, value in self.strangeness.state_dict().items()}
+        metadata = {"format": _FORMAT, "reject": repr(self.share), "tta": self.tta}
+        content = safetensors.torch.save(tensors | {"val_scores": self.val_scores}, metadata)
+        with atomic_write(run_dir / REJECTION_FILE, len(content)) as part:
+            part.write_bytes(content)
+
+
+def load_rejection(run_dir: Path, reject: float | None = None) -> Rejection | None:
+    """Return what a run needs to reject images; None if nothing is to be rejected.
+
+    Args:
+        run_dir: The run folder.
+        reject: Another share than that of the run; 0 rejects nothing; None takes that of the run, if it has one.
+
+    Raises:
+        ValueError: The run has no rejection.safetensors but `reject` asks for it, the file is damaged, or there are too
+            few validation images for the share.
+    """
+    path = run_dir / REJECTION_FILE
+    if reject == 0 or (reject is None and not path.is_file()):
+        return None
+    advice = f"python -m flowers.evaluate run={run_dir} reject={reject or 0.05:g} makes it"
+    if not path.is_file():
+        raise ValueError(f"reject={reject:g}: {run_dir} has no {REJECTION_FILE}: {advice}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        assert metadata["format"] == _FORMAT
+        val_scores = tensors.pop("val_scores")
+        strangeness = Strangeness(len(tensors["center"]), len(tensors["gains"]), len(tensors["bias"]))
+        strangeness.load_state_dict(tensors)
+        assert all(tensor.isfinite().all() for tensor in (*tensors.values(), val_scores))
+        found = Rejection(strangeness, val_scores, float(metadata["reject"]), metadata["tta"])
+        assert 0 < found.share < 1
+        assert val_scores.ndim == 1
+    except (OSError, SafetensorError, AssertionError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged: delete it; {advice}") from error
+    return found.with_share(found.share if reject is None else reject)
+
+
+def cross_fitted_rejections(scores: Tensor, share: float) -> Tensor | None:
+    """Return whether each image is rejected (N,), by a threshold that comes from the other half of the scores (N,).
+
+    None if a half has too few images for the share.
+    """
+    halves = torch.arange(len(scores)) % 2
+    halves = halves[torch.randperm(len(scores), generator=torch.Generator().manual_seed(0))]
+    rejected = torch.zeros(len(scores), dtype=torch.bool)
+    for half in (0, 1):
+        try:
+            rejected[halves == half] = scores[halves == half] > rejection_threshold(scores[halves != half], share)
+        except ValueError:
+            return None
+    return rejected
+
+
+def rejection_scores(rejection: Rejection, strangers: Tensor | None = None) -> dict[str, Any]:
+    """Return how well images are rejected, as plain Python that JSON can hold.
+
+    Args:
+        rejection: Of the run.
+        strangers: The scores (N,) of images of none of the classes, if there are any.
+
+    Returns:
+        `reject` and `threshold`; `false_rejections`, of the validation images, see `cross_fitted_rejections`, None if
+        there are too few; and with strangers `auroc`, the chance that a stranger is stranger than a validation image,
+        and `rejected_strangers`. The last three have `value`, `interval` (95 %) and `n`.
+    """
+    val, threshold = rejection.val_scores, rejection.threshold
+    rejected = cross_fitted_rejections(val, rejection.share)
+    scores = {
+        "reject": rejection.share,
+        "threshold": threshold,
+        "false_rejections": None if rejected is None else _share(rejected),
+    }
+    if strangers is not None:
+        scores |= {"auroc": auroc(val, strangers), "rejected_strangers": _share(strangers > threshold)}
+    return scores
+
+
+def auroc(known: Tensor, strangers: Tensor) -> dict[str, Any]:
+    """Return the area under the ROC curve of two groups of scores, with the interval of Hanley and McNeil (1982)."""
+    area = float(mannwhitneyu(strangers.numpy(), known.numpy()).statistic) / (len(known) * len(strangers))
+    both_strangers, both_known = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = (
+        area * (1 - area)
+        + (len(strangers) - 1) * (both_strangers - area**2)
+        + (len(known) - 1) * (both_known - area**2)
+    ) / (len(known) * len(strangers))
+    half = 1.959964 * float(np.sqrt(max(variance, 0)))
+    return {"value": area, "interval": [max(0.0, area - half), min(1.0, area + half)], "n": len(strangers)}
+
+
+def _share(is_rejected: Tensor) -> dict[str, Any]:
+    count, n = int(is_rejected.sum()), len(is_rejected)
+    return {"value": count / n, "interval": wilson_interval(count, n), "n": n}
