@@ -32,6 +32,8 @@ PROGRAMS = (
     "ablation",
     "soup",
     "probe",
+    "learning_curve",
+    "suggest",
     "pack",
     "benchmark",
 )
