@@ -15,7 +15,11 @@ def check_source(overrides: Sequence[str]) -> list[str]:
         ValueError: They name a run, and also other photos or another model.
     """
     run = last_value(overrides, "run")
-    if run and run != "null" and (own := [line for line in overrides if line.lstrip("+~").startswith(("data", "model"))]):
+    if (
+        run
+        and run != "null"
+        and (own := [line for line in overrides if line.lstrip("+~").startswith(("data", "model"))])
+    ):
         raise ValueError(f"{own[0]}: run={run} has its own photos and model: give one of both")
     return list(overrides)
 

@@ -128,7 +128,9 @@ def plot_learning_curve(content: Mapping[str, Any], is_page: bool) -> Figure:
     """
     figure, (axis,) = _plot(1, 7.2)
     curve, points = content["curve"], content["points"]
-    axis.fill_between(curve["photos"], curve["low"], curve["high"], color=_VAL, alpha=0.2, linewidth=0, label="95 % band")
+    axis.fill_between(
+        curve["photos"], curve["low"], curve["high"], color=_VAL, alpha=0.2, linewidth=0, label="95 % band"
+    )
     axis.plot(curve["photos"], curve["accuracy"], color=_VAL, label="power law")
     pairs = [(point["photos"], accuracy) for point in points for accuracy in point["accuracies"]]
     axis.plot(*zip(*pairs, strict=True), color=_TRAIN, marker=".", linestyle="", label="one training")

@@ -13,7 +13,7 @@ from flowers.runtime.files import read_json
 CURVE_FILE = "learning_curve.json"  # in a run folder
 
 _STEEPEST = 2.0  # largest exponent; those of published learning curves are below 1 (arXiv:1712.00409)
-_ROUNDS = 400  # of the bootstrap
+_ROUNDS = 1000  # of the bootstrap
 
 
 class PowerLaw(NamedTuple):
@@ -34,20 +34,17 @@ class PowerLaw(NamedTuple):
         return 1 - self.floor - self.scale * np.asarray(photos, dtype=np.float64) ** -self.exponent
 
     @classmethod
-    def fit(cls, photos: ArrayLike, errors: ArrayLike, deviations: ArrayLike, start: Self | None = None) -> Self:
+    def fit(cls, photos: ArrayLike, errors: ArrayLike, deviations: ArrayLike) -> Self:
         """Fit the law by weighted least squares.
 
         Args:
             photos: Numbers of training photos (K,), K at least 3.
             errors: The error for each of them.
             deviations: The standard deviation of each error, above 0, up to a common factor.
-            start: Where the search starts, such as the fit to similar errors.
         """
         numbers, values = np.asarray(photos, dtype=np.float64), np.asarray(errors, dtype=np.float64)
         unit = numbers.min()  # the scale is then of the size of the errors
         first = [values.min() / 2, max(values.max() - values.min() / 2, 1e-6), 0.5]
-        if start is not None:
-            first = [start.floor, max(start.scale * unit**-start.exponent, 1e-9), start.exponent]
         bounds = ([0.0, 0.0, 0.0], [1.0, np.inf, _STEEPEST])
         floor, scale, exponent = curve_fit(
             lambda x, floor, scale, exponent: floor + scale * x**-exponent,
@@ -71,13 +68,13 @@ def fit_learning_curve(photos: Sequence[int], correct: NDArray[np.bool_]) -> Pow
         photos: Numbers of training photos (K,).
         correct: Whether each of N validation photos is classified correctly, for each of S draws: (S, K, N).
     """
-    return _fit_means(photos, 1 - correct.mean(axis=2), correct.shape[2])
+    errors = 1 - correct.mean(axis=(0, 2))
+    return PowerLaw.fit(photos, errors, _deviations(errors, correct.shape[2]))
 
 
-def _fit_means(photos: Sequence[int], errors: NDArray[Any], count: int, start: PowerLaw | None = None) -> PowerLaw:
-    """Fit the law to errors (S, K) on `count` photos, each mean weighted by its binomial standard deviation."""
-    means = errors.mean(axis=0)
-    return PowerLaw.fit(photos, means, np.sqrt((means * (1 - means)).clip(0.25 / count) / count), start)
+def _deviations(errors: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Return the binomial standard deviations of errors on `count` photos, as if at least a quarter photo was wrong."""
+    return np.sqrt((errors * (1 - errors)).clip(0.25 / count) / count)
 
 
 def predict_accuracies(
@@ -97,15 +94,43 @@ def predict_accuracies(
     """
     rng = np.random.default_rng(seed)
     draws, _, count = correct.shape
-    whole = fit_learning_curve(photos, correct)
-    spread = correct.mean(axis=2)[:, -3:].std(axis=0, ddof=1)
-    deviation = float(np.sqrt(np.mean(spread**2)))
-    weights = rng.multinomial(count, np.full(count, 1 / count), size=_ROUNDS) / count  # of each photo in each sample
-    rates = np.einsum("skn,rn->rsk", 1.0 - correct, weights)
-    samples = np.empty((_ROUNDS, len(targets)))
-    for sample, rate in zip(samples, rates, strict=True):
-        sample[:] = _fit_means(photos, rate[rng.integers(draws, size=draws)], count, whole).accuracy(targets)
-    return np.clip(samples + rng.normal(0, deviation, samples.shape), 0, 1)
+    variances = correct.mean(axis=2).var(axis=0, ddof=1)
+    varied = variances[variances > 0][-3:]  # the draws of all photos are the same one
+    deviation = float(np.sqrt(varied.mean())) if len(varied) else 0.0
+    of_photo = rng.multinomial(count, np.full(count, 1 / count), size=_ROUNDS) / count  # (R, N)
+    of_draw = rng.multinomial(draws, np.full(draws, 1 / draws), size=_ROUNDS) / draws  # (R, S)
+    by_draw = (1.0 - correct).reshape(-1, count) @ of_photo.T  # (S K, R)
+    errors = np.einsum("skr,rs->rk", by_draw.reshape(draws, -1, _ROUNDS), of_draw)
+    samples = 1 - _fit_many(photos, errors, _deviations(errors, count), targets)
+    return np.clip(samples + rng.normal(0, deviation, (_ROUNDS, 1)), 0, 1)
+
+
+def _fit_many(
+    photos: Sequence[int], errors: NDArray[np.float64], deviations: NDArray[np.float64], targets: Sequence[int]
+) -> NDArray[np.float64]:
+    """Return the errors (R, T) of the laws that fit errors (R, K) best, with one of the exponents of a grid.
+
+    With a given exponent, the fit is linear, so that all samples are fitted at once: a hundred times as fast as
+    `PowerLaw.fit` for each.
+    """
+    numbers, unit = np.asarray(photos, dtype=np.float64), float(min(photos))
+    weights = deviations**-2 / (deviations**-2).sum(axis=1, keepdims=True)  # (R, K)
+    means = (weights * errors).sum(axis=1)
+    best, found = np.full(len(errors), np.inf), np.empty((len(errors), len(targets)))
+    for exponent in np.geomspace(0.01, _STEEPEST, 100):
+        powers = (numbers / unit) ** -exponent
+        mean_power = weights @ powers
+        covariance = (weights * errors) @ powers - means * mean_power
+        scale = (covariance / (weights @ powers**2 - mean_power**2)).clip(0)
+        # A floor below 0 becomes 0; the best scale is then that of a line through the origin.
+        through_origin = ((weights * errors) @ powers) / (weights @ powers**2)
+        scale = np.where(means - scale * mean_power < 0, through_origin, scale)
+        floor = (means - scale * mean_power).clip(0)
+        misfit = (weights * (errors - floor[:, None] - scale[:, None] * powers) ** 2).sum(axis=1)
+        is_better = misfit < best
+        law = floor[:, None] + scale[:, None] * (np.asarray(targets) / unit) ** -exponent
+        best, found = np.where(is_better, misfit, best), np.where(is_better[:, None], law, found)
+    return found
 
 
 def interval(samples: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -191,17 +191,17 @@ def _unknown(checks: dict[str, ImageCheck], checkpoint: Path, settings: dict[str
 def uncertainty(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Return 1 minus the margin (N,), the difference between the two largest of the probabilities (N, C)."""
     ordered = np.sort(probabilities, axis=1)
-    return 1 - (ordered[:, -1] - ordered[:, -2])  # type: ignore[no-any-return]
+    return np.asarray(1 - (ordered[:, -1] - ordered[:, -2]))
 
 
 def choose_random(features: NDArray[Any], probabilities: NDArray[Any], count: int, seed: int) -> list[int]:
     """Choose any images; see METHODS."""
-    return np.random.default_rng(seed).permutation(len(features))[:count].tolist()
+    return [*map(int, np.random.default_rng(seed).permutation(len(features))[:count])]
 
 
 def choose_margin(features: NDArray[Any], probabilities: NDArray[Any], count: int, seed: int) -> list[int]:
     """Choose the most uncertain images; see METHODS."""
-    return np.argsort(-uncertainty(probabilities), kind="stable")[:count].tolist()
+    return [*map(int, np.argsort(-uncertainty(probabilities), kind="stable")[:count])]
 
 
 def choose_margin_kmeans(features: NDArray[Any], probabilities: NDArray[Any], count: int, seed: int) -> list[int]:
@@ -219,7 +219,7 @@ def choose_margin_kmeans(features: NDArray[Any], probabilities: NDArray[Any], co
         nearest = int(row.argmin())
         chosen.append(nearest)
         distances[:, nearest] = np.inf  # each image once
-    return candidates[sorted(chosen)].tolist()  # the most uncertain first
+    return [*map(int, candidates[sorted(chosen)])]  # the most uncertain first
 
 
 def _weighted_kmeans(
@@ -242,7 +242,7 @@ def _weighted_kmeans(
 def _square_distances(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     """Return the squared distances (M, N) of points (M, F) and (N, F)."""
     products = -2 * first @ second.T + (first**2).sum(1)[:, None] + (second**2).sum(1)
-    return products.clip(0)  # type: ignore[no-any-return]
+    return np.asarray(products.clip(0))
 
 
 def choose_badge(features: NDArray[Any], probabilities: NDArray[Any], count: int, seed: int) -> list[int]:
