@@ -146,6 +146,19 @@ WRONG: dict[str, dict[str, str]] = {
         "cache_gb=-1": "at least 0",
         "seed=-1": "at least 0",
     },
+    "learning_curve": {
+        "fractions=[0.5,1.0]": "expected at least three numbers above 0 and at most 1",
+        "fractions=[0,0.5,1]": "above 0",
+        "seeds=[0]": "expected at least two seeds",
+        "stage=fintune": "did you mean finetune?",
+        "seed=-1": "at least 0",
+    },
+    "suggest": {
+        "count=0": "at least 1",
+        "method=margn": "did you mean margin?",
+        "simulate=0": "at least 1, or null",
+        "cache_gb=-1": "at least 0",
+    },
     "benchmark": {
         "rounds=0": "at least 1",
         "seconds=0": "above 0",

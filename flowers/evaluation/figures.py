@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from flowers.evaluation.confusion import MATRIX_CLASSES, ConfusionCells
 from flowers.evaluation.statistics import wilson_interval
@@ -140,6 +140,34 @@ def plot_accuracy_cost(points: Sequence[tuple[str, float, int, bool]], n: int) -
     axis.grid(alpha=0.2, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def plot_learning_curve(content: Mapping[str, Any], is_page: bool) -> Figure:
+    """Plot accuracies over the number of training photos, with the power law and its 95 % band up to twice the photos.
+
+    Args:
+        content: The result of `summarize_curve`.
+        is_page: Whether the figure takes the colors of a page; otherwise it is on white.
+    """
+    figure, (axis,) = _plot(1, 7.2)
+    curve, points = content["curve"], content["points"]
+    axis.fill_between(
+        curve["photos"], curve["low"], curve["high"], color=_VAL, alpha=0.2, linewidth=0, label="95 % band"
+    )
+    axis.plot(curve["photos"], curve["accuracy"], color=_VAL, label="power law")
+    pairs = [(point["photos"], accuracy) for point in points for accuracy in point["accuracies"]]
+    axis.plot(*zip(*pairs, strict=True), color=_TRAIN, marker=".", linestyle="", label="one training")
+    axis.axvline(points[-1]["photos"], color=_INK, linewidth=0.7, linestyle=":")
+    axis.set_xscale("log")
+    axis.set_xticks([point["photos"] for point in points] + [content["twice"]["photos"]])
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.tick_params(axis="x", rotation=45)
+    axis.set(xlabel="training photos", ylabel=f"accuracy, n = {content['validation_photos']:,}")
+    axis.legend(frameon=False, loc="lower right", labelcolor=_INK)
+    if not is_page:
+        figure.set_facecolor("white")
     return figure
 
 

@@ -13,7 +13,14 @@ from flowers.data.images import ImageRoot
 from flowers.data.splits import SPLITS, load_split
 from flowers.evaluation.calibration import FEW_IMAGES
 from flowers.evaluation.confusion import MATRIX_CLASSES
-from flowers.evaluation.figures import figure_to_svg, plot_class_curves, plot_coverage, plot_curves, plot_reliability
+from flowers.evaluation.figures import (
+    figure_to_svg,
+    plot_class_curves,
+    plot_coverage,
+    plot_curves,
+    plot_learning_curve,
+    plot_reliability,
+)
 from flowers.evaluation.gallery import (
     ScoredImage,
     find_mistakes,
@@ -23,6 +30,7 @@ from flowers.evaluation.gallery import (
     thumbnail,
 )
 from flowers.evaluation.metrics import is_imbalanced, sorted_metrics
+from flowers.evaluation.power_law import describe_learning_curve, read_learning_curve
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.tables import REJECTION_LABELS, sort_by_f1
 from flowers.runtime.files import atomic_write_text
@@ -54,6 +62,7 @@ def write_report(
         scores: The result of `compute_metrics` for them.
     """
     scored = score_images(predictions)
+    learning = read_learning_curve(run_dir)
     mistakes = find_mistakes(scored)
     page = Environment(
         loader=PackageLoader("flowers.evaluation", "templates"),
@@ -75,6 +84,8 @@ def write_report(
         result=read_result(run_dir),
         counts=_split_counts(run_dir),
         curves=_curves(run_dir),
+        learning=learning and figure_to_svg(plot_learning_curve(learning, is_page=True)),
+        learned=learning and describe_learning_curve(learning),
         reliability=figure_to_svg(plot_reliability(scores["calibration"]["bins"])),
         class_curves=figure_to_svg(plot_class_curves(scores["curves"])) if scores["curves"] else None,
         coverage=figure_to_svg(plot_coverage(scores["coverage"])),

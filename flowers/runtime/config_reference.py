@@ -33,6 +33,8 @@ PROGRAMS = (
     "ablation",
     "soup",
     "probe",
+    "learning_curve",
+    "suggest",
     "pack",
     "benchmark",
 )

@@ -501,6 +501,41 @@ class Probe(Group):
     output: Text | None
 
 
+class LearningCurve(Group):
+    """flowers.learning_curve."""
+
+    data: Folder | Shards
+    model: Model
+    run: Text | None
+    stage: Literal["head", "finetune"]
+    fractions: Annotated[
+        list[Annotated[float, Field(gt=0, le=1)]],
+        Field(min_length=3),
+        Expected("at least three numbers above 0 and at most 1"),
+    ]
+    seeds: Annotated[list[Seed], Field(min_length=2), Expected("at least two seeds")]
+    seed: Seed
+    accelerator: Device | None
+    precision: Precision | None
+    cache_gb: NotNegative
+    output: Text | None
+
+
+class Suggest(Group):
+    """flowers.suggest."""
+
+    run: Text | None
+    pool: Text | None
+    count: AtLeastOne
+    method: Literal["margin_kmeans", "margin", "badge", "random"]
+    simulate: AtLeastOne | None
+    seed: Seed
+    output: Text | None
+    accelerator: Device | None
+    precision: Precision | None
+    cache_gb: NotNegative
+
+
 PROGRAM_SCHEMAS: dict[str, type[Group]] = {
     "train": Train,
     "evaluate": Evaluate,
@@ -516,4 +551,6 @@ PROGRAM_SCHEMAS: dict[str, type[Group]] = {
     "pack": Pack,
     "benchmark": Benchmark,
     "probe": Probe,
+    "learning_curve": LearningCurve,
+    "suggest": Suggest,
 }

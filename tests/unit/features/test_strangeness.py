@@ -20,7 +20,7 @@ def test_strangeness_is_the_relative_mahalanobis_distance_of_compressed_features
 
     def inverse(deviations: torch.Tensor) -> torch.Tensor:
         covariance = torch.cov(deviations.T, correction=0)
-        return torch.linalg.inv(0.7 * covariance + 0.3 * covariance.trace() / 12 * torch.eye(12))
+        return torch.as_tensor(torch.linalg.inv(0.7 * covariance + 0.3 * covariance.trace() / 12 * torch.eye(12)))
 
     def distance(deviations: torch.Tensor, form: torch.Tensor) -> torch.Tensor:
         return torch.stack([row @ form @ row for row in deviations])

@@ -1,0 +1,37 @@
+"""Say what more photos would give: `python -m flowers.learning_curve --help`."""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from flowers.cli import program
+from flowers.runtime.overrides import last_value
+
+
+def check_source(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides.
+
+    Raises:
+        ValueError: They name a run, and also other photos or another model.
+    """
+    run = last_value(overrides, "run")
+    if (
+        run
+        and run != "null"
+        and (own := [line for line in overrides if line.lstrip("+~").startswith(("data", "model"))])
+    ):
+        raise ValueError(f"{own[0]}: run={run} has its own photos and model: give one of both")
+    return list(overrides)
+
+
+def learning_curve(cfg: DictConfig) -> float:
+    """Measure a learning curve; return the predicted accuracy with twice the photos."""
+    from flowers.search.learning_curve import run_learning_curve
+
+    return run_learning_curve(cfg)
+
+
+main = program(learning_curve, "learning_curve", check_source)
+
+if __name__ == "__main__":
+    main()

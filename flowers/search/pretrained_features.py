@@ -1,0 +1,97 @@
+"""Features by the backbone as it is before training, for programs that train many linear probes on them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from flowers.data.datamodule import ImageDataModule, inference_data_args
+from flowers.evaluation.evaluator import extract_features, find_split_file
+from flowers.models.backbones import state_dict_sha256
+from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
+from flowers.models.input_settings import resolve_input_settings
+from flowers.runtime.config import instantiate_group, to_container
+from flowers.runtime.hardware import check_devices
+from flowers.runtime.run_folder import find_checkpoint
+from flowers.runtime.seeding import seeded
+
+
+class LabeledFeatures(NamedTuple):
+    """Features and labels of the images of a split.
+
+    Attributes:
+        features: (N, F), float32.
+        labels: (N,), from 0 to C - 1.
+        groups: The group of near duplicates of each image.
+    """
+
+    features: Tensor
+    labels: Tensor
+    groups: list[str]
+
+
+def device_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return the settings of `extract_features`, from the keys `accelerator`, `precision` and `cache_gb` of a program.
+
+    Raises:
+        ValueError: This machine has no such device.
+    """
+    check_devices(cfg.accelerator or "auto")
+    trainer = {"accelerator": cfg.accelerator or "auto", "precision": cfg.precision or "auto", "deterministic": "auto"}
+    return {"trainer": trainer, "features": {"cache": True, "cache_gb": cfg.cache_gb}, "tta": "none"}
+
+
+def pretrained_model(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier]:
+    """Return the images of `cfg.data` and the model of `cfg.model` before training.
+
+    Raises:
+        ValueError: A setting is wrong, or the images or the weights cannot be had.
+    """
+    resolve_input_settings(cfg)
+    data = ImageDataModule(**instantiate_group(cfg.data))
+    size = {key: cfg.data[key] for key in ("image_size", "resize", "interpolation")}
+    with seeded(cfg.seed):
+        return data, ImageClassifier(**to_container(cfg.model), classes=data.classes, **size)
+
+
+def pretrained_model_of_run(run: str) -> tuple[ImageDataModule, ImageClassifier]:
+    """Return the images of a run, in its split, and its model before training.
+
+    Raises:
+        ValueError: There is no such run, its images have changed, or its first weights cannot be had again.
+    """
+    checkpoint = find_checkpoint(run)
+    hparams = read_checkpoint(checkpoint)["hyper_parameters"]
+    settings = hparams["config"]["data"]
+    split_file = find_split_file(checkpoint, hparams["split_digest"])
+    data = ImageDataModule(settings["root"], split_file=split_file, **inference_data_args(settings))
+    return data, _before_training(checkpoint, hparams)
+
+
+def _before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> ImageClassifier:
+    model = load_classifier(checkpoint)
+    if state_dict_sha256(model.backbone) == hparams["weights_digest"]:
+        return model  # only its head was trained
+    keys = ("architecture", "classes", "options", "image_size", "resize", "interpolation", "mean", "std")
+    config = hparams["config"]
+    with seeded(config["seed"]):
+        first = ImageClassifier(**{key: hparams[key] for key in keys}, weights=config["model"]["weights"])
+    if first.hparams["weights_digest"] != hparams["weights_digest"]:
+        raise ValueError(
+            f"model.weights={config['model']['weights']}: not the weights that {checkpoint} was trained from: "
+            "restore them"
+        )
+    return first
+
+
+def extract_split(
+    data: ImageDataModule, model: ImageClassifier, split: str, settings: Mapping[str, Any]
+) -> LabeledFeatures:
+    """Return the features of the images of a split; `settings` are those of `device_settings`."""
+    dataset = data.dataset(split)
+    features = extract_features(model, data, dataset, split, settings).float()
+    group_of = {record.path: record.group for record in data.records}
+    return LabeledFeatures(features, torch.tensor(dataset.labels), [group_of[path] for path in dataset.paths])

@@ -1,0 +1,276 @@
+"""Which unlabeled photos to label next: methods of active learning on the features of a trained run."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+
+from flowers.data.datamodule import ImageDataModule, inference_data_args
+from flowers.data.dataset import ImageDataset
+from flowers.data.folder import expand_image_paths
+from flowers.data.images import ImageCheck, check_images
+from flowers.data.near_duplicates import group_hashes
+from flowers.data.splits import load_split
+from flowers.evaluation.evaluator import extract_features, predict_features
+from flowers.evaluation.tables import plain
+from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.runtime.hardware import check_devices
+from flowers.runtime.logging import configure_logging
+from flowers.runtime.run_folder import SPLIT_FILE, find_checkpoint, read_result, run_dir_of
+from flowers.runtime.text import one_line, write_csv
+
+log = logging.getLogger(__name__)
+
+_CANDIDATES = 5  # photos that are clustered, for each one that is chosen
+_KMEANS_STEPS = 10
+_SHOWN = 20  # rows on the terminal
+
+
+class Suggestion(NamedTuple):
+    """A photo to label.
+
+    Attributes:
+        rank: From 1, the photo to label first.
+        path: The file.
+        label: The most likely class.
+        probability: Its calibrated probability, from 0 to 1.
+        uncertainty: 1 minus the difference between the two largest probabilities, from 0 to 1.
+    """
+
+    rank: int
+    path: str
+    label: str
+    probability: float
+    uncertainty: float
+
+
+def run_suggestion(cfg: DictConfig) -> int:
+    """Print or write which photos of `cfg.pool` to label next; or compare the methods, with `cfg.simulate`.
+
+    Returns:
+        How many photos are suggested.
+
+    Raises:
+        ValueError: A setting is wrong, or there is no such run or pool, or nothing is left of the pool.
+    """
+    configure_logging()  # Lightning is imported by now
+    check_devices(cfg.accelerator or "auto")
+    if cfg.simulate:
+        from flowers.search.label_simulation import run_simulation
+
+        run_simulation(cfg)
+        return 0
+    if not cfg.pool:
+        raise ValueError("which photos? Give pool=FOLDER, a folder of photos without labels")
+    rows = suggest_photos(
+        cfg.run, cfg.pool, cfg.count, cfg.method, cfg.seed, {"accelerator": cfg.accelerator, "precision": cfg.precision}
+    )
+    console = Console(highlight=False, markup=False, emoji=False)
+    if cfg.output:
+        write_csv(Path(cfg.output), [["rank", "path", "class", "probability", "uncertainty"], *map(_cells, rows)])
+        console.print(one_line(f"{len(rows)} photos to label next: {cfg.output}"), soft_wrap=True)
+        return len(rows)
+    table = Table("rank", Column("image", overflow="fold"), "class", "probability", "uncertainty", box=box.SIMPLE)
+    for row in rows[:_SHOWN]:
+        table.add_row(*map(plain, _cells(row)))
+    console.print(table)
+    if rows[_SHOWN:]:
+        console.print(f"and {len(rows) - _SHOWN} more: give output=FILE.csv for all")
+    return len(rows)
+
+
+def _cells(row: Suggestion) -> list[object]:
+    return [row.rank, row.path, row.label, f"{row.probability:.6f}", f"{row.uncertainty:.6f}"]
+
+
+def suggest_photos(
+    run: str | Path | None,
+    pool: str | Path,
+    count: int,
+    method: str,
+    seed: int = 0,
+    device: dict[str, str | None] | None = None,
+) -> list[Suggestion]:
+    """Return which photos of a folder to label next, the first one first.
+
+    Photos that the run already has, near duplicates of these, and all but one of the near duplicates in the folder are
+    left out. So are files that cannot be read. Lines in the log name or count them.
+
+    Args:
+        run: A run folder or a checkpoint in it. Its trained model is used.
+        pool: The folder; its subfolders are searched too.
+        count: How many photos, at most.
+        method: A name in METHODS.
+        seed: Of what the method draws at random.
+        device: `accelerator` and `precision` as in a configuration; None for those of the training.
+
+    Raises:
+        ValueError: There is no such run or folder, or nothing is left of it.
+    """
+    checkpoint = find_checkpoint(run)
+    hparams = read_checkpoint(checkpoint)["hyper_parameters"]
+    config = hparams["config"]
+    requested = {key: value for key, value in (device or {}).items() if value is not None}
+    config |= {"trainer": config["trainer"] | requested}
+    checks = _readable(Path(pool))
+    names = _unknown(checks, checkpoint, config["data"], Path(pool))
+    data = ImageDataModule(pool, **inference_data_args(config["data"]) | {"packed": False})
+    digests = [checks[name].sha256 for name in names]
+    dataset = ImageDataset(Path(pool).resolve(), names, [0] * len(names), digests, data.eval_transform)
+    model = load_classifier(checkpoint)
+    features = extract_features(model, data, dataset, "pool", config)
+    temperature = (read_result(run_dir_of(checkpoint)) or {}).get("temperature", 1.0)
+    probabilities = predict_features(model, features, dataset).probabilities(temperature).numpy()
+    chosen = METHODS[method](features.float().numpy(), probabilities, min(count, len(names)), seed)
+    doubts = uncertainty(probabilities)
+    return [
+        Suggestion(
+            rank,
+            str(Path(pool, names[index])),
+            model.classes[probabilities[index].argmax()],
+            float(probabilities[index].max()),
+            float(doubts[index]),
+        )
+        for rank, index in enumerate(chosen, start=1)
+    ]
+
+
+def _readable(pool: Path) -> dict[str, ImageCheck]:
+    """Return the checks of the files in a folder that can be read; name the others in the log."""
+    try:
+        files = expand_image_paths(str(pool)) if pool.is_dir() else []
+    except ValueError:  # an empty folder
+        files = []
+    if not files:
+        raise ValueError(f"pool={one_line(pool)}: no photos there: expected a folder of photos without labels")
+    checks = check_images(pool, [file.relative_to(pool).as_posix() for file in files])
+    if bad := [f"  {one_line(name)}: {check.reason}" for name, check in checks.items() if check.reason]:
+        log.warning("\n".join([f"ignoring {len(bad)} files that cannot be read:", *bad]))
+    return {name: check for name, check in checks.items() if not check.reason}
+
+
+def _unknown(checks: dict[str, ImageCheck], checkpoint: Path, settings: dict[str, Any], pool: Path) -> list[str]:
+    """Return the files that show something else than the photos of the run and than each other."""
+    split_file = run_dir_of(checkpoint) / SPLIT_FILE
+    known = {record.sha256 for record in load_split(split_file)} if split_file.is_file() else set()
+    hashes = list[str]()
+    try:
+        images = ImageDataModule(settings["root"], **inference_data_args(settings)).root.images
+        hashes = [image.phash for image in images if image.sha256 in known]
+    except (ValueError, OSError) as error:
+        reason = one_line(str(error).splitlines()[0])
+        log.warning("near duplicates of the photos of the run are not recognized, only copies: %s", reason)
+    fresh = [name for name, check in checks.items() if check.sha256 not in known]
+    numbers = group_hashes([*hashes, *(checks[name].phash for name in fresh)])
+    seen, left = set(numbers[: len(hashes)]), list[str]()
+    near, repeated = 0, 0
+    for name, number in zip(fresh, numbers[len(hashes) :], strict=True):
+        near += number in seen and number in numbers[: len(hashes)]
+        repeated += number in seen and number not in numbers[: len(hashes)]
+        if number not in seen:
+            left.append(name)
+        seen.add(number)
+    if len(left) < len(checks):
+        log.warning(
+            "left out of the %d photos of the pool: %d that the run has, %d near duplicates of these, "
+            "%d near duplicates of others in the pool",
+            *(len(checks), len(checks) - len(fresh), near, repeated),
+        )
+    if not left:
+        raise ValueError(f"pool={one_line(pool)}: nothing is left to label: expected photos that the run does not have")
+    return left
+
+
+def uncertainty(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Return 1 minus the margin (N,), the difference between the two largest of the probabilities (N, C)."""
+    ordered = np.sort(probabilities, axis=1)
+    return np.asarray(1 - (ordered[:, -1] - ordered[:, -2]))
+
+
+def choose_random(features: NDArray[Any], probabilities: NDArray[Any], count: int, seed: int) -> list[int]:
+    """Choose any images; see METHODS."""
+    return [*map(int, np.random.default_rng(seed).permutation(len(features))[:count])]
+
+
+def choose_margin(features: NDArray[Any], probabilities: NDArray[Any], count: int, seed: int) -> list[int]:
+    """Choose the most uncertain images; see METHODS."""
+    return [*map(int, np.argsort(-uncertainty(probabilities), kind="stable")[:count])]
+
+
+def choose_margin_kmeans(features: NDArray[Any], probabilities: NDArray[Any], count: int, seed: int) -> list[int]:
+    """Cluster the most uncertain images, and choose one for each cluster (arXiv:1901.05954); see METHODS.
+
+    The clusters are those of k-means with the uncertainties as weights, on features of length 1.
+    """
+    doubts = uncertainty(probabilities)
+    candidates = np.argsort(-doubts, kind="stable")[: _CANDIDATES * count]
+    points = features[candidates] / np.linalg.norm(features[candidates], axis=1, keepdims=True).clip(1e-12)
+    centers = _weighted_kmeans(points, doubts[candidates] + 1e-6, count, np.random.default_rng(seed))
+    distances = _square_distances(centers, points)
+    chosen = list[int]()
+    for row in distances:
+        nearest = int(row.argmin())
+        chosen.append(nearest)
+        distances[:, nearest] = np.inf  # each image once
+    return [*map(int, candidates[sorted(chosen)])]  # the most uncertain first
+
+
+def _weighted_kmeans(
+    points: NDArray[Any], weights: NDArray[Any], count: int, rng: np.random.Generator
+) -> NDArray[np.floating[Any]]:
+    """Return the centers (count, F) of k-means of points (N, F), which starts as k-means++ does."""
+    centers = points[rng.choice(len(points), p=weights / weights.sum())][None]
+    nearest = _square_distances(centers, points)[0]
+    while len(centers) < count:
+        chances = weights * nearest + 1e-12
+        new = points[rng.choice(len(points), p=chances / chances.sum())][None]
+        centers, nearest = np.concatenate([centers, new]), np.minimum(nearest, _square_distances(new, points)[0])
+    for _ in range(_KMEANS_STEPS):
+        members = np.eye(count)[_square_distances(centers, points).argmin(axis=0)] * weights[:, None]  # (N, count)
+        totals = members.sum(axis=0)[:, None]
+        centers = np.where(totals > 0, members.T @ points / totals.clip(1e-12), centers)
+    return np.asarray(centers)
+
+
+def _square_distances(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    """Return the squared distances (M, N) of points (M, F) and (N, F)."""
+    products = -2 * first @ second.T + (first**2).sum(1)[:, None] + (second**2).sum(1)
+    return np.asarray(products.clip(0))
+
+
+def choose_badge(features: NDArray[Any], probabilities: NDArray[Any], count: int, seed: int) -> list[int]:
+    """Choose by k-means++ among the gradients of the head, if the most likely class is right (BADGE, arXiv:1906.03671).
+
+    The gradient of an image is the outer product of its errors and its features: products of gradients are products of
+    these two, so that no gradient is formed. See METHODS.
+    """
+    rng = np.random.default_rng(seed)
+    errors = probabilities - np.eye(probabilities.shape[1])[probabilities.argmax(axis=1)]
+    squares = (errors**2).sum(1) * (features**2).sum(1)
+    chosen = [int(squares.argmax())]
+    nearest = np.full(len(features), np.inf)
+    while len(chosen) < count:
+        last = chosen[-1]
+        products = (errors @ errors[last]) * (features @ features[last])
+        nearest = np.minimum(nearest, (squares + squares[last] - 2 * products).clip(0))
+        chances = nearest + 1e-12 * squares.max() + 1e-30
+        chances[chosen] = 0
+        chosen.append(int(rng.choice(len(features), p=chances / chances.sum())))
+    return chosen
+
+
+# Functions of features (N, F) and probabilities (N, C) that return `count` (at most N) different indices, the one to
+# label first in front, and a seed of what they draw.
+METHODS: dict[str, Callable[[NDArray[Any], NDArray[Any], int, int], Sequence[int]]] = {
+    "random": choose_random,
+    "margin": choose_margin,
+    "margin_kmeans": choose_margin_kmeans,
+    "badge": choose_badge,
+}

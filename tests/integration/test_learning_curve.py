@@ -1,0 +1,41 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from flowers.evaluate import main as evaluate
+from flowers.learning_curve import check_source, main
+from flowers.runtime.files import read_json
+from flowers.runtime.text import read_csv
+from tests.helpers import configuration
+
+
+def test_learning_curve_of_a_run_reaches_its_report(trained: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    settings = [f"run={run}", "fractions=[0.2,0.35,0.5,1.0]", "seeds=[0,1]", "accelerator=cpu", "precision=32-true"]
+    twice = main(configuration(*settings, name="learning_curve"))
+    content = read_json(run / "learning_curve.json")
+    assert 0 <= twice == content["twice"]["accuracy"] <= 1
+    header, *rows = read_csv(run / "learning_curve.csv")
+    assert header == ["training_photos", "seed", "accuracy", "correct", "validation_photos"]
+    assert len(rows) == 4 * 2
+    assert all(float(row[2]) == pytest.approx(int(row[3]) / int(row[4])) for row in rows)
+    with Image.open(run / "learning_curve.png") as picture:
+        assert min(picture.size) > 300
+    evaluate(configuration(f"run={run}", name="evaluate"))
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<h2>How many photos?</h2>" in page
+    assert f"twice the photos ({content['twice']['photos']}) would give" in page
+
+
+def test_a_run_has_its_own_photos():
+    assert check_source(["data=folder", "data.root=a"]) == ["data=folder", "data.root=a"]
+    with pytest.raises(ValueError, match=r"data\.root=a: run=b has its own photos and model"):
+        check_source(["run=b", "data.root=a"])
+
+
+def test_finetuning_needs_a_run():
+    with pytest.raises(ValueError, match="stage=finetune trains with the settings of a run: give run=FOLDER"):
+        main(configuration("data=folder", "data.root=a", "stage=finetune", name="learning_curve"))

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+
+from flowers.runtime.schema import Suggest
+from flowers.search.label_simulation import labels_needed, simulate_labeling
+from flowers.search.pretrained_features import LabeledFeatures
+from flowers.search.suggestion import METHODS, choose_badge, choose_margin, choose_margin_kmeans, uncertainty
+
+
+@pytest.fixture(name="pool")
+def make_pool() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.random((60, 8)), rng.dirichlet([0.4] * 3, 60)
+
+
+def test_the_schema_knows_each_method():
+    assert set(Suggest.model_fields["method"].annotation.__args__) == set(METHODS)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("count", [1, 17, 60])
+def test_each_method_chooses_as_many_as_asked_and_none_twice(method: str, count: int, pool):
+    chosen = METHODS[method](pool[0], pool[1], count, 3)
+    assert len(set(chosen)) == count
+    assert set(chosen) <= set(range(60))
+    assert list(chosen) == list(METHODS[method](pool[0], pool[1], count, 3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_takes_images_that_are_all_the_same_and_certain(method: str):
+    assert len(set(METHODS[method](np.zeros((20, 4)), np.eye(3)[[0] * 20], 7, 0))) == 7
+
+
+def test_uncertainty_is_one_minus_the_margin():
+    assert uncertainty(np.array([[0.5, 0.3, 0.2], [1, 0, 0]])) == pytest.approx([0.8, 0])
+
+
+def test_margin_takes_the_most_uncertain_first(pool):
+    doubts = uncertainty(pool[1])
+    assert doubts[choose_margin(pool[0], pool[1], 5, 0)].tolist() == sorted(doubts, reverse=True)[:5]
+
+
+def test_margin_kmeans_takes_one_of_each_cluster_of_uncertain_images():
+    features = np.repeat(np.eye(4), 3, axis=0)
+    probabilities = np.tile([0.5, 0.5], (12, 1))
+    probabilities[-3:] = [1.0, 0.0]  # the last cluster is certain
+    chosen = choose_margin_kmeans(features, probabilities, 3, 0)
+    assert sorted(index // 3 for index in chosen) == [0, 1, 2]
+    assert sorted(index // 3 for index in choose_margin(features, probabilities, 3, 0)) == [0, 0, 0]
+
+
+def test_badge_does_not_choose_two_copies():
+    features = np.repeat(np.eye(3), 5, axis=0)
+    probabilities = np.tile([0.4, 0.3, 0.3], (15, 1))
+    assert sorted(index // 5 for index in choose_badge(features, probabilities, 3, 0)) == [0, 1, 2]
+
+
+def test_labels_needed_lies_between_two_sizes():
+    accuracies = np.array([0.5, 0.7, 0.6, 0.9])
+    assert labels_needed([50, 100, 150, 200], accuracies, 0.6) == pytest.approx(75)
+    assert labels_needed([50, 100, 150, 200], accuracies, 0.4) == 50
+    assert labels_needed([50, 100, 150, 200], accuracies, 0.95) is None
+
+
+def test_simulation_is_repeatable_and_starts_with_the_same_labels_for_all_methods():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(150) % 3
+    features = torch.nn.functional.one_hot(labels, 3) + torch.randn(150, 3, generator=generator)
+    images = LabeledFeatures(features, labels, [str(index) for index in range(150)])
+    curves = {method: simulate_labeling(images, 3, method, [20, 40, 60], 0) for method in METHODS}
+    assert len({curve[0] for curve in curves.values()}) == 1
+    assert np.array_equal(curves["badge"], simulate_labeling(images, 3, "badge", [20, 40, 60], 0))
