@@ -149,7 +149,7 @@ def _write_csv(path: Path, rejects: bool, rows: Iterable[PredictionRow], classes
             readable += not row.reason
             probabilities = [f"{row.probabilities[name]:.6f}" if row.probabilities else "" for name in classes]
             probability = "" if row.probability is None else f"{row.probability:.6f}"
-            strangeness = "" if row.strangeness is None else f"{row.strangeness:.6f}"
+            strangeness = None if row.strangeness is None else round(row.strangeness, 6)
             rejection = [strangeness, str(row.rejected).lower()] if rejects else []
             yield [row.path, row.label, probability, *probabilities, *rejection, str(row.abstain).lower(), row.reason]
 

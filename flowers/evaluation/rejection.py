@@ -23,7 +23,8 @@ def rejection_threshold(scores: Tensor, share: float) -> float:
     """Return the strangeness above which an image is rejected.
 
     An image that comes from where the N scores (N,) come from exceeds it with a probability of at most `share`, the
-    mean over such scores: the threshold is the quantile of split conformal prediction (Vovk et al., 2005).
+    mean over such scores: the threshold is the quantile of split conformal prediction (Vovk et al., 2005). It is moved
+    half way to the next score, so that rounding does not decide about the image that it comes from.
 
     Raises:
         ValueError: N is too small for so small a share.
@@ -34,7 +35,10 @@ def rejection_threshold(scores: Tensor, share: float) -> float:
             f"reject={share:g}: expected at least {1 / (len(scores) + 1):.4f} with {len(scores)} validation images, "
             "or null"
         )
-    return float(scores.sort().values[max(rank, 1) - 1])
+    ordered = scores.sort().values.tolist()
+    low, last = ordered[max(rank, 1) - 1], len(ordered) - 1
+    gap = ordered[rank] - low if rank <= last else low - ordered[max(rank - 2, 0)]
+    return float(low + gap / 2)
 
 
 @dataclass(frozen=True)

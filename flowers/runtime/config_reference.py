@@ -172,7 +172,7 @@ def help_text(program: str) -> str:
         if option and group not in ("callbacks", "logger", "recipe"):
             settings += [each for each in settings_of(f"{group}/{option}") if each.key.count(".") == 1]
     given = "[group=option …] [key=value …]" if file.options else "[key=value …]"
-    text = [f"Usage: flowers {program} {given}   (or: python -m flowers.{program} …)", "", *file.description, ""]
+    text = [f"Usage: flowers {program} {given} (or python -m flowers.{program} …)", "", *file.description, ""]
     if file.options:
         text += ["Groups (group=option, the default option first):"]
         for group, option in file.options.items():

@@ -18,6 +18,7 @@ from PIL import Image
 from flowers.app import main
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.web_app import answer_uploads
+from flowers.evaluation.predictions import load_predictions
 from tests.helpers import configuration
 
 
@@ -41,10 +42,13 @@ def test_answer_uploads_does_not_know_below_the_confidence(classifier: Classifie
     assert answer.abstains
 
 
-def test_answer_uploads_says_none_of_these(rejecting: Path, tmp_path: Path):
-    Image.new("RGB", (60, 40), "black").save(tmp_path / "black.png")
+def test_answer_uploads_says_none_of_these(rejecting: Path, painted: Path):
     classifier = Classifier.load(rejecting, "cpu", "32-true", reject=0.9)
-    (answer,) = answer_uploads(classifier, [str(tmp_path / "black.png")], None, 50)
+    assert classifier.rejection is not None
+    strangest = load_predictions(rejecting / "predictions" / "val.csv").paths[
+        int(classifier.rejection.val_scores.argmax())
+    ]
+    (answer,) = answer_uploads(classifier, [str(painted / strangest)], None, 50)
     assert answer.message.startswith("### None of these")
     assert answer.abstains
 

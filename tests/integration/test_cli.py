@@ -22,8 +22,8 @@ def test_flowers_alone_lists_the_programs():
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines if line.startswith("  ")] == [
-        *("train", "evaluate", "compare", "predict", "explain", "export", "app", "sweep"),
-        *("ablation", "soup", "probe", "pack", "benchmark"),
+        *("train", "evaluate", "audit", "compare", "predict", "explain", "export", "app", "sweep"),
+        *("ablation", "soup", "probe", "learning_curve", "suggest", "pack", "benchmark"),
     ]
 
 

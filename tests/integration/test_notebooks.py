@@ -12,6 +12,7 @@ SMALL = {
     "FLOWERS_NOTEBOOK_SIZE": "32",
     "FLOWERS_NOTEBOOK_NETWORKS": "googlenet resnet18",
     "FLOWERS_NOTEBOOK_WEIGHTS": "none",
+    "FLOWERS_NOTEBOOK_EPOCHS": "2",
 }
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers.evaluation.predictions import load_predictions
+from flowers.evaluation.predictions import load_predictions, load_run_predictions
+from flowers.evaluation.rejection import load_rejection
 from flowers.predict import main
 from flowers.runtime.run_folder import BEST_CHECKPOINT
 from flowers.runtime.text import read_csv
@@ -63,16 +64,24 @@ def test_predict_writes_the_same_to_json_as_to_csv_and_abstains_below_the_confid
 
 
 def test_predict_says_none_of_these(
-    rejecting: Path, trained: Path, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rejecting: Path,
+    trained: Path,
+    painted: Path,
+    mixed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
-    run = [f"run={rejecting}", "reject=0.9", f"photos=[{mixed}/below,{mixed}/text.jpg]"]
+    paths, rejection = load_run_predictions(rejecting, "val").paths, load_rejection(rejecting)
+    assert rejection is not None
+    files = [f"{painted}/{paths[int(index)]}" for index in rejection.val_scores.argsort()[[0, -1]]]
+    run = [f"run={rejecting}", "reject=0.9", f"photos=[{','.join(files)},{mixed}/text.jpg]"]
     for output in ("a.csv", "a.json"):
         assert predict(*run, f"output={tmp_path / output}") == 3
     with (tmp_path / "a.csv").open(encoding="utf-8") as file:
         csv_rows = list(csv.DictReader(file))
     for row, csv_row in zip(json.loads((tmp_path / "a.json").read_text(encoding="utf-8")), csv_rows, strict=True):
         assert csv_row["none_of_these"] == str(row["none_of_these"]).lower()
-        assert csv_row["strangeness"] == ("" if row["reason"] else f"{row['strangeness']:.6f}")
+        assert csv_row["strangeness"] == ("" if row["reason"] else str(round(row["strangeness"], 6)))
     assert {row["none_of_these"] for row in csv_rows} == {"true", "false"}
     assert predict(*run) == 3
     assert "none of these (strangeness" in capsys.readouterr().out

@@ -139,8 +139,8 @@ def check_agreement(
                 f"{exporter.name} predicts another label than {REFERENCE} for {different} of {count} val images, ties "
                 f"aside: agreement {agreement:.4f}, expected at least {key}={minimums[key]}; nothing is exported{hint}"
             )
-        key, agreement = exporter.rejection_key, rows[exporter.name].get("rejection_agreement", 1)
-        if agreement < minimums[key]:
+        key, agreement = exporter.rejection_key, rows[exporter.name].get("rejection_agreement")
+        if agreement is not None and agreement < minimums[key]:
             raise ValueError(
                 f"{exporter.name} rejects other val images than {REFERENCE}: agreement {agreement:.4f} of {count}, "
                 f"expected at least {key}={minimums[key]}; nothing is exported"

@@ -25,7 +25,7 @@ def make_folder():
     """60 photos in three clear clusters, the features of which are 16 numbers."""
     generator = np.random.default_rng(0)
     truth = np.arange(60) % 3
-    features = torch.from_numpy(4 * np.eye(3, 16)[truth] + 0.5 * generator.normal(size=(60, 16))).float()
+    features = torch.from_numpy(4 * np.eye(3, 16)[truth] + generator.normal(size=(60, 16))).float()
     images = [
         ImageRecord(
             f"{CLASSES[label]}/{number}.jpg", CLASSES[label], generator.bytes(32).hex(), generator.bytes(32).hex()

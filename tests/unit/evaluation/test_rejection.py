@@ -24,8 +24,8 @@ def rejection() -> Rejection:
 
 def test_rejection_threshold_is_the_conformal_quantile():
     scores = torch.arange(1.0, 100)[torch.randperm(99)]
-    assert rejection_threshold(scores, 0.05) == 95
-    assert rejection_threshold(scores, 0.01) == 99
+    assert rejection_threshold(scores, 0.05) == 95.5
+    assert rejection_threshold(scores, 0.01) == 99.5
     with pytest.raises(ValueError, match=r"reject=0.005: expected at least 0.0100 with 99 validation images"):
         rejection_threshold(scores, 0.005)
 
