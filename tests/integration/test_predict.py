@@ -70,20 +70,22 @@ def test_predict_says_none_of_these(
     mixed: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setenv("COLUMNS", "400")
     paths, rejection = load_run_predictions(rejecting, "val").paths, load_rejection(rejecting)
     assert rejection is not None
     files = [f"{painted}/{paths[int(index)]}" for index in rejection.val_scores.argsort()[[0, -1]]]
     run = [f"run={rejecting}", "reject=0.9", f"photos=[{','.join(files)},{mixed}/text.jpg]"]
     for output in ("a.csv", "a.json"):
-        assert predict(*run, f"output={tmp_path / output}") == 3
+        assert predict(*run, f"output={tmp_path / output}") == 2
     with (tmp_path / "a.csv").open(encoding="utf-8") as file:
         csv_rows = list(csv.DictReader(file))
     for row, csv_row in zip(json.loads((tmp_path / "a.json").read_text(encoding="utf-8")), csv_rows, strict=True):
         assert csv_row["none_of_these"] == str(row["none_of_these"]).lower()
         assert csv_row["strangeness"] == ("" if row["reason"] else str(round(row["strangeness"], 6)))
     assert {row["none_of_these"] for row in csv_rows} == {"true", "false"}
-    assert predict(*run) == 3
+    assert predict(*run) == 2
     assert "none of these (strangeness" in capsys.readouterr().out
     predict(*run, "reject=0", f"output={tmp_path}/off.csv")
     assert "strangeness" not in (tmp_path / "off.csv").read_text(encoding="utf-8")
