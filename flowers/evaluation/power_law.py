@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import curve_fit
+from scipy.optimize import least_squares
 
 from flowers.runtime.files import read_json
 
@@ -46,18 +46,17 @@ class PowerLaw(NamedTuple):
         unit = numbers.min()  # the scale is then of the size of the errors
         first = [values.min() / 2, max(values.max() - values.min() / 2, 1e-6), 0.5]
         bounds = ([0.0, 0.0, 0.0], [1.0, np.inf, _STEEPEST])
-        floor, scale, exponent = curve_fit(
-            lambda x, floor, scale, exponent: floor + scale * x**-exponent,
-            numbers / unit,
-            values,
-            p0=np.clip(first, *bounds),
-            sigma=np.asarray(deviations, dtype=np.float64),
-            bounds=bounds,
-            jac=lambda x, floor, scale, exponent: np.stack(
-                [np.ones_like(x), x**-exponent, -scale * np.log(x) * x**-exponent], axis=1
+        x, weights = numbers / unit, 1 / np.asarray(deviations, dtype=np.float64)
+        # Not curve_fit: it also estimates the covariance, and warns if three sizes leave none.
+        floor, scale, exponent = least_squares(
+            lambda law: (law[0] + law[1] * x ** -law[2] - values) * weights,
+            np.clip(first, *bounds),
+            lambda law: np.stack(
+                [weights, x ** -law[2] * weights, -law[1] * np.log(x) * x ** -law[2] * weights], axis=1
             ),
+            bounds,
             max_nfev=2000,
-        )[0]
+        ).x
         return cls(float(floor), float(scale * unit**exponent), float(exponent))
 
 
