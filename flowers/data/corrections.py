@@ -1,4 +1,4 @@
-"""Corrections of labels: verdicts on photos, by the digest of their contents; corrections.csv."""
+"""Label corrections: read, check and apply corrections.csv, which names photos by the digest of their contents."""
 
 import hashlib
 from collections import Counter

@@ -338,7 +338,7 @@ class ImageDataModule(LightningDataModule):
         return DataLoader(dataset, batch_size=batch_size or self.batch_size, sampler=sampler, **self._loading)
 
     def train_sampler(self, labels: Sequence[int]) -> EpochSampler:
-        """Return the training order of images with these labels: the share of this process."""
+        """Return this process's share of the training order of images with these labels."""
         balanced_labels = labels if self.balance == "sampler" else None
         return EpochSampler(len(labels), self.seed, *rank_and_world_size(), balanced_labels)
 

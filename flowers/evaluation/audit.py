@@ -27,11 +27,10 @@ KINDS = {
     "outlier": "unlike all other photos",
     "dark": "hardly any light",
     "blurred": "no sharp edge",
-    "tiny": "fewer pixels than the network sees",
+    "tiny": "less than half the size that the network sees",
 }
 
-# Of centered features. On flower_photos (ResNet-50), 11 of 13 pairs above it are near duplicates by their hash too, and
-# the other two are photos of one flower.
+# Of centered features. On flower_photos (ResNet-50), 11 of 13 pairs above it are near duplicates by their hash too.
 NEAR_DUPLICATE_COSINE = 0.9
 _DARK, _BLURRED = 0.2, 4.0  # brightness and sharpness of a Preview; all of flower_photos are above them
 _OUTLIER_NEIGHBORS = 10  # as many as cleanlab takes for its score of outliers

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,28 @@ from flowers.runtime.files import atomic_write_text
 def write_review_page(audit: Audit, path: Path, earlier: Sequence[Correction] = (), max_photos: int = 4000) -> None:
     """Write the page. Its button saves corrections.csv; photos are never changed.
 
+    Its only script is that of the template; names are data, which no browser runs.
+
     Args:
         audit: The findings.
         path: The page.
         earlier: Verdicts of an earlier review, which the page saves again.
         max_photos: How many photos are on it, those to look at first, beside their neighbors.
     """
+    environment = Environment(
+        loader=PackageLoader("flowers.evaluation", "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    assert environment.loader is not None
+    script = environment.loader.get_source(environment, "review.js")[0]
+    # The content security policy names the digest of the script, so that the browser runs no other.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     content = page_content(audit, earlier, max_photos)
-    _write_page(path, "review.html", content, title=f"Review of {len(audit.images):,} photos")
+    # In a script element, only "<" can end the data. Lone surrogates, of names that are not UTF-8, become escapes.
+    data = json.dumps(content, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
+    text = environment.get_template("review.html").render(
+        title=f"Review of {len(audit.images):,} photos", data=Markup(data), script=Markup(script), digest=digest
+    )
+    atomic_write_text(path, text)
 
 
 def page_content(audit: Audit, earlier: Sequence[Correction], max_photos: int) -> dict[str, Any]:
@@ -68,25 +82,3 @@ def page_content(audit: Audit, earlier: Sequence[Correction], max_photos: int) -
         "overlap": audit.overlap,
         "earlier": [list(line) for line in earlier],
     }
-
-
-def _write_page(path: Path, template: str, content: Mapping[str, Any], **values: str) -> None:
-    """Write a page whose only script is that of its template; names are data, which no browser runs.
-
-    The content security policy names the digest of the script, so that the browser runs no other.
-    """
-    environment = Environment(
-        loader=PackageLoader("flowers.evaluation", "templates"), autoescape=True, undefined=StrictUndefined
-    )
-    assert environment.loader is not None
-    script = environment.loader.get_source(environment, "review.js")[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # In a script element, only "<" can end the data. Lone surrogates, of names that are not UTF-8, become escapes.
-    data = json.dumps(content, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
-    text = environment.get_template(template).render(
-        data=Markup(data),
-        script=Markup(script),
-        digest=digest,
-        **values,
-    )
-    atomic_write_text(path, text)
