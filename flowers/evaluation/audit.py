@@ -301,18 +301,20 @@ def class_overlap(
     return sorted(pairs, key=lambda pair: -pair[2])
 
 
-def preview_images(root: ImageRoot, paths: Sequence[str]) -> list[Preview]:
-    """Return what photos look like. Each is read once."""
+def preview_images(root: ImageRoot, paths: Sequence[str], side: int = _PREVIEW_SIDE) -> list[Preview]:
+    """Return what photos look like, with thumbnails of `side` x `side` pixels. Each is read once."""
     with ThreadPoolExecutor(available_cores()) as pool:
         return list(
-            progress_bar(pool.map(lambda path: preview_image(read_image(root / path)), paths), "Photos", len(paths))
+            progress_bar(
+                pool.map(lambda path: preview_image(read_image(root / path), side), paths), "Photos", len(paths)
+            )
         )
 
 
-def preview_image(image: Image.Image) -> Preview:
-    """Return what a photo looks like."""
+def preview_image(image: Image.Image, side: int = _PREVIEW_SIDE) -> Preview:
+    """Return what a photo looks like, with a thumbnail of `side` x `side` pixels."""
     content = io.BytesIO()
-    ImageOps.fit(image, (_PREVIEW_SIDE, _PREVIEW_SIDE)).save(content, "JPEG", quality=_PREVIEW_QUALITY)
+    ImageOps.fit(image, (side, side)).save(content, "JPEG", quality=_PREVIEW_QUALITY)
     gray = image.convert("L")
     gray.thumbnail((_SHARPNESS_SIDE, _SHARPNESS_SIDE))
     cumulated = np.cumsum(gray.histogram())

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from flowers.data.datamodule import ImageDataModule, inference_data_args
 from flowers.evaluation.audit import KINDS, Audit, audit_images, preview_images
 from flowers.evaluation.evaluator import extract_features
-from flowers.evaluation.review_page import write_review_page
+from flowers.evaluation.review_page import review_content, write_page
 from flowers.evaluation.tables import plain
 from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
@@ -62,7 +62,7 @@ def run_audit(cfg: DictConfig) -> int:
     _print(audit, console)
     output = Path(cfg.output)
     save_audit(audit, output / "audit.csv")
-    write_review_page(audit, output / "audit.html", data.corrections.lines, cfg.max_photos)
+    write_page(output / "audit.html", review_content(audit, data.corrections.lines, cfg.max_photos))
     console.print(f"details: {one_line(output / 'audit.csv')} and audit.html, a page to review them", soft_wrap=True)
     return len(audit.likely("label"))
 

@@ -194,10 +194,11 @@ def principal_components(features: Tensor, count: int) -> Tensor:
     """
     centered = features.float() - features.float().mean(0)
     if len(centered) < centered.shape[1]:  # the smaller matrix of products has the same coordinates
-        variances, coordinates = torch.linalg.eigh(centered @ centered.T)
-        return (coordinates * variances.clamp(min=0).sqrt())[:, -count:].flip(1)
-    _, directions = torch.linalg.eigh(centered.T @ centered)
-    return centered @ directions[:, -count:].flip(1)
+        variances, vectors = torch.linalg.eigh(centered @ centered.T)
+        coordinates: Tensor = vectors * variances.clamp(min=0).sqrt()
+    else:
+        coordinates = centered @ torch.linalg.eigh(centered.T @ centered).eigenvectors
+    return coordinates[:, -count:].flip(1)  # the eigenvalues are in ascending order
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
