@@ -42,7 +42,7 @@ def test_finetuning_needs_a_run():
         main(configuration("data=folder", "data.root=a", "stage=finetune", name="learning_curve"))
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_finetuning_trains_each_part_once(trained: Path, painted: Path, tmp_path: Path):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     (run / "started.yaml").unlink()
