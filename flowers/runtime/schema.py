@@ -365,6 +365,11 @@ class Export(Group):
     photos: Text | None
     on_corrupt: OnCorrupt | None
     reject: Fraction | None
+    formats: Annotated[
+        list[Literal["torch_export", "onnx", "int8", "hub"]],
+        Field(min_length=1),
+        Expected("a list of torch_export, onnx, int8 and hub"),
+    ]
     int8: bool
     calibration_images: AtLeastOne
     reduce_range: bool
