@@ -18,7 +18,7 @@ from flowers.evaluation.rejection import Rejection, load_rejection
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
-from flowers.runtime.run_folder import read_result, run_dir_of
+from flowers.runtime.run_folder import REJECTION_FILE, read_result, run_dir_of
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +119,9 @@ class Classifier:
         found = find_classifier(path)
         if is_hub_folder(found):
             model, config = read_hub_folder(found)
+            if reject and not (found / REJECTION_FILE).is_file():
+                advice = f"python -m flowers.evaluate run=FOLDER reject={reject:g}, and export that run again"
+                raise ValueError(f"reject={reject:g}: {found} has no {REJECTION_FILE}: {advice}")
             rejection = load_rejection(found, reject)
             return cls(model.to(device), config["temperature"], resolved["precision"], tta or config["tta"], rejection)
         hparams = read_checkpoint(found)["hyper_parameters"]  # raises a clear error for a file of another origin

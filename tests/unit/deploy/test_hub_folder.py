@@ -79,7 +79,9 @@ def test_classifier_keeps_odd_class_names_temperature_and_augmentation(tmp_path:
     written(tmp_path, "mobilenet_v3_small", names)
     classifier = Classifier.load(tmp_path, "cpu", "32-true")
     assert (classifier.classes, classifier.temperature, classifier.tta) == (names, 1.5, "flip")
-    assert Classifier.load(tmp_path, "cpu", tta="none").tta == "none"
+    assert Classifier.load(tmp_path, "cpu", tta="none", reject=0).tta == "none"
+    with pytest.raises(ValueError, match=r"reject=0.1: .* has no rejection.safetensors: .* and export that run again"):
+        Classifier.load(tmp_path, "cpu", reject=0.1)
 
 
 def test_a_network_of_this_project_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
