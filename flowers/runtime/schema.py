@@ -11,12 +11,13 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(min_length=1)]
 # Whole numbers count batches, fractions are shares of an epoch.
-Batches = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
+Batches = Annotated[int, Field(ge=1)] | Share
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Device = Literal["cpu", "gpu", "cuda", "mps"]
 # Others of Lightning are left out: with bf16-true and 16-true the weights are too coarse for small learning rates.
@@ -34,13 +35,13 @@ class Expected(NamedTuple):
     text: str
 
 
-def _is_range(maximum: float) -> Any:
-    def check(values: list[float]) -> list[float]:
-        if len(values) != 2 or not 0 < values[0] <= values[1] <= maximum:
-            raise ValueError
-        return values
+def _check_ascending(values: list[float]) -> list[float]:
+    if values != sorted(values):
+        raise ValueError
+    return values
 
-    return AfterValidator(check)
+
+_PAIR = Field(min_length=2, max_length=2), AfterValidator(_check_ascending)
 
 
 class Group(BaseModel):
@@ -74,8 +75,8 @@ class Pixels(Group):
     image_size: ImageSide
     resize: Annotated[int, Field(ge=1, le=8192)]
     interpolation: Interpolation
-    crop_scale: Annotated[list[float], _is_range(1.0), Expected("[smallest, largest], above 0 and at most 1")]
-    crop_ratio: Annotated[list[float], _is_range(float("inf")), Expected("[smallest, largest], above 0")]
+    crop_scale: Annotated[list[Share], *_PAIR, Expected("[smallest, largest], above 0 and at most 1")]
+    crop_ratio: Annotated[list[Positive], *_PAIR, Expected("[smallest, largest], above 0")]
     hflip_prob: Probability
     brightness: NotNegative
     contrast: NotNegative
@@ -153,7 +154,7 @@ class Scheduler(Target):
 
     warmup: Fraction = 0.0
     drops: Count = 0
-    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    gamma: Share = 1.0
 
 
 class Loss(Target):
@@ -208,7 +209,7 @@ class Finetune(Group):
 
     epochs: Count
     backbone_lr: Positive
-    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    layer_decay: Share
     norm_weight_decay: NotNegative | None
     depth: AtLeastOne | None
     cached_views: Count
@@ -365,6 +366,11 @@ class Export(Group):
     photos: Text | None
     on_corrupt: OnCorrupt | None
     reject: Fraction | None
+    formats: Annotated[
+        list[Literal["torch_export", "onnx", "int8", "hub"]],
+        Field(min_length=1),
+        Expected("a list of torch_export, onnx, int8 and hub"),
+    ]
     int8: bool
     calibration_images: AtLeastOne
     reduce_range: bool
@@ -509,7 +515,7 @@ class LearningCurve(Group):
     run: Text | None
     stage: Literal["head", "finetune"]
     fractions: Annotated[
-        list[Annotated[float, Field(gt=0, le=1)]],
+        list[Share],
         Field(min_length=3),
         Expected("at least three numbers above 0 and at most 1"),
     ]

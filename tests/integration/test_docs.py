@@ -60,7 +60,7 @@ def check_call(program: str, arguments: Sequence[str]) -> None:
         Exception: The program would refuse the call.
     """
     if program not in PROGRAMS:
-        assert importlib.util.find_spec(f"flowers.{program}"), "no such program"
+        assert importlib.util.find_spec(f"flowers.{program.replace('-', '_')}"), "no such program"
         return
     words = [word for word in arguments if word not in ("--cfg", "job")]
     flags = {word for word in words if word.startswith("-")}

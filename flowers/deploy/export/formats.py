@@ -1,4 +1,4 @@
-"""The exported formats: torch.export, ONNX and int8 ONNX.
+"""The exported formats: torch.export, ONNX, int8 ONNX, and a folder for a model hub.
 
 To add a format, write one class with the attributes and methods of `Exporter` and add an instance to `EXPORTERS`.
 The pipeline, the parity report, model.json and the model card iterate that list.
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.graph import ExportableClassifier
+from flowers.deploy.hub_folder import WEIGHTS_FILE, write_hub_folder
 
 ImageProgram = Callable[[Tensor], Tensor]
 """Maps decoded images, uint8 (B, 3, H, W), to probabilities (B, C), or (B, C + 1) with their strangeness last."""
@@ -57,7 +59,9 @@ class ExportSource(NamedTuple):
     """What an exporter may read.
 
     Attributes:
-        program: The traced classifier, from decoded images to calibrated probabilities.
+        classifier: The trained classifier, on the CPU.
+        facts: What model.json says about it.
+        program: Returns the traced classifier, from decoded images to calibrated probabilities.
         metadata: Texts to store in the file: classes (as JSON), temperature, architecture; with a second output, also
             reject and strangeness_threshold.
         folder: The output folder, with the files of the exporters earlier in `EXPORTERS`.
@@ -65,7 +69,9 @@ class ExportSource(NamedTuple):
         reduce_range: Whether to quantize weights to 7 bits.
     """
 
-    program: ExportedProgram
+    classifier: Classifier
+    facts: Mapping[str, Any]
+    program: Callable[[], ExportedProgram]
     metadata: Mapping[str, str]
     folder: Path
     calibration_images: Callable[[], Iterable[npt.NDArray[np.uint8]]]
@@ -76,16 +82,18 @@ class Exporter(Protocol):
     """A format that a trained run can be exported to.
 
     Attributes:
+        format: The name in `formats=`.
         name: The format's name in the parity report.
         file_name: The file that `write` makes in the output folder.
         description: One sentence in Markdown about the file, for the model card.
         extra: The extra in pyproject.toml that installs `packages`.
         packages: The packages that `write` and `load` import. Their versions are recorded in model.json.
-        option: The boolean key of conf/export.yaml that enables the format. None if it is always written.
+        option: The boolean key of conf/export.yaml that disables the format. None if there is none.
         agreement_key: The key of conf/export.yaml that holds the least agreement with PyTorch on labels.
         rejection_key: The same for rejections.
     """
 
+    format: str
     name: str
     file_name: str
     description: str
@@ -109,6 +117,7 @@ class Exporter(Protocol):
 class TorchExportExporter:
     """Writes a .pt2 file for `torch.export.load`. The metadata are its extra files."""
 
+    format = "torch_export"
     name = "torch.export"
     file_name = "model.pt2"
     description = "`model.pt2` is for `torch.export.load`. Load such a file only if you trust its source."
@@ -120,7 +129,7 @@ class TorchExportExporter:
 
     def write(self, source: ExportSource, path: Path) -> None:
         """Write the .pt2 file."""
-        torch.export.save(source.program, path, extra_files=dict(source.metadata))
+        torch.export.save(source.program(), path, extra_files=dict(source.metadata))
 
     def load(self, path: Path) -> ImageProgram:
         """Load a .pt2 file that this project wrote."""
@@ -137,6 +146,7 @@ class TorchExportExporter:
 class OnnxExporter:
     """Writes a float32 ONNX file: input `photos`, output `probabilities`, and `strangeness` if there is rejection."""
 
+    format = "onnx"
     name = "ONNX"
     file_name = "model.onnx"
     description = "`model.onnx` computes in float32."
@@ -154,7 +164,7 @@ class OnnxExporter:
         """
         import onnx
 
-        program = source.program
+        program = source.program()
         size = sum(weight.numel() * weight.element_size() for weight in program.state_dict.values())
         if size > _MAX_ONNX_BYTES:
             raise ValueError(f"the weights have {size:,} bytes: an ONNX file holds at most {_MAX_ONNX_BYTES:,}")
@@ -204,6 +214,7 @@ class Int8OnnxExporter(OnnxExporter):
     would leave few levels for the many ordinary values.
     """
 
+    format = "int8"
     name = "ONNX int8"
     file_name = "model.int8.onnx"
     description = "`model.int8.onnx` computes in 8 bits, for small devices."
@@ -238,7 +249,37 @@ class Int8OnnxExporter(OnnxExporter):
         onnx.save(model, path)
 
 
-EXPORTERS: list[Exporter] = [TorchExportExporter(), OnnxExporter(), Int8OnnxExporter()]
+class HubExporter:
+    """Writes model.safetensors with the parameter names of torchvision or timm, and config.json."""
+
+    format = "hub"
+    name = "hub"
+    file_name = WEIGHTS_FILE
+    description = "`model.safetensors` holds the weights alone, for torchvision or timm; `config.json` holds the rest."
+    extra = "export"
+    packages: tuple[str, ...] = ()
+    option: str | None = None
+    agreement_key = "min_agreement"
+    rejection_key = "min_rejection_agreement"
+
+    def write(self, source: ExportSource, path: Path) -> None:
+        """Write the folder."""
+        classifier, facts = source.classifier, source.facts
+        described = {
+            "temperature": classifier.temperature,
+            "tta": classifier.tta,
+            "split_digest": facts["trained"]["digest"],
+            **{name: facts[name] for name in ("photos", "trained")},
+            "metrics": facts["scores"],
+        }
+        write_hub_folder(path.parent, classifier.model, described, classifier.rejection)
+
+    def load(self, path: Path) -> ImageProgram:
+        """Load the folder of `path` as any user of this project does."""
+        return Classifier.load(path.parent, "cpu", "32-true").outputs_of_images
+
+
+EXPORTERS: list[Exporter] = [TorchExportExporter(), OnnxExporter(), Int8OnnxExporter(), HubExporter()]
 """The formats in the order in which they are written. Int8 ONNX reads the ONNX file."""
 
 

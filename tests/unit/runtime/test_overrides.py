@@ -2,7 +2,8 @@ import pytest
 from torchvision import models
 
 from flowers.runtime.config import compose_checked, load_config
-from flowers.runtime.overrides import RENAMED_KEYS, check_overrides, rename_old_keys, torchvision_classifiers
+from flowers.runtime.config_reference import torchvision_classifiers
+from flowers.runtime.overrides import RENAMED_KEYS, check_overrides, rename_old_keys
 
 
 @pytest.mark.parametrize(
