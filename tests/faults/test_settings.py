@@ -23,7 +23,7 @@ NAMES = {
             "experiment=reprot",
             "optimizer=adma",
         ),
-        *("trainer.max_epochs=3", "+trainer.foo=1", "~head.epochs", "~logger.run_dir", "data.flip=0.5", "head=5"),
+        *("trainer.max_epochs=3", "+trainer.foo=1", "~head.epochs", "~logger.tensorboard.run_dir", "data.flip=0.5", "head=5"),
         *("data.root=${oc.env:UNSET_VARIABLE}", "data.root=${no.such}", "optimizer.lr", "hydra/launcher=nothing"),
     ],
     "evaluate": ["spilt=val", "checkpoint=x"],
