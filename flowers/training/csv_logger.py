@@ -20,6 +20,11 @@ def make_csv_logger(run_dir: str | Path) -> CSVLogger:
     return RunCSVLogger(run_dir, logged_steps(run_dir))
 
 
+def image_file(name: str, step: int) -> str:
+    """Return the file of an image, such as "val/confusion-000120.png"."""
+    return f"{name}-{step:06}.png"
+
+
 class RunCSVLogger(CSVLogger):
     """Continue the file of an earlier session, with the names of the curves in TensorBoard.
 
@@ -45,8 +50,8 @@ class RunCSVLogger(CSVLogger):
         super().log_metrics({**chart_names(metrics)}, None if step is None else int(step))
 
     def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        """Write an image to `<name>-<step>.png`."""
-        path = Path(self.log_dir, f"{name}-{step:06}.png")
+        """Write an image to a PNG file."""
+        path = Path(self.log_dir, image_file(name, step))
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, durable=False) as temporary:
             image.save(temporary, "PNG")

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 from flowers.runtime.run_folder import short_name
 from flowers.runtime.text import mask_password, one_line
-from flowers.training.trackers import Tracker
+from flowers.training.trackers import Tracker, error_line
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ _SERVER_SECONDS = 5.0
 
 _MLFLOW_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # With the defaults, 7 and 120, a lost server holds up training for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -130,8 +131,8 @@ def _open_wandb(run_id: str | None, run_dir: Path, group: str | None, project: s
             _check_reachable(wandb.setup().settings.base_url)
             run = start(mode=mode)
         except Exception as error:  # no server, no key, or anything else: the run is kept, and may be uploaded later
-            reason = one_line(str(error).strip().splitlines()[0][:200])
-            log.warning("logger=wandb: %s: offline: later, wandb sync %s", reason, run_dir / "wandb" / "offline-run-*")
+            upload = f"wandb sync {one_line(run_dir)}/wandb/offline-run-*"
+            log.warning("logger=wandb: %s: this run is offline, later: %s", error_line(error), upload)
             wandb.teardown()  # forgets the id, which a failed start leaves in use
             run = start(mode="offline")
     else:

@@ -23,7 +23,7 @@ from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.overrides import flatten
 from flowers.runtime.run_folder import CONFIG_FILE, TRACKERS_FILE
 from flowers.runtime.text import one_line, printable
-from flowers.training.csv_logger import RunCSVLogger, make_csv_logger
+from flowers.training.csv_logger import RunCSVLogger, image_file, make_csv_logger
 from flowers.training.tensorboard import chart_names
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Tracker(Logger):
             except Exception as error:  # a server, and the client for it, may fail in any way
                 self._is_lost = True
                 rest = f"what follows is in {self._run_dir / 'csv'}" if self.fallback else "another tracker goes on"
-                log.warning("logger=%s: %s: %s", self._name, _reason(error), rest)
+                log.warning("logger=%s: %s: %s", self._name, error_line(error), rest)
         if self.fallback:
             action(self.fallback)
 
@@ -135,7 +135,7 @@ def read_tracker_ids(run_dir: Path) -> dict[str, str]:
     return read_json(path) if path.is_file() else {}
 
 
-def _reason(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """Return what went wrong, in a line: that of the operating system if there is one."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
@@ -173,12 +173,12 @@ def tracked(trainer: Trainer, config: DictConfig) -> Iterator[None]:
 
 
 def hyperparameters(config: DictConfig) -> dict[str, Any]:
-    """Return the settings of a run by key, such as "optimizer.lr", without those of the trackers themselves."""
+    """Return the settings of a run by key, such as "optimizer.lr", without those of what runs beside training."""
     flat = flatten(OmegaConf.to_container(config, resolve=True))
     return {
         key: printable(value) if isinstance(value, str) else value
         for key, value in flat.items()
-        if not (isinstance(value, Mapping) and value) and not key.startswith("logger")
+        if not (isinstance(value, Mapping) and value) and not key.startswith(("callbacks", "logger"))
     }
 
 
@@ -221,7 +221,8 @@ def log_image(logger: Logger, name: str, pixels: Pixels, step: int) -> None:
         case RunCSVLogger():
             logger.log_image(name, Image.fromarray(pixels), step)
         case MLFlowLogger():
-            logger.experiment.log_image(str(logger.run_id), Image.fromarray(pixels), key=name, step=step)
+            # As a file: MLflow would caption an image of its charts with all parameters of the run.
+            logger.experiment.log_image(str(logger.run_id), Image.fromarray(pixels), image_file(name, step))
         case WandbLogger():
             logger.log_image(name, [Image.fromarray(pixels)], step)
 
