@@ -1,6 +1,7 @@
 """Log curves to a CSV file in the run folder, and images to PNG files beside it."""
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -72,10 +73,10 @@ class _ContinuingWriter(ExperimentWriter):
         path = Path(self.metrics_file_path)
         if not path.exists():
             return
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            # A session that was killed may have left half of a line.
-            rows = [row for row in reader if (row["step"] or "").isdecimal() and int(row["step"]) < self._steps]
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]  # a session that was killed may have left a part of a line
+        reader = csv.DictReader(io.StringIO(whole))
+        rows = [row for row in reader if int(row["step"]) < self._steps]
         if not rows:
             path.unlink()
             return

@@ -158,7 +158,7 @@ def each_logger(trainer: Trainer, action: Callable[[Logger], object]) -> None:
 @contextmanager
 def tracked(trainer: Trainer, config: DictConfig) -> Iterator[None]:
     """Log the settings of a run at its start, and tell the trackers how it ended."""
-    each_logger(trainer, lambda logger: _start(logger, hyperparameters(config)))
+    each_logger(trainer, lambda logger: start_run(logger, hyperparameters(config)))
     status = "failed"
     try:
         yield
@@ -169,7 +169,7 @@ def tracked(trainer: Trainer, config: DictConfig) -> Iterator[None]:
     finally:
         for tracker in trainer.loggers:
             if isinstance(tracker, Tracker):
-                tracker.call(lambda logger: _end(logger, status))
+                tracker.call(lambda logger: end_run(logger, status))
 
 
 def hyperparameters(config: DictConfig) -> dict[str, Any]:
@@ -178,11 +178,12 @@ def hyperparameters(config: DictConfig) -> dict[str, Any]:
     return {
         key: printable(value) if isinstance(value, str) else value
         for key, value in flat.items()
-        if not (isinstance(value, Mapping) and value) and not key.startswith(("callbacks", "logger"))
+        if not (isinstance(value, Mapping) and value) and not key.startswith(("callbacks", "logger", "resume"))
     }
 
 
-def _start(logger: Logger, settings: dict[str, Any]) -> None:
+def start_run(logger: Logger, settings: dict[str, Any]) -> None:
+    """Log the settings of a run. A resumed one may have others."""
     match logger:
         case TensorBoardLogger():
             pass  # `log_hyperparameters` logs the row of the HPARAMS tab at the end
@@ -198,7 +199,8 @@ def _start(logger: Logger, settings: dict[str, Any]) -> None:
             logger.log_hyperparams(settings)
 
 
-def _end(logger: Logger, status: str) -> None:
+def end_run(logger: Logger, status: str) -> None:
+    """Say how a run ended: success, failed or KILLED, the words of the loggers."""
     match logger:
         case WandbLogger():
             logger.experiment.finish(exit_code=int(status != "success"))
@@ -258,7 +260,7 @@ def log_page(run_dir: Path, page: Path) -> None:
     for logger in make_loggers({name: group for name, group in groups.items() if name in ids}, run_dir):
         assert isinstance(logger, Tracker)
         logger.call(lambda opened: log_file(opened, page))
-        logger.call(lambda opened: _end(opened, "success") if isinstance(opened, WandbLogger) else None)
+        logger.call(lambda opened: end_run(opened, "success") if isinstance(opened, WandbLogger) else None)
 
 
 def watch_lines(loggers: Sequence[Logger], run_dir: Path) -> list[str]:

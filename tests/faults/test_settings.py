@@ -22,6 +22,10 @@ NAMES = {
             "data=foldr",
             "experiment=reprot",
             "optimizer=adma",
+            "logger=tensorbord",
+            "logger=[tensorboard,cvs]",
+            "logger=null",
+            "logger=tensorboard,csv",
         ),
         *(
             "trainer.max_epochs=3",
