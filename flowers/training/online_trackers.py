@@ -115,7 +115,7 @@ def make_wandb_tracker(run_dir: str | Path, group: str | None, project: str, mod
         mode: offline, online or disabled. Online becomes offline if the server is away.
     """
     open_logger = partial(_open_wandb, run_dir=Path(run_dir), group=group, project=project, mode=mode)
-    watch = "online" if mode == "online" else f"wandb sync {one_line(run_dir)}/wandb/offline-run-*"
+    watch = f"wandb sync {one_line(run_dir)}/wandb/offline-run-*" if mode == "offline" else mode
     return Tracker("wandb", Path(run_dir), open_logger, watch)
 
 

@@ -17,6 +17,7 @@ from flowers.evaluation.confusion import count_confusion
 from flowers.evaluation.figures import plot_class_curves, plot_confusion
 from flowers.evaluation.gallery import find_mistakes, image_grid, score_images, sort_by_uncertainty
 from flowers.evaluation.predictions import Predictions
+from flowers.runtime.launch import is_rank_zero
 from flowers.training.tensorboard import evenly_spaced
 from flowers.training.trackers import Pixels, each_logger, log_image
 
@@ -61,7 +62,7 @@ def log_class_curves(trainer: Trainer, predictions: Predictions) -> None:
 
 def shows_images(trainer: Trainer) -> bool:
     """Return whether this process has a logger; none on ranks other than the first."""
-    return bool(trainer.loggers) and trainer.is_global_zero
+    return bool(trainer.loggers) and is_rank_zero()
 
 
 def _log(trainer: Trainer, name: str, pixels: Pixels, step: int) -> None:

@@ -98,8 +98,8 @@ class Tracker(Logger):
                 return
             except Exception as error:  # a server, and the client for it, may fail in any way
                 self._is_lost = True
-                rest = f"what follows is in {self._run_dir / 'csv'}" if self.fallback else "another tracker goes on"
-                log.warning("logger=%s: %s: %s", self._name, error_line(error), rest)
+                instead = f"; {self._run_dir / 'csv'} does" if self.fallback else ""
+                log.warning("logger=%s: %s: it gets no more of this run%s", self._name, error_line(error), instead)
         if self.fallback:
             action(self.fallback)
 
@@ -148,7 +148,7 @@ def error_line(error: BaseException) -> str:
 
 def each_logger(trainer: Trainer, action: Callable[[Logger], object]) -> None:
     """Do something with each logger of a trainer, in the first process."""
-    for logger in trainer.loggers if trainer.is_global_zero else ():
+    for logger in trainer.loggers if is_rank_zero() else ():
         if isinstance(logger, Tracker):
             logger.call(action)
         else:
@@ -257,10 +257,10 @@ def log_page(run_dir: Path, page: Path) -> None:
     """Log a page about a run that has ended, such as report.html, to the trackers that know the run."""
     ids = read_tracker_ids(run_dir)
     groups = OmegaConf.load(run_dir / CONFIG_FILE).logger if ids else {}
-    for logger in make_loggers({name: group for name, group in groups.items() if name in ids}, run_dir):
-        assert isinstance(logger, Tracker)
-        logger.call(lambda opened: log_file(opened, page))
-        logger.call(lambda opened: end_run(opened, "success") if isinstance(opened, WandbLogger) else None)
+    for name in ids:
+        tracker = instantiate(groups[name])
+        tracker.call(lambda logger: log_file(logger, page))
+        tracker.call(lambda logger: end_run(logger, "success") if isinstance(logger, WandbLogger) else None)
 
 
 def watch_lines(loggers: Sequence[Logger], run_dir: Path) -> list[str]:

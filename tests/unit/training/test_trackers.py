@@ -59,7 +59,7 @@ def test_tracker_that_loses_its_server_says_so_once_and_goes_on_in_the_run_folde
         tracker.save()
     assert server.told == [(0, {"train/loss": 3.0})]
     assert [record.getMessage() for record in caplog.records] == [
-        f"logger=lab: Connection refused: what follows is in {tmp_path / 'csv'}"
+        f"logger=lab: Connection refused: it gets no more of this run; {tmp_path / 'csv'} does"
     ]
     lines = (tmp_path / "csv" / "metrics.csv").read_text(encoding="utf-8").splitlines()
     assert lines == ["step,train/loss", "1,2.0", "2,1.0"]
@@ -73,7 +73,7 @@ def test_tracker_whose_server_is_away_from_the_start_leaves_the_run_to_another_t
 
     tracker = Tracker("lab", tmp_path, away, "http://lab")
     tracker.log_metrics({"loss": 3.0}, 0)
-    assert caplog.messages == ["logger=lab: TimeoutError: timed out: another tracker goes on"]
+    assert caplog.messages == ["logger=lab: TimeoutError: timed out: it gets no more of this run"]
 
 
 def test_tracker_of_a_resumed_run_opens_the_same_run(server: Server, tracker: Tracker, tmp_path: Path):
