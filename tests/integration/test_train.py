@@ -20,7 +20,7 @@ from flowers.models.backbones import build_backbone, state_dict_sha256
 from flowers.models.classifier import load_classifier, read_checkpoint
 from flowers.runtime.config import instantiate_group
 from flowers.runtime.files import read_json
-from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args
+from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args, short_name
 from flowers.runtime.seeding import seeded
 from flowers.train import main
 from flowers.training.csv_logger import image_file
@@ -306,6 +306,8 @@ def test_multirun_continues_after_a_failed_job_and_writes_the_table(painted: Pat
     assert "2 of 4 runs failed" in done.stderr
     good = json.loads((tmp_path / rows[0]["run"] / "result.json").read_text(encoding="utf-8"))
     assert good["val"]["accuracy"] == float(rows[0]["accuracy"])
+    settings = [yaml.safe_load((tmp_path / row["run"] / "config.yaml").read_text(encoding="utf-8")) for row in rows]
+    assert {each["group"] for each in settings} == {short_name(tmp_path)}
 
 
 def test_user_error_is_one_line_without_traceback(tmp_path: Path):

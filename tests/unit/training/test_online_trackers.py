@@ -5,9 +5,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from flowers.training.online_trackers import local_tracking_uri, make_mlflow_tracker, make_wandb_tracker
-from flowers.training.trackers import Tracker, end_run, log_best_checkpoint, log_image, start_run
+from flowers.training.trackers import (
+    Tracker,
+    end_run,
+    log_best_checkpoint,
+    log_image,
+    log_page,
+    make_loggers,
+    start_run,
+)
+from tests.helpers import configuration
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the packages warn of what they themselves will change
 
@@ -56,6 +66,24 @@ def test_mlflow_lists_the_runs_of_a_group_below_one_and_continues_a_resumed_run(
     assert images == ["val/confusion-000003.png", "val/confusion-000007.png"]
     assert own_lines(caplog) == []
     assert capsys.readouterr().out == ""
+
+
+def test_evaluate_sends_its_page_to_the_trackers_of_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    mlflow, wandb = pytest.importorskip("mlflow"), pytest.importorskip("wandb")
+    config = configuration("logger=[tensorboard,mlflow,wandb]", f"run_dir={tmp_path}")
+    trackers = [logger for logger in make_loggers(config.logger, tmp_path) if isinstance(logger, Tracker)]
+    for tracker in trackers:
+        log_a_run(tracker, {}, 2.0, 3)
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+    (tmp_path / "report.html").write_text("<h1>scores</h1>", encoding="utf-8")
+    log_page(tmp_path, tmp_path / "report.html")
+    wandb.teardown()
+    client = mlflow.MlflowClient(local_tracking_uri())
+    files = [file.path for file in client.list_artifacts(trackers[0].version)]
+    assert "report.html" in files
+    pages = [path.read_text(encoding="utf-8") for path in (tmp_path / "wandb").rglob("*.html")]
+    assert pages == ["<h1>scores</h1>"]
+    assert own_lines(caplog) == []
 
 
 def test_wandb_makes_offline_runs_several_in_a_process(tmp_path: Path, caplog: pytest.LogCaptureFixture):
