@@ -551,6 +551,7 @@ class Suggest(Group):
     run: Text | None
     pool: Text | None
     count: AtLeastOne
+    labels: Text | None
     method: Literal["margin_kmeans", "margin", "badge", "random"]
     simulate: AtLeastOne | None
     seed: Seed

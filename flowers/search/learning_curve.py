@@ -27,6 +27,13 @@ from flowers.evaluation.power_law import (
     predict_accuracies,
 )
 from flowers.evaluation.predictions import load_run_predictions
+from flowers.evaluation.pretrained_features import (
+    LabeledFeatures,
+    device_settings,
+    extract_split,
+    pretrained_model,
+    pretrained_model_of_run,
+)
 from flowers.features.linear_probe import choose_l2, fit_linear_probe
 from flowers.runtime.config import to_container
 from flowers.runtime.files import atomic_write, write_json
@@ -36,13 +43,6 @@ from flowers.runtime.overrides import check_overrides, parse_overrides, quote_ov
 from flowers.runtime.run_folder import SPLIT_FILE, START_FILE, read_result, read_start, require_run_dir
 from flowers.runtime.text import one_line, write_csv
 from flowers.search.in_process import group_override, train_in_process
-from flowers.search.pretrained_features import (
-    LabeledFeatures,
-    device_settings,
-    extract_split,
-    pretrained_model,
-    pretrained_model_of_run,
-)
 
 _LEAST = 3  # sizes that a power law is fitted to
 _POINTS = 60  # of the drawn curve

@@ -268,7 +268,8 @@ def write_run_manifest(cfg: DictConfig, run_dir: Path, data: ImageDataModule) ->
             "or start a new run"
         )
     if is_rank_zero():
-        write_start(run_dir, HydraConfig.get().overrides.task if HydraConfig.initialized() else [], bool(cfg.resume))
+        overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else None
+        write_start(run_dir, overrides, bool(cfg.resume))
         if data.corrections.lines and not (run_dir / CORRECTIONS_FILE).exists():
             data.corrections.save(run_dir / CORRECTIONS_FILE)
         if not split_file.exists():

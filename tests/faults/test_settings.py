@@ -10,7 +10,7 @@ import pytest
 
 from tests.wrong_settings import REQUIRED, WRONG
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = pytest.mark.faults
 
 NAMES = {
     "train": [

@@ -40,7 +40,7 @@ def study(folder: Path) -> optuna.Study:
     return optuna.load_study(study_name="flowers", storage=f"sqlite:///{folder / STUDY_FILE}")
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_search_killed_again_and_again_ends_as_the_uninterrupted_one(painted: Path, tmp_path: Path):
     given = [
         *HEAD,

@@ -22,6 +22,7 @@ from flowers.runtime.config import instantiate_group
 from flowers.runtime.files import read_json
 from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args, short_name
 from flowers.runtime.seeding import seeded
+from flowers.search.in_process import train_in_process
 from flowers.train import main
 from flowers.training.csv_logger import image_file
 from flowers.training.experiment import check_config, run_training
@@ -146,6 +147,7 @@ def test_csv_holds_the_numbers_and_images_of_tensorboard(trained: Path):
     assert settings["best_checkpoint"] == str(trained / BEST_CHECKPOINT)
 
 
+@pytest.mark.slow
 def test_run_killed_in_each_stage_and_in_a_checkpoint_ends_like_an_uninterrupted_one(painted: Path, tmp_path: Path):
     recipe = [*SMALL, f"data.root={painted}", "model.architecture=mobilenet_v3_small", "scheduler=cosine"]
     recipe += ["head.cached_views=2", "+callbacks.kill._target_=tests.helpers.KillAt", "logger=[tensorboard,csv]"]
@@ -245,8 +247,9 @@ def test_run_folder_is_not_overwritten(trained: Path, painted: Path):
 
 def test_refused_start_leaves_the_run_resumable(painted: Path, tmp_path: Path):
     start = [*SMALL, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", f"hydra.run.dir={tmp_path}/run"]
-    assert program(*start, "head.cached_views=0").returncode == 0
-    assert "already holds a run" in program(*start, "seed=7").stderr
+    train_in_process([*start, "head.cached_views=0"])
+    with pytest.raises(ValueError, match="already holds a run"):
+        train_in_process([*start, "seed=7"])
     assert "the images or their split differ from" in program(f"resume={tmp_path}/run", "data.split_seed=9").stderr
     resumed = expand_resume_args([f"resume={tmp_path}/run"])
     assert "head.cached_views=0" in resumed

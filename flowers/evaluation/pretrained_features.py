@@ -68,10 +68,19 @@ def pretrained_model_of_run(run: str) -> tuple[ImageDataModule, ImageClassifier]
     settings = hparams["config"]["data"]
     split_file = find_split_file(checkpoint, hparams["split_digest"])
     data = ImageDataModule(settings["root"], split_file=split_file, **inference_data_args(settings))
-    return data, _before_training(checkpoint, hparams)
+    return data, model_before_training(checkpoint, hparams)
 
 
-def _before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> ImageClassifier:
+def model_before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> ImageClassifier:
+    """Return the model of a run as it was before training: its backbone has not seen the labels.
+
+    Args:
+        checkpoint: A checkpoint of the run.
+        hparams: The hyperparameters in it.
+
+    Raises:
+        ValueError: The weights that the run started from cannot be had again.
+    """
     model = load_classifier(checkpoint)
     if state_dict_sha256(model.backbone) == hparams["weights_digest"]:
         return model  # only its head was trained
