@@ -150,6 +150,8 @@ def _check_option(override: Override) -> None:
     options = GlobalHydra.instance().config_loader().get_group_options(group)
     for value in _override_values(override) if options else ():
         for option in value if isinstance(value, list) else [value]:
+            if option is None and "none" in options:
+                raise ValueError(f"{group}=null: give {group}=none")
             if option is not None and str(option) not in options:
                 files = options_of(group) or options
                 more = ", and any other classifier of torchvision" if group == "model" else ""

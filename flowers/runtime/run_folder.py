@@ -35,6 +35,7 @@ BEST_CHECKPOINT = "checkpoints/best.ckpt"  # the weights of the epoch with the b
 LAST_CHECKPOINT = "checkpoints/last.ckpt"  # all that a resumed run needs
 PREDICTIONS_DIR = "predictions"  # one file a split, such as val.csv: the logits of each image
 REJECTION_FILE = "rejection.safetensors"  # what rejects images of none of the classes; only with `reject`
+TRACKERS_FILE = "trackers.json"  # the id of the run in MLflow and in Weights & Biases
 RESULT_FILE = "result.json"  # scores, versions and cost; written last, so only finished runs have it
 HYDRA_OVERRIDES_FILE = ".hydra/overrides.yaml"  # the overrides of this run, written by Hydra
 
@@ -197,6 +198,11 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 def run_dir_of(checkpoint: Path) -> Path:
     """Return the run folder that holds `checkpoint`, by the folder's layout; it may lack the other files of a run."""
     return checkpoint.resolve().parent.parent
+
+
+def short_name(folder: Path) -> str:
+    """Return the last two parts of a path, such as "2025-01-31/12-30-00": what trackers call a run or a group."""
+    return "/".join(folder.absolute().parts[-2:])
 
 
 def require_run_dir(folder: str | Path | None) -> Path:

@@ -263,6 +263,29 @@ class Callbacks(Target):
     progress: Target | None = None
 
 
+class MLflow(Target):
+    """logger.mlflow."""
+
+    experiment_name: Text = ""
+    tracking_uri: Text | None = None
+
+
+class WandB(Target):
+    """logger.wandb."""
+
+    project: Text = ""
+    mode: Literal["offline", "online", "disabled"] = "offline"
+
+
+class Loggers(Target):
+    """logger: any of those of conf/logger, and others."""
+
+    tensorboard: Target | None = None
+    csv: Target | None = None
+    mlflow: MLflow | None = None
+    wandb: WandB | None = None
+
+
 class Train(Group):
     """flowers.train."""
 
@@ -274,13 +297,14 @@ class Train(Group):
     mixing: Mixing | None = None
     trainer: Trainer
     callbacks: Callbacks | None
-    logger: dict[str, Any] | bool | None
+    logger: Loggers | None = None
     head: Head
     finetune: Finetune
     features: Features
     tta: TestTimeAugmentation
     reject: Fraction | None
     seed: Seed
+    group: Text | None
     resume: Text | None
     run_dir: Text
 

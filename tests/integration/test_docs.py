@@ -90,6 +90,7 @@ def known_keys() -> set[str]:
     variants += [("train", [f"data={name}"]) for name in ("garden", "shards")]
     variants += [("train", [f"scheduler={name}"]) for name in ("one_cycle", "step")]
     variants += [("train", ["loss=focal", "data/augmentation=strong", "callbacks=ema", "model=timm"])]
+    variants += [("train", ["logger=[csv,mlflow,wandb]"])]
     variants += [("train", [f"mixing={name}"]) for name in ("mixup", "mixup_or_cutmix")]
     variants += [("ablation", ["recipe=best_small"])]
     with hydra_context():
