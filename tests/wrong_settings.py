@@ -112,6 +112,9 @@ WRONG: dict[str, dict[str, str]] = {
     "export": {
         "calibration_images=0": "at least 1",
         "int8=1": "true or false",
+        "formats=[wbe]": "expected a list of: programs, web",
+        "formats=[]": "expected a list of: programs, web",
+        "web_runtime=": "not empty",
         "min_agreement=2": "from 0 to 1",
         "reject=-1": "at least 0",
     },

@@ -365,6 +365,8 @@ class Export(Group):
     photos: Text | None
     on_corrupt: OnCorrupt | None
     reject: Fraction | None
+    formats: Annotated[list[Literal["programs", "web"]], Field(min_length=1), Expected("a list of: programs, web")]
+    web_runtime: Text | None
     int8: bool
     calibration_images: AtLeastOne
     reduce_range: bool

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowers.deploy.export.formats import OnnxExporter
 from flowers.runtime.text import escape_markdown, one_line
 
 _LICENSE_NOTE = """The code of flowers, which made these files, is under the Apache License 2.0.
@@ -27,7 +28,7 @@ Classes: {classes}. The input is a decoded image of any size, the output is a pr
 import json, numpy, onnxruntime
 from PIL import Image, ImageOps
 photo = numpy.asarray(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")).transpose(2, 0, 1)[None]
-session = onnxruntime.InferenceSession("model.onnx")
+session = onnxruntime.InferenceSession("{onnx_file}")
 print(dict(zip(json.load(open("model.json"))["classes"], session.run(None, {{"photos": photo}})[0][0].tolist())))
 ```
 
@@ -93,6 +94,7 @@ def render_model_card(
         classes=", ".join(map(escape_markdown, facts["classes"])),
         count=len(facts["classes"]),
         files=" ".join(descriptions),
+        onnx_file=next((file for file in facts["files"] if file.endswith(".onnx")), OnnxExporter.file_name),
         rejection=_REJECTION.format(**rejection, percent=100 * rejection["reject"]) if rejection else "",
         scores="\n".join(_markdown_table([["split", "accuracy", "interval", "n"], *_score_rows(facts["scores"])])),
         n=counts["val"],

@@ -19,7 +19,14 @@ from flowers.data.dataset import ImageDataset
 from flowers.data.remote import is_remote
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier
-from flowers.deploy.export.formats import EXPORTERS, Exporter, ExportSource, ImageProgram, export_program
+from flowers.deploy.export.formats import (
+    EXPORTERS,
+    Exporter,
+    ExportSource,
+    ImageProgram,
+    WebOnnxExporter,
+    export_program,
+)
 from flowers.deploy.export.graph import ExportableClassifier
 from flowers.deploy.export.model_card import render_license_note, render_model_card
 from flowers.deploy.export.parity import (
@@ -32,6 +39,7 @@ from flowers.deploy.export.parity import (
     parity_rows,
     parity_table,
 )
+from flowers.deploy.export.web_page import read_web_runtime, write_web_page
 from flowers.evaluation.evaluator import find_split_file
 from flowers.models.classifier import read_checkpoint
 from flowers.runtime.config import require_extra
@@ -62,8 +70,11 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
             disagrees with the model. Then nothing is written.
     """
     exporters = [exporter for exporter in EXPORTERS if exporter.option is None or cfg[exporter.option]]
+    exporters = exporters if "programs" in cfg.formats else []
+    exporters += [WebOnnxExporter()] if "web" in cfg.formats else []
     output = Path(cfg.output).resolve()
     _check_settings(cfg, exporters, output)
+    web_runtime = read_web_runtime(cfg.web_runtime) if "web" in cfg.formats else None
     run = TrainedRun(find_checkpoint(cfg.run), cfg.photos, cfg.on_corrupt, cfg.tta, cfg.reject)
 
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +92,9 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
         speeds = measure_programs(run, programs, cfg.batch, cfg.rounds, cfg.seconds)
         report = build_parity_report(folder, exporters, rows, speeds) | {"limits": minimums}
         write_json(report, folder / "parity.json")
-        write_model_files(run, exporters, folder, report)
+        facts = write_model_files(run, exporters, folder, report)
+        if web_runtime is not None:
+            write_web_page(folder / "web", facts, web_runtime)
     console = Console()
     console.print(parity_table(report["versions"]))
     console.print(one_line(f"exported to {output}"), soft_wrap=True, markup=False, highlight=False)
@@ -277,8 +290,10 @@ def build_parity_report(
     return {"versions": versions} | {name: value for name, value in speeds.items() if name != "photos_per_second"}
 
 
-def write_model_files(run: TrainedRun, exporters: Sequence[Exporter], folder: Path, report: Mapping[str, Any]) -> None:
-    """Write model.json, the model card and the license note."""
+def write_model_files(
+    run: TrainedRun, exporters: Sequence[Exporter], folder: Path, report: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write model.json, the model card and the license note; return the content of model.json."""
     result = run.result
     files = [exporter.file_name for exporter in exporters]
     counts = {split: run.data.counts(split).total() for split in ("train", "val", "test")}
@@ -308,3 +323,4 @@ def write_model_files(run: TrainedRun, exporters: Sequence[Exporter], folder: Pa
     descriptions = [exporter.description for exporter in exporters]
     card = render_model_card(facts, report, parity_rows(report["versions"]), descriptions)
     atomic_write_text(folder / "README.md", card)
+    return facts
