@@ -4,7 +4,6 @@ To add a format, write one class with the attributes and methods of `Exporter` a
 The pipeline, the parity report, model.json and the model card iterate that list.
 """
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -255,12 +254,21 @@ class WebOnnxExporter(Int8OnnxExporter):
     session_settings: Mapping[str, str] = {**OnnxExporter.session_settings, "session.x64quantprecision": "1"}
 
     def write(self, source: ExportSource, path: Path) -> None:
-        """Write the quantized ONNX file, or copy it if it has been written already."""
+        """Write the quantized ONNX file as ONNX Runtime optimizes it, so that no browser has to."""
+        import onnxruntime
+
         path.parent.mkdir()
-        if (written := source.folder / Int8OnnxExporter.file_name).is_file():
-            shutil.copyfile(written, path)
-        else:
-            super().write(source, path)
+        with tempfile.TemporaryDirectory() as folder:
+            quantized = source.folder / Int8OnnxExporter.file_name
+            if not quantized.is_file():
+                quantized = Path(folder) / Int8OnnxExporter.file_name
+                super().write(source, quantized)
+            onnxruntime.disable_telemetry_events()
+            options = onnxruntime.SessionOptions()
+            # The next level is for the CPU of this machine.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.optimized_model_filepath = str(path)
+            onnxruntime.InferenceSession(str(quantized), options, providers=["CPUExecutionProvider"])
 
 
 EXPORTERS: list[Exporter] = [TorchExportExporter(), OnnxExporter(), Int8OnnxExporter()]

@@ -17,7 +17,7 @@ from PIL import Image
 from flowers.deploy.export.web_page import RUNTIME_FILES, read_web_runtime, write_web_page
 from flowers.runtime.files import read_json
 
-FACTS = {
+FACTS: dict[str, Any] = {
     "classes": ["<img src=x onerror=alert(1)>", "=1+1", "</script>\u202e"],
     "resize": 256,
     "rejection": {"strangeness_threshold": 0.5},
