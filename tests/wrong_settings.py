@@ -117,7 +117,9 @@ WRONG: dict[str, dict[str, str]] = {
     "export": {
         "calibration_images=0": "at least 1",
         "int8=1": "true or false",
-        "formats=[onxx]": "a list of torch_export, onnx, int8 and hub",
+        "formats=[onxx]": "a list of torch_export, onnx, int8, hub and web",
+        "formats=[]": "a list of torch_export, onnx, int8, hub and web",
+        "web_runtime=": "not empty",
         "min_agreement=2": "from 0 to 1",
         "reject=-1": "at least 0",
     },

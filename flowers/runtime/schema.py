@@ -391,10 +391,11 @@ class Export(Group):
     on_corrupt: OnCorrupt | None
     reject: Fraction | None
     formats: Annotated[
-        list[Literal["torch_export", "onnx", "int8", "hub"]],
+        list[Literal["torch_export", "onnx", "int8", "hub", "web"]],
         Field(min_length=1),
-        Expected("a list of torch_export, onnx, int8 and hub"),
+        Expected("a list of torch_export, onnx, int8, hub and web"),
     ]
+    web_runtime: Text | None
     int8: bool
     calibration_images: AtLeastOne
     reduce_range: bool

@@ -1,3 +1,4 @@
+import base64
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.formats import EXPORTERS, ExportSource, ImageProgram, OnnxExporter, TorchExportExporter
 from flowers.deploy.export.model_card import render_model_card
 from flowers.deploy.export.pipeline import TrainedRun, write_programs
+from flowers.deploy.export.web_page import RUNTIME_FILES
 from flowers.evaluation.predictions import load_predictions
 from flowers.export import main
 from flowers.runtime.files import read_json
@@ -110,6 +112,25 @@ def test_exported_files_reject_what_the_classifier_rejects(
     assert float(stored["strangeness_threshold"]) == classifier.rejection.threshold
     assert read_json(output / "model.json")["rejection"]["reject"] == 0.2
     assert "none of these" in (output / "README.md").read_text(encoding="utf-8")
+
+
+def test_web_page_has_an_int8_model_that_was_compared_and_its_threshold(rejecting: Path, tmp_path: Path):
+    package = tmp_path / "node_modules"
+    for name in ("package.json", *RUNTIME_FILES):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text('{"name": "onnxruntime-web", "version": "1.2.3"}')
+    output = tmp_path / "exported"
+    report = export(output, rejecting, "formats=[web]", f"web_runtime={package}", "int8_min_agreement=0.1")
+    assert {path.name for path in output.iterdir()} == {"README.md", "LICENSE.txt", "model.json", "parity.json", "web"}
+    assert report["versions"]["web page"]["file"] == "web/model.onnx"
+    assert report["limits"]["int8_min_agreement"] == 0.1
+    weights = [tensor for tensor in onnx.load(output / "web" / "model.onnx").graph.initializer if len(tensor.dims) == 4]
+    assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.INT8}
+    settings, facts = read_json(output / "web" / "settings.json"), read_json(output / "model.json")
+    assert settings["classes"] == read_json(rejecting / "result.json")["classes"]
+    assert settings["threshold"] == facts["rejection"]["strangeness_threshold"]
+    assert base64.b64decode(settings["model"]).hex() == facts["files"]["web/model.onnx"]
+    assert 'InferenceSession("web/model.onnx")' in (output / "README.md").read_text(encoding="utf-8")
 
 
 def test_code_on_the_model_card_classifies_an_image(exported: Path, trained: Path, painted: Path, tmp_path: Path):
@@ -245,9 +266,9 @@ def test_export_names_what_is_wrong_with_a_setting(exporters: list[Any], trained
     for overrides, message in (
         (["batch=0"], "batch=0: expected at least 1"),
         (["calibration_images=0"], "calibration_images=0: expected at least 1"),
-        (["formats=[int8]"], r"formats=\[int8\]: int8 is made from onnx: expected formats=\[onnx,int8\]"),
         (["formats=[int8]", "int8=false"], "expected at least one format"),
         (["seconds=-1"], r"seconds=-1.*: expected at least 0"),
+        (["formats=[web]"], r"formats=\[web\] needs onnxruntime-web: run npm pack onnxruntime-web"),
         (["min_agreement=99.9"], r"min_agreement=99\.9: expected a share from 0 to 1"),
     ):
         with pytest.raises(ValueError, match=message):

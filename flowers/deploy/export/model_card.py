@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowers.deploy.export.formats import OnnxExporter
 from flowers.runtime.text import escape_markdown, one_line
 
 _LICENSE_NOTE = """The code of flowers, which made these files, is under the Apache License 2.0.
@@ -64,7 +65,7 @@ _RUN_ONNX = """The input of the programs is a decoded image of any size, the out
 import json, numpy, onnxruntime
 from PIL import Image, ImageOps
 photo = numpy.asarray(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")).transpose(2, 0, 1)[None]
-session = onnxruntime.InferenceSession("model.onnx")
+session = onnxruntime.InferenceSession("{onnx_file}")
 print(dict(zip(json.load(open("model.json"))["classes"], session.run(None, {{"photos": photo}})[0][0].tolist())))
 ```
 
@@ -159,7 +160,8 @@ def render_model_card(
     """
     counts, rejection = facts["photos"], facts.get("rejection")
     has_programs = library is None or len(descriptions) > 1
-    runs = [_RUN_ONNX.format(count=len(facts["classes"]))] if has_programs else []
+    onnx_file = next((file for file in facts["files"] if file.endswith(".onnx")), OnnxExporter.file_name)
+    runs = [_RUN_ONNX.format(count=len(facts["classes"]), onnx_file=onnx_file)] if has_programs else []
     runs += [_RUN_TIMM if library == "timm" else _RUN_TORCHVISION] if library else []
     rejections = [_REJECTION] if has_programs else []
     rejections += [_REJECTION_HUB] if library else []

@@ -21,7 +21,14 @@ from flowers.data.dataset import ImageDataset
 from flowers.data.remote import is_remote
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier
-from flowers.deploy.export.formats import EXPORTERS, Exporter, ExportSource, ImageProgram, export_program
+from flowers.deploy.export.formats import (
+    EXPORTERS,
+    Exporter,
+    ExportSource,
+    ImageProgram,
+    WebOnnxExporter,
+    export_program,
+)
 from flowers.deploy.export.graph import ExportableClassifier
 from flowers.deploy.export.model_card import render_license_note, render_model_card
 from flowers.deploy.export.parity import (
@@ -35,6 +42,7 @@ from flowers.deploy.export.parity import (
     parity_table,
 )
 from flowers.deploy.hub_folder import CONFIG_FILE, WEIGHTS_FILE
+from flowers.deploy.export.web_page import read_web_runtime, write_web_page
 from flowers.evaluation.evaluator import find_split_file
 from flowers.models.classifier import read_checkpoint
 from flowers.runtime.config import require_extra
@@ -72,6 +80,7 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
     ]
     output = Path(cfg.output).resolve()
     _check_settings(cfg, exporters, output)
+    web_runtime = read_web_runtime(cfg.web_runtime) if "web" in cfg.formats else None
     run = TrainedRun(find_checkpoint(cfg.run), cfg.photos, cfg.on_corrupt, cfg.tta, cfg.reject)
 
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +98,9 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
         speeds = measure_programs(run, programs, cfg.batch, cfg.rounds, cfg.seconds)
         report = build_parity_report(folder, exporters, rows, speeds) | {"limits": minimums}
         write_json(report, folder / "parity.json")
-        write_model_files(run, exporters, folder, report)
+        facts = write_model_files(run, exporters, folder, report)
+        if web_runtime is not None:
+            write_web_page(folder / "web", facts, web_runtime)
     console = Console()
     console.print(parity_table(report["versions"]))
     console.print(one_line(f"exported to {output}"), soft_wrap=True, markup=False, highlight=False)
@@ -98,13 +109,8 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
 
 def _check_settings(cfg: DictConfig, exporters: Sequence[Exporter], output: Path) -> None:
     """Check what can be checked before the run is read."""
-    formats = [exporter.format for exporter in exporters]
-    if not formats or ("int8" in formats and "onnx" not in formats):
-        raise ValueError(
-            f"formats={format_setting(list(cfg.formats))}: int8 is made from onnx: expected formats=[onnx,int8]"
-            if formats
-            else f"formats={format_setting(list(cfg.formats))} int8=false: expected at least one format"
-        )
+    if not exporters:
+        raise ValueError(f"formats={format_setting(list(cfg.formats))} int8=false: expected at least one format")
     for exporter in exporters:
         require_extra(f"export to {exporter.name}", exporter.extra, *exporter.packages)
     for key in ("calibration_images", "batch", "rounds"):
@@ -320,3 +326,4 @@ def write_model_files(run: TrainedRun, exporters: Sequence[Exporter], folder: Pa
     library = read_json(folder / CONFIG_FILE)["library"] if WEIGHTS_FILE in files else None
     card = render_model_card(facts, report, parity_rows(report["versions"]), descriptions, library)
     atomic_write_text(folder / "README.md", card)
+    return facts
