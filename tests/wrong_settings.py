@@ -114,7 +114,7 @@ WRONG: dict[str, dict[str, str]] = {
         "int8=1": "true or false",
         "formats=[wbe]": "expected a list of: programs, web",
         "formats=[]": "expected a list of: programs, web",
-        "web_runtime=": "not empty",
+        "web_runtime=[1]": "expected a text",
         "min_agreement=2": "from 0 to 1",
         "reject=-1": "at least 0",
     },
