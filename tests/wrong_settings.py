@@ -119,7 +119,7 @@ WRONG: dict[str, dict[str, str]] = {
         "int8=1": "true or false",
         "formats=[onxx]": "a list of torch_export, onnx, int8, hub and web",
         "formats=[]": "a list of torch_export, onnx, int8, hub and web",
-        "web_runtime=": "not empty",
+        "web_runtime=[1]": "expected a text",
         "min_agreement=2": "from 0 to 1",
         "reject=-1": "at least 0",
     },

@@ -26,7 +26,6 @@ from flowers.deploy.export.formats import (
     Exporter,
     ExportSource,
     ImageProgram,
-    WebOnnxExporter,
     export_program,
 )
 from flowers.deploy.export.graph import ExportableClassifier
@@ -41,8 +40,8 @@ from flowers.deploy.export.parity import (
     parity_rows,
     parity_table,
 )
-from flowers.deploy.hub_folder import CONFIG_FILE, WEIGHTS_FILE
 from flowers.deploy.export.web_page import read_web_runtime, write_web_page
+from flowers.deploy.hub_folder import CONFIG_FILE, WEIGHTS_FILE
 from flowers.evaluation.evaluator import find_split_file
 from flowers.models.classifier import read_checkpoint
 from flowers.runtime.config import require_extra

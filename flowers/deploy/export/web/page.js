@@ -200,7 +200,7 @@ function csv() {
   for (const answer of answers) {
     const shares = answer.reason ? classes.map(() => "") : answer.probabilities.map((share) => share.toFixed(6));
     const label = answer.reason ? ["", ""] : [classes[best(answer)], shares[best(answer)]];
-    const rejection = answer.reason ? ["", ""] : [answer.strangeness, answer.isRejected];
+    const rejection = answer.reason ? ["", ""] : [answer.strangeness?.toFixed(6), answer.isRejected];
     lines.push([answer.name, ...label, ...shares, ...(rejects ? rejection : []), answer.reason ?? ""]);
   }
   return lines.map((line) => `${line.map(cell).join(",")}\n`).join("");
