@@ -304,8 +304,10 @@ def describe_run(run: TrainedRun) -> dict[str, Any]:
     return facts
 
 
-def write_model_files(run: TrainedRun, exporters: Sequence[Exporter], folder: Path, report: Mapping[str, Any]) -> None:
-    """Write model.json, the model card and the license note."""
+def write_model_files(
+    run: TrainedRun, exporters: Sequence[Exporter], folder: Path, report: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write model.json, the model card and the license note; return the content of model.json."""
     files = [exporter.file_name for exporter in exporters]
     facts = describe_run(run) | {
         "input": "photos: uint8 (B, 3, H, W), RGB, upright, of any size",
