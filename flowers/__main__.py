@@ -5,7 +5,7 @@ import runpy
 import sys
 
 import flowers
-from flowers.runtime.config_reference import PROGRAMS, summary_of
+from flowers.runtime.config_reference import COMMANDS, PROGRAMS, summary_of
 
 
 def main() -> None:
@@ -15,19 +15,20 @@ def main() -> None:
         sys.stdout.write(list_programs())
     elif name == "--version":
         sys.stdout.write(f"flowers {flowers.__version__}\n")
-    elif name in PROGRAMS:
+    elif name in PROGRAMS or name in COMMANDS:
         sys.argv[1:] = arguments
         # As `python -m` does, so that launchers find the module's name in `__main__.__spec__` and can start it again.
-        runpy.run_module(f"flowers.{name}", run_name="__main__", alter_sys=True)
+        runpy.run_module(f"flowers.{name.replace('-', '_')}", run_name="__main__", alter_sys=True)
     else:
-        close = difflib.get_close_matches(name, PROGRAMS, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(name, [*PROGRAMS, *COMMANDS], n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(PROGRAMS)}"
         sys.exit(f"error: {name}: no such program: {hint}")
 
 
 def list_programs() -> str:
-    """Return one line per program."""
-    lines = [f"  {name:10} {summary_of(name)}" for name in PROGRAMS]
+    """Return one line per program, and per command that is not a program of Hydra."""
+    summaries = {name: summary_of(name) for name in PROGRAMS} | COMMANDS
+    lines = [f"  {name:14} {summary}" for name, summary in summaries.items()]
     return "\n".join(["Usage: flowers PROGRAM [key=value …]", "", *lines, "", "More: flowers PROGRAM --help"]) + "\n"
 
 

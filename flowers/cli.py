@@ -20,7 +20,7 @@ from flowers.runtime.config import CONF, compose_checked
 from flowers.runtime.config_reference import help_text
 from flowers.runtime.files import DiskFullError
 from flowers.runtime.logging import configure_logging, filter_harmless_warnings, write_traceback
-from flowers.runtime.overrides import check_overrides
+from flowers.runtime.overrides import check_overrides, parse_overrides
 from flowers.runtime.text import printable
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,8 @@ def program(
             if not flags - _RUN_FLAGS:
                 if rest := [argument for argument in sys.argv[1:] if argument not in (*checked, *flags)]:
                     raise ValueError(f"{rest[0]}: expected key=value")
+                if not flags:
+                    _check_single(checked)
                 cfg = compose_checked(checked, config_name)
                 if check is not None and not flags:
                     check(cfg)
@@ -109,6 +111,17 @@ def _escape_unprintable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _check_single(overrides: Sequence[str]) -> None:
+    """Raise ValueError if an override has several values: Hydra answers without -m in four lines."""
+    parsed = parse_overrides(overrides)
+    for each in parsed if not any(each.key_or_group == "hydra.mode" for each in parsed) else ():
+        if each.is_sweep_override():
+            key, _, values = str(each.input_line).partition("=")
+            raise ValueError(
+                f"{key}={values}: expected one value: -m runs each of them, and {key}=[{values}] is a list"
+            )
 
 
 def _absolute_sweep_dir(override: str) -> str:

@@ -45,7 +45,8 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory, painted: Path) -> Path:
     """The folder of a run through both stages, and on to a test split."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    run_training(configuration(*SMALL, f"data.root={painted}", f"run_dir={folder}", "data.test_fraction=0.1"))
+    settings = [f"data.root={painted}", f"run_dir={folder}", "data.test_fraction=0.1", "logger=[tensorboard,csv]"]
+    run_training(configuration(*SMALL, *settings))
     return folder
 
 

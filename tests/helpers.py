@@ -1,5 +1,6 @@
 """Shared by tests of several folders: configurations, programs as subprocesses, what a run wrote."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from lightning import Callback, LightningModule, Trainer
@@ -55,6 +57,17 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     timed = "train/photos_per_second"
     tags = [tag for tag in events.Tags()["scalars"] if tag != timed and not tag.startswith("val_best/")]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def csv_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """What csv/metrics.csv holds, in the precision of TensorBoard."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    with (run / "csv" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and name != "step":
+                    found.setdefault(name, []).append((int(row["step"]), float(np.float32(value))))
+    return found
 
 
 def packed(photos: Path, output: Path, *overrides: str) -> dict[str, bytes]:

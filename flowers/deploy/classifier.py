@@ -14,13 +14,14 @@ from torchvision.transforms import v2
 
 from flowers.data.images import read_error_reason, read_image, to_upright_rgb
 from flowers.data.transforms import eval_transform
+from flowers.deploy.hub_folder import find_classifier, is_hub_folder, read_hub_folder
 from flowers.evaluation.evaluator import open_run_images, predict_logits, resolve_engine
 from flowers.evaluation.rejection import Rejection, load_rejection
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.features.int8_backbone import Int8Backbone, load_int8_backbone
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
-from flowers.runtime.run_folder import find_checkpoint, read_result, run_dir_of
+from flowers.runtime.run_folder import REJECTION_FILE, read_result, run_dir_of
 
 log = logging.getLogger(__name__)
 
@@ -102,13 +103,14 @@ class Classifier:
         reject: float | None = None,
         engine: str | None = "pytorch",
     ) -> Self:
-        """Load the classifier of a run folder or of a checkpoint.
+        """Load the classifier of a run folder, of a checkpoint, or of a folder that was exported for a hub.
 
-        Loading runs no code that the file contains. The temperature is read from the run folder. It is 1 for a
-        checkpoint outside a run folder.
+        Loading runs no code that the file contains. The temperature is read from the folder. It is 1 for a checkpoint
+        outside a run folder.
 
         Args:
-            path: A run folder, whose best checkpoint is loaded, or a checkpoint file.
+            path: A run folder, whose best checkpoint is loaded, a checkpoint file, or what `flowers.export
+                formats=[hub]` wrote.
             accelerator: "cpu", "gpu", "cuda" or "mps". None chooses the best one of this machine.
             precision: "32-true", "bf16-mixed" and so on. None chooses the fastest one that the accelerator computes
                 natively.
@@ -122,23 +124,31 @@ class Classifier:
             The classifier, ready to be called.
 
         Raises:
-            ValueError: `path` is neither a run folder nor a checkpoint of this project, the accelerator is not
-                available, the run lacks what `reject` needs, or `engine` cannot be used.
+            ValueError: `path` is none of these, the accelerator is not available, the run lacks what `reject` needs, or
+                `engine` cannot be used.
         """
         settings = {"accelerator": accelerator or "auto", "precision": precision or "auto", "deterministic": "auto"}
         resolved = resolve_trainer_config(settings)
         device = resolve_device(resolved["accelerator"])
-        checkpoint = find_checkpoint(path)
-        hparams = read_checkpoint(checkpoint)["hyper_parameters"]  # raises a clear error for a file of another origin
-        temperature = (read_result(run_dir_of(checkpoint)) or {}).get("temperature", 1.0)
-        rejection = load_rejection(run_dir_of(checkpoint), reject)
-        model = load_classifier(checkpoint).to(device).eval()
+        found = find_classifier(path)
+        if is_hub_folder(found):
+            if engine == "int8":
+                raise ValueError(f"engine=int8: {found} has no photos to compare answers on: give a run folder")
+            model, config = read_hub_folder(found)
+            if reject and not (found / REJECTION_FILE).is_file():
+                advice = f"python -m flowers.evaluate run=FOLDER reject={reject:g}, and export that run again"
+                raise ValueError(f"reject={reject:g}: {found} has no {REJECTION_FILE}: {advice}")
+            rejection = load_rejection(found, reject)
+            return cls(model.to(device), config["temperature"], resolved["precision"], tta or config["tta"], rejection)
+        hparams = read_checkpoint(found)["hyper_parameters"]  # raises a clear error for a file of another origin
+        temperature = (read_result(run_dir_of(found)) or {}).get("temperature", 1.0)
+        rejection = load_rejection(run_dir_of(found), reject)
+        model = load_classifier(found).to(device).eval()
         tta, backbone = tta or hparams["config"]["tta"], None
         if resolve_engine(model, hparams["config"], engine) == "int8":
-            open_run = partial(open_run_images, checkpoint, hparams)
-            answer = partial(_answers, model, rejection)
+            open_run = partial(open_run_images, found, hparams)
             backbone = load_int8_backbone(model, resolved["precision"], tta, open_run)
-            backbone.check_agreement(answer)
+            backbone.check_agreement(partial(_answers, model, rejection))
         return cls(model, temperature, resolved["precision"], tta, rejection, backbone)
 
     def __call__(self, image: str | Path | IO[bytes] | Image.Image) -> Prediction:
@@ -196,6 +206,16 @@ class Classifier:
             Float64 (B, C), on the CPU.
         """
         return self.calibrate(self.logits(self.features(batch)))
+
+    def outputs(self, batch: Tensor) -> Tensor:
+        """Return what an exported program returns, of network inputs: probabilities (B, C), and strangeness last."""
+        features = self.features(batch)
+        probabilities, strangeness = self.calibrate(self.logits(features)), self.strangeness(features)
+        return probabilities if strangeness is None else torch.cat([probabilities, strangeness[:, None]], 1)
+
+    def outputs_of_images(self, images: Tensor) -> Tensor:
+        """Return the same of decoded images, uint8 (B, 3, H, W)."""
+        return self.outputs(torch.as_tensor(self.eval_transform(images)))
 
     def features(self, batch: Tensor) -> Tensor:
         """Return the features (B, F) of network inputs, uint8 (B, 3, H, W)."""

@@ -21,11 +21,11 @@ from flowers.data.images import read_error_reason, read_image
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.gradcam import grad_cam
+from flowers.deploy.hub_folder import find_classifier
 from flowers.evaluation.gallery import caption_font
 from flowers.runtime.config import require_extra, to_container
 from flowers.runtime.files import atomic_write
 from flowers.runtime.logging import progress_bar
-from flowers.runtime.run_folder import find_checkpoint
 from flowers.runtime.suggestions import did_you_mean
 from flowers.runtime.text import one_line
 
@@ -164,10 +164,10 @@ def run_explanation(cfg: DictConfig) -> int:
     """
     require_extra("a heat map", "explain", "captum")
     output, label = Path(str(cfg.output)), None if cfg.label is None else str(cfg.label)
-    checkpoint = find_checkpoint(cfg.run)
+    run = find_classifier(cfg.run)
     files = expand_image_paths(to_container(cfg)["photos"])
     pictures = _picture_paths(files, output)
-    classifier = Classifier.load(checkpoint, cfg.accelerator, cfg.precision)
+    classifier = Classifier.load(run, cfg.accelerator, cfg.precision)
     console, readable = Console(soft_wrap=True, markup=False, highlight=False), 0
     pairs = progress_bar(list(zip(files, pictures, strict=True)), "Explaining")
     cropped = ((path, crop_image(classifier, image)) for file, path in pairs if (image := _read_or_warn(file)))

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from flowers.data.folder import expand_image_paths
 from flowers.deploy.classifier import Classifier, Prediction
+from flowers.deploy.hub_folder import find_classifier
 from flowers.runtime.config import to_container
 from flowers.runtime.files import atomic_write
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.logging import progress_bar
-from flowers.runtime.run_folder import find_checkpoint
 from flowers.runtime.text import one_line, write_csv
 
 _TABLE_ROWS = 1000  # rows shown on the terminal
@@ -42,9 +42,9 @@ def run_prediction(cfg: DictConfig) -> int:
     """
     check_confidence(cfg.confidence)
     make_row_writer(cfg.output)
-    checkpoint = find_checkpoint(cfg.run)
+    run = find_classifier(cfg.run)
     files = [str(file) for file in expand_image_paths(to_container(cfg)["photos"])]
-    classifier = Classifier.load(checkpoint, cfg.accelerator, cfg.precision, cfg.tta, cfg.reject, cfg.engine)
+    classifier = Classifier.load(run, cfg.accelerator, cfg.precision, cfg.tta, cfg.reject, cfg.engine)
     num_workers = cfg.num_workers if cfg.num_workers is not None else _default_num_workers(classifier, len(files))
     results = progress_bar(classifier.stream(files, num_workers), "Classifying", len(files))
     rows = (PredictionRow.from_result(file, result, cfg.confidence) for file, result in results)

@@ -27,9 +27,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from flowers.data.images import IMAGE_FORMATS, read_error_reason, read_image
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.explain import Explanation, ImageCrops, crop_image, explain_images
+from flowers.deploy.hub_folder import find_classifier
 from flowers.runtime.config import check_settings, require_extra
 from flowers.runtime.hardware import available_cores
-from flowers.runtime.run_folder import find_checkpoint
 from flowers.runtime.text import escape_markdown, one_line
 
 _HOST = "127.0.0.1"
@@ -64,8 +64,8 @@ def serve_app(cfg: DictConfig) -> None:
 
     check_settings(cfg, "app")
     _check_port(cfg.port)
-    checkpoint = find_checkpoint(cfg.run)
-    classifier = Classifier.load(checkpoint, cfg.accelerator, cfg.precision, reject=cfg.reject)
+    run = find_classifier(cfg.run)
+    classifier = Classifier.load(run, cfg.accelerator, cfg.precision, reject=cfg.reject)
     settings = PageSettings(
         str(cfg.run), cfg.confidence, cfg.max_megapixels, cfg.max_upload_mb, list(cfg.allowed_hosts)
     )

@@ -12,7 +12,8 @@ from rich.table import Column, Table
 from flowers.data.datamodule import ImageDataModule, inference_data_args
 from flowers.evaluation.audit import KINDS, Audit, audit_images, preview_images
 from flowers.evaluation.evaluator import extract_features
-from flowers.evaluation.review_page import write_review_page
+from flowers.evaluation.pretrained_features import model_before_training
+from flowers.evaluation.review_page import review_content, write_page
 from flowers.evaluation.tables import plain
 from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
@@ -62,7 +63,7 @@ def run_audit(cfg: DictConfig) -> int:
     _print(audit, console)
     output = Path(cfg.output)
     save_audit(audit, output / "audit.csv")
-    write_review_page(audit, output / "audit.html", data.corrections.lines, cfg.max_photos)
+    write_page(output / "audit.html", review_content(audit, data.corrections.lines, cfg.max_photos))
     console.print(f"details: {one_line(output / 'audit.csv')} and audit.html, a page to review them", soft_wrap=True)
     return len(audit.likely("label"))
 
@@ -87,7 +88,7 @@ def _open_folder(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier, dic
 
 
 def _open_run(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier, dict[str, Any]]:
-    """Return the photos of a run, with the corrections that it was trained with, and its backbone."""
+    """Return the photos of a run, with the corrections that it was trained with, and its pretrained backbone."""
     checkpoint = find_checkpoint(cfg.run)
     hparams = read_checkpoint(checkpoint)["hyper_parameters"]
     settings = hparams["config"]["data"]
@@ -97,7 +98,10 @@ def _open_run(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier, dict[s
     arguments = inference_data_args(settings) | ({"on_corrupt": cfg.on_corrupt} if cfg.on_corrupt else {})
     arguments |= {"packed": False, "corrections": cfg.corrections or (own if own.is_file() else None)}
     data = ImageDataModule(cfg.photos or settings["root"], **arguments)
-    return data, load_classifier(checkpoint), _feature_settings(cfg, hparams["config"]["trainer"])
+    # Random features tell nothing of the labels: without weights, only the trained backbone can.
+    is_pretrained = hparams["config"]["model"]["weights"] is not None
+    model = model_before_training(checkpoint, hparams) if is_pretrained else load_classifier(checkpoint)
+    return data, model, _feature_settings(cfg, hparams["config"]["trainer"])
 
 
 def _feature_settings(cfg: DictConfig, trainer: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,14 +81,19 @@ def run_evaluation(cfg: DictConfig) -> float:
         console.print(rejection_table(scores["rejection"]))
     if cfg.output:
         write_json({name: scores}, cfg.output)
-    folder = cfg.report or (cfg.run if Path(cfg.run).is_dir() and not cfg.photos else None)
-    if folder:
-        suffix = "" if cfg.photos or cfg.split == "val" else f"-{cfg.split}"
-        page, mistakes = Path(folder, f"report{suffix}.html"), Path(folder, f"mistakes{suffix}.csv")
+    if page := report_page(cfg):
+        mistakes = page.with_name(page.name.replace("report", "mistakes", 1)).with_suffix(".csv")
         save_mistakes(score_images(predictions), mistakes)
         write_report(page, run_dir_of(checkpoint), config, name, data.root, predictions, scores)
         console.print(f"details: {one_line(page)} and {mistakes.name}", soft_wrap=True)
     return float(scores["accuracy"])
+
+
+def report_page(cfg: DictConfig) -> Path | None:
+    """Return the page that `run_evaluation` writes; None if it writes none."""
+    folder = cfg.report or (cfg.run if Path(cfg.run).is_dir() and not cfg.photos else None)
+    suffix = "" if cfg.photos or cfg.split == "val" else f"-{cfg.split}"
+    return Path(folder, f"report{suffix}.html") if folder else None
 
 
 def _find_rejection(

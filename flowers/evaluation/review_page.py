@@ -1,4 +1,4 @@
-"""audit.html: one page, without network, on which a person judges the photos that an audit has found."""
+"""Pages, without network, on which a person judges the photos of an audit or labels photos of a pool."""
 
 import base64
 import hashlib
@@ -11,20 +11,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from flowers.data.corrections import CORRECTION_COLUMNS, Correction
-from flowers.evaluation.audit import KINDS, Audit, Finding
+from flowers.evaluation.audit import KINDS, Audit, Finding, Preview
 from flowers.runtime.files import atomic_write_text
 
+LABEL_COLUMNS = ("path", "class", "sha256")  # of labels.csv
 
-def write_review_page(audit: Audit, path: Path, earlier: Sequence[Correction] = (), max_photos: int = 4000) -> None:
-    """Write the page. Its button saves corrections.csv; photos are never changed.
+
+def write_page(path: Path, content: dict[str, Any]) -> None:
+    """Write a page. Its button saves a CSV file; photos are never changed.
 
     Its only script is that of the template; names are data, which no browser runs.
 
     Args:
-        audit: The findings.
         path: The page.
-        earlier: Verdicts of an earlier review, which the page saves again.
-        max_photos: How many photos are on it, those to look at first, beside their neighbors.
+        content: See `review_content` and `labeling_content`.
     """
     environment = Environment(
         loader=PackageLoader("flowers.evaluation", "templates"), autoescape=True, undefined=StrictUndefined
@@ -33,17 +33,24 @@ def write_review_page(audit: Audit, path: Path, earlier: Sequence[Correction] = 
     script = environment.loader.get_source(environment, "review.js")[0]
     # The content security policy names the digest of the script, so that the browser runs no other.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    content = page_content(audit, earlier, max_photos)
     # In a script element, only "<" can end the data. Lone surrogates, of names that are not UTF-8, become escapes.
     data = json.dumps(content, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
     text = environment.get_template("review.html").render(
-        title=f"Review of {len(audit.images):,} photos", data=Markup(data), script=Markup(script), digest=digest
+        title=content["title"], task=content["task"], data=Markup(data), script=Markup(script), digest=digest
     )
     atomic_write_text(path, text)
 
 
-def page_content(audit: Audit, earlier: Sequence[Correction], max_photos: int) -> dict[str, Any]:
-    """Return what the page shows, ready for JSON. A photo with several findings is one item."""
+def review_content(audit: Audit, earlier: Sequence[Correction], max_photos: int) -> dict[str, Any]:
+    """Return the content of the page that reviews an audit and saves corrections.csv.
+
+    A photo with several findings is one item.
+
+    Args:
+        audit: The findings.
+        earlier: Verdicts of an earlier review, which the page saves again.
+        max_photos: How many photos are on it, those to look at first, beside their neighbors.
+    """
     ordered = [finding for finding in audit.findings if finding.is_likely]
     ordered += [finding for finding in audit.findings if not finding.is_likely]
     findings_of: dict[int, list[Finding]] = {}
@@ -69,10 +76,12 @@ def page_content(audit: Audit, earlier: Sequence[Correction], max_photos: int) -
     photos = []
     for index in places:
         image = audit.images[index]
-        thumbnail = base64.b64encode(audit.previews[index].jpeg).decode()
-        photos.append([image.path, numbers[image.label], image.sha256, thumbnail])
+        photos.append([image.path, numbers[image.label], image.sha256, _base64(audit.previews[index])])
     return {
-        "id": hashlib.sha256("".join(image.sha256 for image in audit.images).encode()).hexdigest()[:16],
+        "task": "review",
+        "title": f"Review of {len(audit.images):,} photos",
+        "file": "corrections.csv",
+        "id": _page_id([image.sha256 for image in audit.images]),
         "columns": CORRECTION_COLUMNS,
         "classes": list(audit.classes),
         "kinds": KINDS,
@@ -82,3 +91,54 @@ def page_content(audit: Audit, earlier: Sequence[Correction], max_photos: int) -
         "overlap": audit.overlap,
         "earlier": [list(line) for line in earlier],
     }
+
+
+def labeling_content(
+    photos: Sequence[tuple[str, str]],
+    previews: Sequence[Preview],
+    guesses: Sequence[tuple[int, float]],
+    classes: Sequence[str],
+) -> dict[str, Any]:
+    """Return the content of the page that labels photos and saves labels.csv.
+
+    Args:
+        photos: The path and the SHA-256 of each photo, the one to label first in front.
+        previews: What the photos look like.
+        guesses: The most likely class of each photo and its probability.
+        classes: The names of the classes.
+    """
+    return {
+        "task": "label",
+        "title": f"{len(photos):,} photos to label",
+        "file": "labels.csv",
+        "id": _page_id([sha256 for _, sha256 in photos]),
+        "columns": LABEL_COLUMNS,
+        "classes": list(classes),
+        "kinds": {},
+        "photos": [
+            [path, None, sha256, _base64(preview)] for (path, sha256), preview in zip(photos, previews, strict=True)
+        ],
+        "items": [
+            {
+                "photo": index,
+                "kinds": [],
+                "is_copied": False,
+                "suggested": guess,
+                "probability": round(probability, 2),
+                "neighbors": [],
+            }
+            for index, (guess, probability) in enumerate(guesses)
+        ],
+        "omitted": 0,
+        "overlap": [],
+        "earlier": [],
+    }
+
+
+def _base64(preview: Preview) -> str:
+    return base64.b64encode(preview.jpeg).decode()
+
+
+def _page_id(digests: Sequence[str]) -> str:
+    """Return under which name a browser keeps the verdicts on these photos."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]

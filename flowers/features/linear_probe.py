@@ -182,6 +182,25 @@ def cross_validated_logits(
     return chosen, penalties
 
 
+def principal_components(features: Tensor, count: int) -> Tensor:
+    """Return features (N, F) as their coordinates (N, K) along the `count` directions in which they vary most.
+
+    Distances and linear probes stay nearly the same, and a probe takes a fraction of the time. K is less than `count`
+    if N or F is.
+
+    Args:
+        features: (N, F), of any floating-point type.
+        count: At most this many directions.
+    """
+    centered = features.float() - features.float().mean(0)
+    if len(centered) < centered.shape[1]:  # the smaller matrix of products has the same coordinates
+        variances, vectors = torch.linalg.eigh(centered @ centered.T)
+        coordinates: Tensor = vectors * variances.clamp(min=0).sqrt()
+    else:
+        coordinates = centered @ torch.linalg.eigh(centered.T @ centered).eigenvectors
+    return coordinates[:, -count:].flip(1)  # the eigenvalues are in ascending order
+
+
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
     """Return a fold (N,), from 0 to `folds` - 1, for each image: each class is spread evenly over the folds."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
 """Networks as ONNX programs for ONNX Runtime, in float32 and in 8 bits."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +85,19 @@ def quantize_onnx(
         )
 
 
-def load_onnx(program: Path | bytes) -> Any:
+# Idle threads yield their core instead of spinning: several times as fast beside other programs.
+SESSION_SETTINGS = {"session.intra_op.allow_spinning": "0"}
+
+
+def load_onnx(program: Path | bytes, settings: Mapping[str, str] = SESSION_SETTINGS) -> Any:
     """Return a session of ONNX Runtime on the CPU, with as many threads as PyTorch uses, for a file or its content."""
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Idle threads yield their core instead of spinning: several times as fast beside other programs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in settings.items():
+        options.add_session_config_entry(key, value)
     source = program if isinstance(program, bytes) else str(program)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

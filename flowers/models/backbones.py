@@ -125,11 +125,11 @@ def _build(architecture: str, weights: str | None, options: Mapping[str, Any]) -
     builder = _builder(architecture)
     if weights is None:
         network = builder(**options)
-        name, head = _last_linear(architecture, network)
+        name, head = last_linear(architecture, network)
     else:
         state = _load_state_dict(architecture, weights)
         network = _build_on_meta(builder, options)
-        name, head = _last_linear(architecture, network)
+        name, head = last_linear(architecture, network)
         _load_weights(network, state, (name,), f"model.weights={weights}")
     network.set_submodule(name, nn.Identity())
     return network, head.in_features
@@ -201,7 +201,12 @@ def _weights_names(architecture: str) -> list[str]:
     return [] if architecture in BACKBONES else list(models.get_model_weights(architecture).__members__)
 
 
-def _last_linear(architecture: str, network: nn.Module) -> tuple[str, nn.Linear]:
+def last_linear(architecture: str, network: nn.Module) -> tuple[str, nn.Linear]:
+    """Return the name and the last linear layer of a network, which a head replaces.
+
+    Raises:
+        ValueError: It has none.
+    """
     linears = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linears:
         raise ValueError(

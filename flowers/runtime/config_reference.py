@@ -5,6 +5,7 @@ the text that the same key has in another file. Print the page with
 `python -m flowers.runtime.config_reference > docs/configuration.md`.
 """
 
+import importlib.util
 import re
 import sys
 import textwrap
@@ -38,6 +39,12 @@ PROGRAMS = (
     "pack",
     "benchmark",
 )
+# What else the console command runs, without a configuration.
+COMMANDS = {
+    "schema": "Print JSON schemas of the files in conf/, for editors",
+    "new-experiment": "Write a short, commented experiment file to edit",
+    "complete": "Complete commands in bash and zsh: --help says how to set it up",
+}
 GROUPS = (
     *(
         "data",
@@ -60,6 +67,18 @@ _NOT_FOR_USERS = ("keep ", "set by the program")  # how the texts of keys begin 
 _WIDTH = 100  # columns of the help
 
 
+def config_folders() -> list[Path]:
+    """Return where the options of groups are: conf/ of the project, and conf/ of the working directory."""
+    own = Path("conf").resolve()
+    return [CONF, own] if own.is_dir() and own != CONF.resolve() else [CONF]
+
+
+def find_config_file(name: str) -> Path:
+    """Return the path of a file such as "train" or "data/folder"."""
+    paths = [folder / f"{name}.yaml" for folder in config_folders()]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
 class Setting(NamedTuple):
     """A key of a file: its default as written there ("" for a group of keys), and its text."""
 
@@ -71,13 +90,15 @@ class Setting(NamedTuple):
 class ConfigFile(NamedTuple):
     """A file of conf/, such as "train" or "data/folder": the lines of its description, and its settings.
 
-    `settings` include those of the files that it builds on. `options` maps a group to its default option.
+    `settings` include those of the files that it builds on. `options` maps a group to its default option. `overridden`
+    maps a group to the option that takes the place of a default one.
     """
 
     name: str
     description: list[str]
     settings: dict[str, Setting]
     options: dict[str, str]
+    overridden: dict[str, str]
 
 
 @cache
@@ -88,7 +109,7 @@ def read_config_file(name: str, package: str | None = None) -> ConfigFile:
         name: The path below conf/, without the ending.
         package: The prefix of its keys, such as "data"; None derives it from the file.
     """
-    source = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
+    source = find_config_file(name).read_text(encoding="utf-8")
     lines = source.splitlines()
     header = next(index for index, line in enumerate(lines) if not line.startswith("#"))
     description = [line[1:].removeprefix(" ") for line in lines[:header]]
@@ -100,19 +121,24 @@ def read_config_file(name: str, package: str | None = None) -> ConfigFile:
     root = yaml.compose(source, Loader=yaml.SafeLoader)
     settings: dict[str, Setting] = {}
     options: dict[str, str] = {}
+    overridden: dict[str, str] = {}
     defaults = (yaml.safe_load(source) or {}).get("defaults", [])
     for entry in defaults if "_self_" in defaults else [*defaults, "_self_"]:
         if isinstance(entry, dict):
             ((key, option),) = entry.items()
-            options |= {} if key.startswith("override") else {key: option}
+            if key.startswith("override"):
+                overridden[key.removeprefix("override ").removeprefix("/")] = option
+            else:
+                options[key] = option
         elif entry == "_self_":
             for key, default, text in _parse_settings(root, lines, header, f"{package}." if package else ""):
                 inherited = settings[key].text if key in settings else ""
                 settings[key] = Setting(key, default, text or inherited)
         else:
             base = entry.partition("@")[0]
-            settings |= read_config_file(base[1:] if base[0] == "/" else f"{group}/{base}".strip("/"), package).settings
-    return ConfigFile(name, description, settings, options)
+            file = read_config_file(base[1:] if base[0] == "/" else f"{group}/{base}".strip("/"), package)
+            settings, options = settings | file.settings, options | file.options
+    return ConfigFile(name, description, settings, options, overridden)
 
 
 def _parse_settings(node: yaml.Node, lines: list[str], header: int, prefix: str) -> Iterator[Setting]:
@@ -140,13 +166,28 @@ def _comment_above(lines: list[str], line: int, header: int, column: int) -> str
 
 
 def options_of(group: str) -> list[str]:
-    """Return the options of a group, such as "model", in alphabetical order."""
+    """Return the options of a group, such as "model", in alphabetical order, with those of the user."""
+    return sorted({path.stem for folder in config_folders() for path in (folder / group).glob("*.yaml")})
+
+
+def documented_options(group: str) -> list[str]:
+    """Return the options of a group that the project brings."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def torchvision_classifiers() -> list[str]:
+    """Return the names of the classifiers of torchvision, read from its source: to import it takes seconds."""
+    package = importlib.util.find_spec("torchvision")
+    assert package is not None, "torchvision is installed with this project"
+    assert package.origin is not None
+    sources = sorted((Path(package.origin).parent / "models").glob("*.py"))
+    found = (re.findall(r"@register_model\(\)\n(?:@.*\n)*def (\w+)", path.read_text("utf-8")) for path in sources)
+    return [name for names in found for name in names]
 
 
 @cache
 def _shared_texts() -> dict[str, str]:
-    files = [f"{group}/{option}" for group in GROUPS for option in options_of(group)]
+    files = [f"{group}/{option}" for group in GROUPS for option in documented_options(group)]
     settings = [setting for name in files for setting in read_config_file(name).settings.values()]
     return {setting.key: setting.text for setting in reversed(settings) if setting.text}
 
@@ -221,7 +262,7 @@ def reference_page() -> str:
     page += ["", "## Groups"]
     for group in GROUPS:
         page += ["", f"### {group}", ""]
-        for option in options_of(group):
+        for option in documented_options(group):
             description = " ".join(read_config_file(f"{group}/{option}").description)
             page.append(f"- `{group}={option}`" + (f": {description}" if description else ""))
         if group not in ("experiment", "debug"):  # these set keys of other groups
@@ -230,7 +271,7 @@ def reference_page() -> str:
 
 
 def _group_rows(group: str) -> list[tuple[str, str, str]]:
-    options = options_of(group)
+    options = documented_options(group)
     defaults: dict[str, dict[str, list[str]]] = {}  # key: default: options
     texts: dict[str, str] = {}
     for option in options:

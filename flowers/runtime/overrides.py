@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, RangeSweep, Sweep
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-from flowers.runtime.config_reference import CONF, options_of
+from flowers.runtime.config_reference import CONF, config_folders, options_of, torchvision_classifiers
 from flowers.runtime.suggestions import did_you_mean, suggest_key
 
 # Arguments of the Trainer that the program sets itself, and what to give instead.
@@ -147,6 +150,8 @@ def _check_option(override: Override) -> None:
     options = GlobalHydra.instance().config_loader().get_group_options(group)
     for value in _override_values(override) if options else ():
         for option in value if isinstance(value, list) else [value]:
+            if option is None and "none" in options:
+                raise ValueError(f"{group}=null: give {group}=none")
             if option is not None and str(option) not in options:
                 files = options_of(group) or options
                 more = ", and any other classifier of torchvision" if group == "model" else ""
@@ -238,16 +243,6 @@ def last_value(overrides: Sequence[str], key: str) -> str | None:
     return None if not values or values[-1] is None else str(values[-1])
 
 
-def torchvision_classifiers() -> list[str]:
-    """Return the names of the classifiers of torchvision, read from its source: to import it takes seconds."""
-    package = importlib.util.find_spec("torchvision")
-    assert package is not None, "torchvision is installed with this project"
-    assert package.origin is not None
-    sources = sorted((Path(package.origin).parent / "models").glob("*.py"))
-    found = (re.findall(r"@register_model\(\)\n(?:@.*\n)*def (\w+)", path.read_text("utf-8")) for path in sources)
-    return [name for names in found for name in names]
-
-
 def _register_torchvision_classifiers() -> None:
     """Make each classifier of torchvision an option of the group `model`, also those without a file."""
     store = ConfigStore.instance()
@@ -270,4 +265,13 @@ def trainer_arguments() -> list[str]:
     return [argument.arg for argument in init.args.kwonlyargs]
 
 
+class _WorkingDirectoryConf(SearchPathPlugin):
+    """Makes Hydra find the options in conf/ of the working directory, such as experiments of the user."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in config_folders()[1:]:
+            search_path.append("working directory", f"file://{folder}")
+
+
+Plugins.instance().register(_WorkingDirectoryConf)
 _register_torchvision_classifiers()  # before Hydra composes any configuration

@@ -35,6 +35,7 @@ BEST_CHECKPOINT = "checkpoints/best.ckpt"  # the weights of the epoch with the b
 LAST_CHECKPOINT = "checkpoints/last.ckpt"  # all that a resumed run needs
 PREDICTIONS_DIR = "predictions"  # one file a split, such as val.csv: the logits of each image
 REJECTION_FILE = "rejection.safetensors"  # what rejects images of none of the classes; only with `reject`
+TRACKERS_FILE = "trackers.json"  # the id of the run in MLflow and in Weights & Biases
 RESULT_FILE = "result.json"  # scores, versions and cost; written last, so only finished runs have it
 HYDRA_OVERRIDES_FILE = ".hydra/overrides.yaml"  # the overrides of this run, written by Hydra
 
@@ -72,9 +73,14 @@ def read_start(folder: Path) -> tuple[str, list[str]]:
     """Return the working directory of a run, and the overrides to resume it with.
 
     Raises:
-        ValueError: A file of the run is damaged.
+        ValueError: A file of the run is damaged, or the run was started from Python, where no overrides are known.
     """
     (start,) = _read_yaml(folder / START_FILE, "start a new run with the settings in config.yaml")
+    if start["overrides"] is None:
+        raise ValueError(
+            f"{folder} was started from Python: resume it there, with run_dir={folder} and resume={folder} beside its "
+            "own overrides"
+        )
     resumes = []
     if (folder / RESUMES_FILE).is_file():
         resumes = _read_yaml(folder / RESUMES_FILE, "delete it to resume with the settings of the start")
@@ -83,26 +89,25 @@ def read_start(folder: Path) -> tuple[str, list[str]]:
     return start["cwd"], [line for each in [start, *counted] for line in each["overrides"]]
 
 
-def write_start(folder: Path, overrides: Sequence[str], is_resumed: bool) -> None:
+def write_start(folder: Path, overrides: Sequence[str] | None, is_resumed: bool) -> None:
     """Write what a run is started with, once; keep the overrides that a resume adds in another file.
 
     Args:
         folder: The run folder.
-        overrides: The overrides of this process, without those of Hydra.
+        overrides: The overrides of this process, without those of Hydra; None where Hydra did not start it.
         is_resumed: Whether the process resumes the run.
     """
-    given = {"cwd": str(Path.cwd()), "overrides": [line for line in overrides if not line.startswith("resume=")]}
+    own = None if overrides is None else [line for line in overrides if not line.startswith("resume=")]
     if not (folder / START_FILE).exists():
-        atomic_write_text(folder / START_FILE, OmegaConf.to_yaml(given))
+        atomic_write_text(folder / START_FILE, OmegaConf.to_yaml({"cwd": str(Path.cwd()), "overrides": own}))
         return
-    if not is_resumed:
+    if not is_resumed or own is None:
         return
     known = {line.lstrip("+") for line in read_start(folder)[1]}
-    own = [line for line in given["overrides"] if line.lstrip("+") not in known]
-    if own:
+    if own := [line for line in own if line.lstrip("+") not in known]:
         path = folder / RESUMES_FILE
         earlier = _read_yaml(path, "delete it") if path.is_file() else []
-        entry = {"cwd": given["cwd"], "overrides": own, "checkpoint": _checkpoint_state(folder)}
+        entry = {"cwd": str(Path.cwd()), "overrides": own, "checkpoint": _checkpoint_state(folder)}
         atomic_write_text(path, OmegaConf.to_yaml([*earlier, entry]))
 
 
@@ -119,8 +124,9 @@ def _read_yaml(path: Path, advice: str) -> list[dict[str, Any]]:
         entries = content if isinstance(content, list) else [content]
         for entry in entries:
             assert isinstance(entry["cwd"], str)
-            assert isinstance(entry["overrides"], list)
-            assert all(isinstance(line, str) for line in entry["overrides"])
+            is_from_python = entry is content and entry["overrides"] is None
+            assert is_from_python or isinstance(entry["overrides"], list)
+            assert is_from_python or all(isinstance(line, str) for line in entry["overrides"])
             entry.setdefault("checkpoint", 0)
     except (OSError, yaml.YAMLError, AssertionError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {advice}") from error
@@ -192,6 +198,11 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 def run_dir_of(checkpoint: Path) -> Path:
     """Return the run folder that holds `checkpoint`, by the folder's layout; it may lack the other files of a run."""
     return checkpoint.resolve().parent.parent
+
+
+def short_name(folder: Path) -> str:
+    """Return the last two parts of a path, such as "2025-01-31/12-30-00": what trackers call a run or a group."""
+    return "/".join(folder.absolute().parts[-2:])
 
 
 def require_run_dir(folder: str | Path | None) -> Path:

@@ -11,12 +11,13 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(min_length=1)]
 # Whole numbers count batches, fractions are shares of an epoch.
-Batches = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
+Batches = Annotated[int, Field(ge=1)] | Share
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Device = Literal["cpu", "gpu", "cuda", "mps"]
 # Others of Lightning are left out: with bf16-true and 16-true the weights are too coarse for small learning rates.
@@ -35,13 +36,13 @@ class Expected(NamedTuple):
     text: str
 
 
-def _is_range(maximum: float) -> Any:
-    def check(values: list[float]) -> list[float]:
-        if len(values) != 2 or not 0 < values[0] <= values[1] <= maximum:
-            raise ValueError
-        return values
+def _check_ascending(values: list[float]) -> list[float]:
+    if values != sorted(values):
+        raise ValueError
+    return values
 
-    return AfterValidator(check)
+
+_PAIR = Field(min_length=2, max_length=2), AfterValidator(_check_ascending)
 
 
 class Group(BaseModel):
@@ -75,8 +76,8 @@ class Pixels(Group):
     image_size: ImageSide
     resize: Annotated[int, Field(ge=1, le=8192)]
     interpolation: Interpolation
-    crop_scale: Annotated[list[float], _is_range(1.0), Expected("[smallest, largest], above 0 and at most 1")]
-    crop_ratio: Annotated[list[float], _is_range(float("inf")), Expected("[smallest, largest], above 0")]
+    crop_scale: Annotated[list[Share], *_PAIR, Expected("[smallest, largest], above 0 and at most 1")]
+    crop_ratio: Annotated[list[Positive], *_PAIR, Expected("[smallest, largest], above 0")]
     hflip_prob: Probability
     brightness: NotNegative
     contrast: NotNegative
@@ -154,7 +155,7 @@ class Scheduler(Target):
 
     warmup: Fraction = 0.0
     drops: Count = 0
-    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    gamma: Share = 1.0
 
 
 class Loss(Target):
@@ -209,7 +210,7 @@ class Finetune(Group):
 
     epochs: Count
     backbone_lr: Positive
-    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    layer_decay: Share
     norm_weight_decay: NotNegative | None
     depth: AtLeastOne | None
     cached_views: Count
@@ -264,6 +265,29 @@ class Callbacks(Target):
     progress: Target | None = None
 
 
+class MLflow(Target):
+    """logger.mlflow."""
+
+    experiment_name: Text = ""
+    tracking_uri: Text | None = None
+
+
+class WandB(Target):
+    """logger.wandb."""
+
+    project: Text = ""
+    mode: Literal["offline", "online", "disabled"] = "offline"
+
+
+class Loggers(Target):
+    """logger: any of those of conf/logger, and others."""
+
+    tensorboard: Target | None = None
+    csv: Target | None = None
+    mlflow: MLflow | None = None
+    wandb: WandB | None = None
+
+
 class Train(Group):
     """flowers.train."""
 
@@ -275,13 +299,14 @@ class Train(Group):
     mixing: Mixing | None = None
     trainer: Trainer
     callbacks: Callbacks | None
-    logger: dict[str, Any] | bool | None
+    logger: Loggers | None = None
     head: Head
     finetune: Finetune
     features: Features
     tta: TestTimeAugmentation
     reject: Fraction | None
     seed: Seed
+    group: Text | None
     resume: Text | None
     run_dir: Text
 
@@ -369,6 +394,12 @@ class Export(Group):
     photos: Text | None
     on_corrupt: OnCorrupt | None
     reject: Fraction | None
+    formats: Annotated[
+        list[Literal["torch_export", "onnx", "int8", "hub", "web"]],
+        Field(min_length=1),
+        Expected("a list of torch_export, onnx, int8, hub and web"),
+    ]
+    web_runtime: Text | None
     int8: bool
     calibration_images: AtLeastOne
     reduce_range: bool
@@ -514,7 +545,7 @@ class LearningCurve(Group):
     run: Text | None
     stage: Literal["head", "finetune"]
     fractions: Annotated[
-        list[Annotated[float, Field(gt=0, le=1)]],
+        list[Share],
         Field(min_length=3),
         Expected("at least three numbers above 0 and at most 1"),
     ]
@@ -532,6 +563,7 @@ class Suggest(Group):
     run: Text | None
     pool: Text | None
     count: AtLeastOne
+    labels: Text | None
     method: Literal["margin_kmeans", "margin", "badge", "random"]
     simulate: AtLeastOne | None
     seed: Seed

@@ -37,6 +37,11 @@ def one_line(text: object) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def mask_password(url: str) -> str:
+    """Return an address without the password in it."""
+    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+
+
 def escape_markdown(text: object) -> str:
     """Return `one_line(text)` so that Markdown, and HTML in it, shows it as it is."""
     return _MARKDOWN.sub(r"\\\g<0>", one_line(text))

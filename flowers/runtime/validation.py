@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from flowers.runtime.schema import Expected, Folder, Group, Shards
+from flowers.runtime.schema import PROGRAM_SCHEMAS, Expected, Folder, Group, Shards
 from flowers.runtime.suggestions import did_you_mean, suggest_key
 
 
@@ -112,6 +112,19 @@ def key_names(schema: type[Group], prefix: str = "") -> list[str]:
         if group := _group_of(field):
             names += key_names(group, f"{prefix}{name}.")
     return names
+
+
+def listed_values(program: str, key: str) -> list[str]:
+    """Return the values of a key if they can be listed, as one writes them on the command line; else none."""
+    schema: Any = PROGRAM_SCHEMAS[program]
+    for kind in (Folder, Shards):
+        _, field = _locate(_narrow(schema, kind), tuple(key.split(".")))
+        if field is not None:
+            has_null = type(None) in get_args(field.annotation)
+            values = ["true", "false"] if bool in (field.annotation, *get_args(field.annotation)) else []
+            values += _choices(field)
+            return [*values, "null"] if values and has_null else values
+    return []
 
 
 def format_setting(value: Any) -> str:

@@ -24,7 +24,7 @@ from flowers.runtime.overrides import check_overrides, parse_overrides, quote_ov
 from flowers.runtime.run_folder import START_FILE, read_result
 from flowers.runtime.suggestions import did_you_mean
 from flowers.runtime.text import write_csv
-from flowers.search.in_process import train_in_process
+from flowers.search.in_process import group_override, train_in_process
 
 RECIPE_FILE, TABLE_FILE, CSV_FILE = "recipe.json", "ablation.md", "ablation.csv"
 _COLUMNS = ("recipe", "compared with", "accuracy", "difference", "95 % interval", "p", "seconds")
@@ -65,7 +65,7 @@ def run_ablation(cfg: DictConfig) -> None:
             with _own(run_dir) as owned:
                 if owned and read_result(run_dir) is None:
                     name = f"{number}/{len(runs)}  {arm.name}  fold {fold}"
-                    _train([*overrides[arm.name], *replicate], run_dir, name)
+                    _train([group_override(folder), *overrides[arm.name], *replicate], run_dir, name)
                 if owned and not cfg.keep_checkpoints:
                     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     left = sum(read_result(_run_dir(folder, arm, seed, fold)) is None for (seed, fold), arm in runs)

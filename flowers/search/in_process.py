@@ -1,11 +1,13 @@
 """Train a run in this process, and with nothing on the terminal."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from flowers.runtime.logging import configure_logging, isolated_logging, write_traceback
-from flowers.runtime.overrides import hydra_context
+from flowers.runtime.overrides import hydra_context, quote_override
+from flowers.runtime.run_folder import short_name
 from flowers.training.experiment import run_training
 
 
@@ -29,3 +31,8 @@ def train_in_process(overrides: Sequence[str]) -> None:
         hydra.run("train", task, [*overrides, "hydra/job_logging=file"])
     if errors:
         raise errors[0]
+
+
+def group_override(folder: Path) -> str:
+    """Return the override by which trackers show the runs in a folder together; one that follows it takes its place."""
+    return f"group={quote_override(short_name(folder))}"

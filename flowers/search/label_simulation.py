@@ -11,15 +11,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flowers.features.linear_probe import L2_GRID, fit_linear_probe
-from flowers.runtime.logging import progress_bar
-from flowers.search.learning_curve import subset_positions
-from flowers.search.pretrained_features import (
+from flowers.evaluation.pretrained_features import (
     LabeledFeatures,
     device_settings,
     extract_split,
     pretrained_model_of_run,
 )
+from flowers.features.linear_probe import L2_GRID, fit_linear_probe
+from flowers.runtime.logging import progress_bar
+from flowers.search.learning_curve import subset_positions
 from flowers.search.suggestion import METHODS
 
 _FIRST, _LAST = 50, 1000  # labels

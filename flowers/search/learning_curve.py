@@ -27,6 +27,13 @@ from flowers.evaluation.power_law import (
     predict_accuracies,
 )
 from flowers.evaluation.predictions import load_run_predictions
+from flowers.evaluation.pretrained_features import (
+    LabeledFeatures,
+    device_settings,
+    extract_split,
+    pretrained_model,
+    pretrained_model_of_run,
+)
 from flowers.features.linear_probe import choose_l2, fit_linear_probe
 from flowers.runtime.config import to_container
 from flowers.runtime.files import atomic_write, write_json
@@ -35,14 +42,7 @@ from flowers.runtime.logging import configure_logging, progress_bar
 from flowers.runtime.overrides import check_overrides, parse_overrides, quote_override
 from flowers.runtime.run_folder import SPLIT_FILE, START_FILE, read_result, read_start, require_run_dir
 from flowers.runtime.text import one_line, write_csv
-from flowers.search.in_process import train_in_process
-from flowers.search.pretrained_features import (
-    LabeledFeatures,
-    device_settings,
-    extract_split,
-    pretrained_model,
-    pretrained_model_of_run,
-)
+from flowers.search.in_process import group_override, train_in_process
 
 _LEAST = 3  # sizes that a power law is fitted to
 _POINTS = 60  # of the drawn curve
@@ -209,7 +209,7 @@ def _train_subset(overrides: Sequence[str], run_dir: Path, records: Sequence[Spl
     save_split(sorted(records), split_file)
     own = [f"seed={seed}", f"data.split_file={quote_override(split_file)}", f"hydra.run.dir={quote_override(run_dir)}"]
     resume = [f"resume={quote_override(run_dir)}"] if (run_dir / START_FILE).is_file() else []
-    train_in_process(check_overrides([*overrides, *own, *resume], "train"))
+    train_in_process(check_overrides([group_override(run_dir.parent), *overrides, *own, *resume], "train"))
 
 
 def summarize_curve(photos: Sequence[int], correct: NDArray[np.bool_]) -> dict[str, Any]:

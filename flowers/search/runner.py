@@ -25,7 +25,7 @@ from flowers.runtime.interrupt import resumable
 from flowers.runtime.launch import parent_environment
 from flowers.runtime.overrides import hydra_context, quote_override
 from flowers.runtime.run_folder import START_FILE, read_result
-from flowers.search.in_process import train_in_process
+from flowers.search.in_process import group_override, train_in_process
 from flowers.search.leaderboard import finalize_search
 from flowers.search.pruning import PruningContext
 from flowers.search.space import format_value
@@ -120,7 +120,7 @@ def _score_trial(settings: Sequence[str], folder: Path, context: PruningContext 
     for index, (run_dir, fold) in enumerate(runs.items()):
         if read_result(run_dir) is None:
             run_context = context and context._replace(first_step=index * epochs)
-            _train_run(cfg, [*settings, *fold], run_dir, run_context, lock)
+            _train_run(cfg, [*settings, *fold], folder.parents[1], run_dir, run_context, lock)
     results = [result for run_dir in runs if (result := read_result(run_dir))]
     return _pool_results(results) | {"folder": str(folder)}
 
@@ -138,9 +138,9 @@ def _pool_results(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _train_run(
-    cfg: DictConfig, settings: Sequence[str], run_dir: Path, context: PruningContext | None, lock: int
+    cfg: DictConfig, settings: Sequence[str], folder: Path, run_dir: Path, context: PruningContext | None, lock: int
 ) -> None:
-    overrides = [*settings, f"hydra.run.dir={quote_override(run_dir)}"]
+    overrides = [group_override(folder), *settings, f"hydra.run.dir={quote_override(run_dir)}"]
     if context:
         overrides.append("+callbacks.pruning._target_=flowers.search.pruning.PruningCallback")
     resume = [f"resume={quote_override(run_dir)}"] if (run_dir / START_FILE).is_file() else []

@@ -3,7 +3,6 @@
 import fcntl
 import logging
 import os
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from flowers.runtime.config import compose_checked
 from flowers.runtime.overrides import check_overrides
+from flowers.runtime.text import mask_password
 from flowers.search.manifest import SearchManifest, read_manifest
 from flowers.search.space import SearchSpace, first_point, parse_search_space, sample
 
@@ -35,6 +35,7 @@ _MACHINE_KEYS = (
     "data.decoded_cache_fraction",
     "model.weights",
     "features.",
+    "logger",
     "trainer",
 )
 
@@ -130,7 +131,7 @@ class Search:
         key = _study_key(self.fixed, self.space)
         if self._study.user_attrs.get("search", key) != key:
             raise ValueError(
-                f"sweep.study={name}: the study in {_mask_password(self.url)} is of another search: "
+                f"sweep.study={name}: the study in {mask_password(self.url)} is of another search: "
                 "give its settings, or another sweep.study"
             )
         self._study.set_user_attr("search", key)
@@ -211,12 +212,8 @@ def _open_study(url: str, name: str, tries: int = 5) -> tuple[BaseStorage, optun
         if tries > 1 and (isinstance(error, DBAPIError) or isinstance(error.__cause__, DBAPIError)):
             time.sleep(1)
             return _open_study(url, name, tries - 1)
-        line = str(error).splitlines()[0].replace(url, _mask_password(url))
-        raise ValueError(f"sweep.storage={_mask_password(url)}: cannot open this database: {line}") from error
-
-
-def _mask_password(url: str) -> str:
-    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+        line = str(error).splitlines()[0].replace(url, mask_password(url))
+        raise ValueError(f"sweep.storage={mask_password(url)}: cannot open this database: {line}") from error
 
 
 def _study_key(fixed: Sequence[str], space: SearchSpace) -> dict[str, Any]:

@@ -18,19 +18,23 @@ from flowers.data.folder import expand_image_paths
 from flowers.data.images import ImageCheck, check_images
 from flowers.data.near_duplicates import group_hashes
 from flowers.data.splits import load_split
+from flowers.evaluation.audit import preview_images
 from flowers.evaluation.evaluator import extract_features, predict_features
+from flowers.evaluation.review_page import labeling_content, write_page
 from flowers.evaluation.tables import plain
 from flowers.models.classifier import load_classifier, read_checkpoint
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
 from flowers.runtime.run_folder import SPLIT_FILE, find_checkpoint, read_result, run_dir_of
 from flowers.runtime.text import one_line, write_csv
+from flowers.search.labeling import copy_labeled_photos
 
 log = logging.getLogger(__name__)
 
 _CANDIDATES = 5  # photos that are clustered, for each one that is chosen
 _KMEANS_STEPS = 10
 _SHOWN = 20  # rows on the terminal
+_THUMBNAIL_SIDE = 240  # pixels, on the page: as large as it shows them
 
 
 class Suggestion(NamedTuple):
@@ -42,6 +46,7 @@ class Suggestion(NamedTuple):
         label: The most likely class.
         probability: Its calibrated probability, from 0 to 1.
         uncertainty: 1 minus the difference between the two largest probabilities, from 0 to 1.
+        sha256: SHA-256 of the file, hexadecimal.
     """
 
     rank: int
@@ -49,18 +54,29 @@ class Suggestion(NamedTuple):
     label: str
     probability: float
     uncertainty: float
+    sha256: str
 
 
 def run_suggestion(cfg: DictConfig) -> int:
-    """Print or write which photos of `cfg.pool` to label next; or compare the methods, with `cfg.simulate`.
+    """Print or write which photos of `cfg.pool` to label next.
+
+    With `cfg.labels`, copy photos that were labeled instead. With `cfg.simulate`, compare the methods.
 
     Returns:
-        How many photos are suggested.
+        How many photos are suggested, or were labeled.
 
     Raises:
         ValueError: A setting is wrong, or there is no such run or pool, or nothing is left of the pool.
     """
     configure_logging()  # Lightning is imported by now
+    console = Console(highlight=False, markup=False, emoji=False)
+    if cfg.labels:
+        if not cfg.output:
+            raise ValueError(f"labels={cfg.labels}: copied where to? Give output=FOLDER, with one subfolder per class")
+        counts = copy_labeled_photos(Path(cfg.labels), Path(cfg.output))
+        of_each = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
+        console.print(one_line(f"{counts.total()} photos are in {cfg.output}: {of_each}"), soft_wrap=True)
+        return counts.total()
     check_devices(cfg.accelerator or "auto")
     if cfg.simulate:
         from flowers.search.label_simulation import run_simulation
@@ -69,13 +85,20 @@ def run_suggestion(cfg: DictConfig) -> int:
         return 0
     if not cfg.pool:
         raise ValueError("which photos? Give pool=FOLDER, a folder of photos without labels")
-    rows = suggest_photos(
+    rows, classes = suggest_photos(
         cfg.run, cfg.pool, cfg.count, cfg.method, cfg.seed, {"accelerator": cfg.accelerator, "precision": cfg.precision}
     )
-    console = Console(highlight=False, markup=False, emoji=False)
     if cfg.output:
-        write_csv(Path(cfg.output), [["rank", "path", "class", "probability", "uncertainty"], *map(_cells, rows)])
-        console.print(one_line(f"{len(rows)} photos to label next: {cfg.output}"), soft_wrap=True)
+        table_file = Path(cfg.output)
+        page = table_file.with_suffix(".html")
+        write_csv(table_file, [["rank", "path", "class", "probability", "uncertainty"], *map(_cells, rows)])
+        previews = preview_images(Path(), [row.path for row in rows], side=_THUMBNAIL_SIDE)
+        guesses = [(classes.index(row.label), row.probability) for row in rows]
+        write_page(page, labeling_content([(row.path, row.sha256) for row in rows], previews, guesses, classes))
+        console.print(
+            one_line(f"{len(rows)} photos to label next: {table_file} and {page.name}, a page to label them"),
+            soft_wrap=True,
+        )
         return len(rows)
     table = Table("rank", Column("image", overflow="fold"), "class", "probability", "uncertainty", box=box.SIMPLE)
     for row in rows[:_SHOWN]:
@@ -97,8 +120,8 @@ def suggest_photos(
     method: str,
     seed: int = 0,
     device: dict[str, str | None] | None = None,
-) -> list[Suggestion]:
-    """Return which photos of a folder to label next, the first one first.
+) -> tuple[list[Suggestion], list[str]]:
+    """Return which photos of a folder to label next, the first one first; and the names of the classes.
 
     Photos that the run already has, near duplicates of these, and all but one of the near duplicates in the folder are
     left out. So are files that cannot be read. Lines in the log name or count them.
@@ -130,16 +153,18 @@ def suggest_photos(
     probabilities = predict_features(model, features, dataset).probabilities(temperature).numpy()
     chosen = METHODS[method](features.float().numpy(), probabilities, min(count, len(names)), seed)
     doubts = uncertainty(probabilities)
-    return [
+    rows = [
         Suggestion(
             rank,
             str(Path(pool, names[index])),
             model.classes[probabilities[index].argmax()],
             float(probabilities[index].max()),
             float(doubts[index]),
+            digests[index],
         )
         for rank, index in enumerate(chosen, start=1)
     ]
+    return rows, list(model.classes)
 
 
 def _readable(pool: Path) -> dict[str, ImageCheck]:

@@ -19,7 +19,7 @@ from flowers.features.extractor import FeatureExtractor
 from flowers.features.linear_probe import choose_l2, fit_linear_probe
 from flowers.models.classifier import ImageClassifier
 from flowers.runtime.distributed import broadcast_object
-from flowers.training.tensorboard import log_images, log_predictions, tensorboard_loggers
+from flowers.training.pictures import log_images, log_predictions, shows_images
 
 log = logging.getLogger(__name__)
 
@@ -304,7 +304,7 @@ class ImageLogger(Callback):
         """Decide whether this epoch is logged. No epoch of several processes is: each has a part of the images."""
         is_last = trainer.current_epoch + 1 == trainer.max_epochs
         is_due = is_last or time.monotonic() - self._last >= self.every_seconds
-        self._outputs = [] if is_due and trainer.world_size == 1 and tensorboard_loggers(trainer) else None
+        self._outputs = [] if is_due and trainer.world_size == 1 and shows_images(trainer) else None
 
     def on_validation_batch_end(
         self,

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -22,7 +23,7 @@ from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier, Stage
 from flowers.models.input_settings import resolve_input_settings
 from flowers.models.losses import LossFunction, class_weighted
-from flowers.runtime.config import check_settings, check_targets, instantiate_group, to_container
+from flowers.runtime.config import check_settings, check_targets, instantiate_group, require_extra, to_container
 from flowers.runtime.files import atomic_write_text
 from flowers.runtime.hardware import check_devices, device_name, resolve_trainer_config
 from flowers.runtime.interrupt import resumable
@@ -35,14 +36,17 @@ from flowers.runtime.run_folder import (
     SPLIT_FILE,
     START_FILE,
     own_run_dir,
+    short_name,
     write_start,
 )
 from flowers.runtime.text import one_line
 from flowers.training.callbacks import GlobalStep, ProbeHead, StageTimer
 from flowers.training.checkpointing import AtomicCheckpointIO
 from flowers.training.fsdp import FSDP2Strategy
+from flowers.training.online_trackers import local_tracking_uri
 from flowers.training.results import finalize_run
 from flowers.training.stages import StagePlan, check_stages, plan_stages, train_stage
+from flowers.training.trackers import make_loggers, tracked, watch_lines
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +89,7 @@ def _run_stages(cfg: DictConfig, run_dir: Path, extra_callbacks: Sequence[Callba
     check_stages(plans, data, trainer, cached_views, cfg.reject)
     write_run_manifest(cfg, run_dir, data)
     log_run_summary(data, model, plans, trainer)
-    with resumable(f"python -m flowers.train resume={run_dir}"):
+    with resumable(f"python -m flowers.train resume={run_dir}"), tracked(trainer, cfg):
         for plan in plans:
             train_stage(plan, model, data, trainer, cached_views, cfg.features)
         result = finalize_run(run_dir, data, trainer, timer)
@@ -93,7 +97,9 @@ def _run_stages(cfg: DictConfig, run_dir: Path, extra_callbacks: Sequence[Callba
 
 
 def prepare_run_dir(cfg: DictConfig) -> Path:
-    """Return the run folder, and make it, the data root and the corrections absolute in `cfg`. Nothing is written.
+    """Return the run folder, and make it and the other paths in `cfg` absolute. Nothing is written.
+
+    The runs of a multirun get its folder as their `group`.
 
     Raises:
         ValueError: The folder holds another run.
@@ -103,11 +109,20 @@ def prepare_run_dir(cfg: DictConfig) -> Path:
     cfg.data.root = cfg.data.root if is_remote(cfg.data.root) else str(Path(cfg.data.root).resolve())
     if cfg.data.corrections:
         cfg.data.corrections = str(Path(cfg.data.corrections).resolve())
+    if _is_multirun() and not cfg.group:
+        cfg.group = short_name(Path(HydraConfig.get().sweep.dir))
+    mlflow = (cfg.get("logger") or {}).get("mlflow")
+    if mlflow and not mlflow.tracking_uri and "MLFLOW_TRACKING_URI" not in os.environ:
+        mlflow.tracking_uri = local_tracking_uri()
     if is_rank_zero() and (run_dir / START_FILE).exists() and not cfg.resume:
         raise ValueError(
             f"{run_dir} already holds a run: resume={run_dir} continues it, hydra.run.dir=FOLDER starts another one"
         )
     return run_dir
+
+
+def _is_multirun() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def check_run(cfg: DictConfig) -> None:
@@ -132,10 +147,12 @@ def check_config(cfg: DictConfig) -> None:
         ValueError: A setting is not valid, or two of them exclude each other.
     """
     check_settings(cfg, "train")
+    for tracker in ("mlflow", "wandb"):
+        if tracker in (cfg.get("logger") or {}):
+            require_extra(f"logger={tracker}", tracker, tracker)
     check_targets(to_container(cfg))
     devices, strategy = cfg.trainer.devices, cfg.trainer.strategy
-    is_multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if is_multirun and devices not in (1, "1") and not (isinstance(devices, ListConfig) and len(devices) == 1):
+    if _is_multirun() and devices not in (1, "1") and not (isinstance(devices, ListConfig) and len(devices) == 1):
         raise ValueError(
             f"trainer.devices={devices}: in a multirun, each process would run the whole sweep: "
             "expected trainer.devices=1, or start each run by itself"
@@ -194,7 +211,7 @@ def make_trainer(
     return Trainer(
         **settings,
         callbacks=[*own_callbacks, *map(instantiate, cfg.callbacks.values()), *extra_callbacks],
-        logger=instantiate(cfg.logger),
+        logger=make_loggers(cfg.get("logger") or {}, run_dir),
         plugins=AtomicCheckpointIO(),
         default_root_dir=run_dir,
     )
@@ -254,7 +271,8 @@ def write_run_manifest(cfg: DictConfig, run_dir: Path, data: ImageDataModule) ->
             "or start a new run"
         )
     if is_rank_zero():
-        write_start(run_dir, HydraConfig.get().overrides.task if HydraConfig.initialized() else [], bool(cfg.resume))
+        overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else None
+        write_start(run_dir, overrides, bool(cfg.resume))
         if data.corrections.lines and not (run_dir / CORRECTIONS_FILE).exists():
             data.corrections.save(run_dir / CORRECTIONS_FILE)
         if not split_file.exists():
@@ -266,7 +284,7 @@ def write_run_manifest(cfg: DictConfig, run_dir: Path, data: ImageDataModule) ->
 def log_run_summary(
     data: ImageDataModule, model: ImageClassifier, plans: Sequence[StagePlan], trainer: Trainer
 ) -> None:
-    """Log images per class and split, parameters per stage, device, precision, and the TensorBoard command."""
+    """Log images per class and split, parameters per stage, device, precision, and how to watch."""
     counts = {split: data.counts(split) for split in SPLITS if data.counts(split)}
     width = max(len(one_line(name)) for name in data.classes[:_SUMMARY_CLASSES]) + 2
     lines = ["images".ljust(width) + "".join(split.rjust(8) for split in counts)]
@@ -295,5 +313,5 @@ def log_run_summary(
     if trainer.world_size > 1:
         share = data.per_rank_batch_size(trainer.world_size)
         lines += [f"{trainer.world_size} processes, each with {share} of the {data.batch_size} images of a step"]
-    lines += [f"to watch: tensorboard --logdir {trainer.default_root_dir}"]
+    lines += watch_lines(trainer.loggers, Path(trainer.default_root_dir))
     log.info("\n".join(lines))

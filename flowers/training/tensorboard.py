@@ -1,4 +1,4 @@
-"""Log to TensorBoard what is not a curve: images, embeddings and hyperparameters."""
+"""Log to TensorBoard in the run folder, also what other trackers do not show: embeddings and the HPARAMS tab."""
 
 import colorsys
 import shutil
@@ -14,20 +14,13 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 from torchvision.transforms import v2
-from torchvision.utils import make_grid
 
-from flowers.data.datamodule import ImageDataModule
 from flowers.data.images import ImageRoot
-from flowers.evaluation.class_curves import class_areas, class_curves
-from flowers.evaluation.confusion import count_confusion
-from flowers.evaluation.figures import plot_class_curves, plot_confusion
-from flowers.evaluation.gallery import find_mistakes, image_grid, score_images, sort_by_uncertainty, thumbnail
+from flowers.evaluation.gallery import thumbnail
 from flowers.evaluation.predictions import Predictions
 from flowers.models.classifier import read_checkpoint
 from flowers.runtime.run_folder import LAST_CHECKPOINT
 from flowers.runtime.text import one_line, printable
-
-_GRID_IMAGES = 16
 
 _PROJECTOR_IMAGES = 256
 
@@ -36,12 +29,32 @@ _PROJECTOR_IMAGES = 256
 _SEARCHED_MOST = ("finetune.backbone_lr", "model.architecture", "optimizer", "optimizer.lr", "seed")
 
 
-class RunLogger(TensorBoardLogger):
-    """Log to a folder of any name, and group the curves.
+def make_logger(run_dir: str | Path) -> TensorBoardLogger:
+    """Return a logger to `<run_dir>/tensorboard`. It hides what an earlier session logged after its last checkpoint."""
+    steps = logged_steps(run_dir)
+    return RunLogger(run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=steps)
+
+
+def logged_steps(run_dir: str | Path) -> int:
+    """Return the steps of the last checkpoint of a run: a resumed run logs what came after it once more."""
+    last = Path(run_dir) / LAST_CHECKPOINT
+    return int(read_checkpoint(last)["progress"]["steps"]) if last.exists() else 0
+
+
+def chart_names(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics under the names of their charts.
 
     TensorBoard opens the first two groups of charts: these are `train` and `val`. What Lightning and the callbacks log
     outside of a group, or as `lr/…`, is in `train`.
     """
+    return {
+        name if "/" in name and not name.startswith("lr/") else f"train/{name}": value
+        for name, value in metrics.items()
+    }
+
+
+class RunLogger(TensorBoardLogger):
+    """Log to a folder of any name, and group the curves."""
 
     @property
     def log_dir(self) -> str:
@@ -50,57 +63,7 @@ class RunLogger(TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log scalars at a step."""
-        grouped = {
-            name if "/" in name and not name.startswith("lr/") else f"train/{name}": value
-            for name, value in metrics.items()
-        }
-        super().log_metrics(grouped, step)
-
-
-def make_logger(run_dir: str | Path) -> TensorBoardLogger:
-    """Return a logger to `<run_dir>/tensorboard`. It hides what an earlier session logged after its last checkpoint."""
-    last = Path(run_dir) / LAST_CHECKPOINT
-    steps = read_checkpoint(last)["progress"]["steps"] if last.exists() else 0
-    return RunLogger(run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=steps)
-
-
-def log_images(trainer: Trainer, data: ImageDataModule) -> None:
-    """Log a grid of augmented training images and one of validation images, eight per row."""
-    for logger in tensorboard_loggers(trainer):
-        for split, augmented in (("train", True), ("val", False)):
-            dataset = data.dataset(split, augmented)
-            indices = _evenly_spaced(len(dataset), _GRID_IMAGES)
-            grid = make_grid([dataset[index, index][0] for index in indices], pad_value=255)
-            logger.experiment.add_image(f"{split}/photos", grid)
-
-
-def log_predictions(trainer: Trainer, predictions: Predictions, root: ImageRoot, step: int) -> None:
-    """Log the confusion matrix, the most confident mistakes and the least confident predictions.
-
-    Args:
-        trainer: Its TensorBoard loggers are used.
-        predictions: The predictions for the validation images.
-        root: Where these images are.
-        step: The position on the x-axis.
-    """
-    scored = score_images(predictions)
-    confusion = count_confusion(predictions)
-    grids = {"val/surest_mistakes": find_mistakes(scored), "val/least_sure": sort_by_uncertainty(scored)}
-    for logger in tensorboard_loggers(trainer):
-        figure = plot_confusion(confusion, predictions.classes)
-        logger.experiment.add_figure("val/confusion", figure, step, close=False)
-        for name, images in grids.items():
-            if images:
-                logger.experiment.add_image(name, image_grid(root, images[:_GRID_IMAGES]), step)
-
-
-def log_class_curves(trainer: Trainer, predictions: Predictions) -> None:
-    """Log the ROC and precision-recall curves of the classes, for the predictions of the best epoch."""
-    curves = class_curves(predictions, class_areas(predictions))
-    for logger in tensorboard_loggers(trainer) if curves else ():
-        figure = plot_class_curves(curves)
-        figure.set_facecolor("white")
-        logger.experiment.add_figure("val_best/class_curves", figure, trainer.global_step, close=False)
+        super().log_metrics(chart_names(metrics), step)
 
 
 def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions, root: ImageRoot) -> None:
@@ -109,7 +72,7 @@ def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions,
     The frame of a thumbnail has the color of its true class: the projector opens without a color map, and nothing that
     is logged can select one.
     """
-    indices = _evenly_spaced(len(predictions), _PROJECTOR_IMAGES)
+    indices = evenly_spaced(len(predictions), _PROJECTOR_IMAGES)
     centered = features[indices].double() - features[indices].double().mean(0)
     components = torch.linalg.svd(centered, full_matrices=False)
     points = (components.U * components.S)[:, :64].float()
@@ -162,8 +125,9 @@ def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Ma
         "trainer.precision": str(trainer.precision),
     }
     scalars = {f"val_best/{name}": value for name, value in metrics.items()}
-    for logger in tensorboard_loggers(trainer):
+    for logger in trainer.loggers:
         logger.log_metrics(scalars, step=trainer.global_step)
+    for logger in tensorboard_loggers(trainer):
         experiment, start, end = hparams(row, scalars)  # type: ignore[no-untyped-call]
         _show_first(experiment, _SEARCHED_MOST)
         writer = logger.experiment._get_file_writer()
@@ -185,6 +149,6 @@ def tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero]
 
 
-def _evenly_spaced(length: int, count: int) -> list[int]:
+def evenly_spaced(length: int, count: int) -> list[int]:
     """Return at most `count` indices from 0 to `length` - 1."""
     return [int(index) for index in torch.linspace(0, length - 1, min(count, length)).long()]

@@ -12,7 +12,7 @@ from flowers.runtime.run_folder import BEST_CHECKPOINT, CONFIG_FILE, LAST_CHECKP
 from tests.faults.programs import Ended, preload, run
 from tests.helpers import SMALL
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.filterwarnings("ignore:This process")]
+pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:This process")]
 
 
 def flip(path: Path) -> None:

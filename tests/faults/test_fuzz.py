@@ -23,7 +23,7 @@ from flowers.runtime.run_folder import BEST_CHECKPOINT, RESULT_FILE, START_FILE,
 from flowers.runtime.text import read_csv
 from flowers.search.manifest import SEARCH_FILE, SearchManifest, read_manifest
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = pytest.mark.faults
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1000"))  # of each kind of file
 SPECIAL = [

@@ -16,7 +16,7 @@ from flowers.runtime.text import read_csv
 from tests.faults.programs import preload, run
 from tests.helpers import SMALL
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.filterwarnings("ignore:This process")]
+pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:This process")]
 
 Commands = Callable[[Path], tuple[str, list[str]]]  # the program and its arguments, given the folder of the outputs
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.wrong_settings import REQUIRED, WRONG
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = pytest.mark.faults
 
 NAMES = {
     "train": [
@@ -22,8 +22,19 @@ NAMES = {
             "data=foldr",
             "experiment=reprot",
             "optimizer=adma",
+            "logger=tensorbord",
+            "logger=[tensorboard,cvs]",
+            "logger=null",
+            "logger=tensorboard,csv",
         ),
-        *("trainer.max_epochs=3", "+trainer.foo=1", "~head.epochs", "~logger.run_dir", "data.flip=0.5", "head=5"),
+        *(
+            "trainer.max_epochs=3",
+            "+trainer.foo=1",
+            "~head.epochs",
+            "~logger.tensorboard.run_dir",
+            "data.flip=0.5",
+            "head=5",
+        ),
         *("data.root=${oc.env:UNSET_VARIABLE}", "data.root=${no.such}", "optimizer.lr", "hydra/launcher=nothing"),
     ],
     "evaluate": ["spilt=val", "checkpoint=x"],

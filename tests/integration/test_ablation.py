@@ -15,6 +15,7 @@ def settings(photos: Path, folder: Path) -> list[str]:
     return [*recipe, f"settings=[{fixed}]", "folds=2", f"folder={folder}"]
 
 
+@pytest.mark.slow
 def test_ablation_trains_what_is_left_and_writes_the_same_table(
     painted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

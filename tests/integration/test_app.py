@@ -213,7 +213,6 @@ def test_app_shows_no_class_as_the_answer_below_the_confidence(app: httpx.Client
     assert label["show_heading"] is False
 
 
-@pytest.mark.slow
 def test_app_answers_many_requests_at_once(app: httpx.Client, painted: Path):
     file = painted / "rose" / "00002.jpg"
 

@@ -112,6 +112,7 @@ def test_help_names_every_row_and_column_and_a_typo_is_one_line():
     assert "did you mean rounds?" in process.stderr
 
 
+@pytest.mark.slow
 def test_peers_train_on_the_same_images(painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path / "cache"))
     output = tmp_path / "peers.json"

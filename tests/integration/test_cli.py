@@ -1,6 +1,9 @@
 """The command line: the `flowers` command, help, mistakes. None of these commands reads an image."""
 
+import json
 import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +27,7 @@ def test_flowers_alone_lists_the_programs():
     assert [line.split()[0] for line in lines if line.startswith("  ")] == [
         *("train", "evaluate", "audit", "compare", "predict", "explain", "export", "app", "sweep"),
         *("ablation", "soup", "probe", "learning_curve", "suggest", "pack", "benchmark"),
+        *("schema", "new-experiment", "complete"),
     ]
 
 
@@ -125,3 +129,49 @@ def test_shell_completion_is_that_of_hydra():
     done = program("-sc", "install=bash")
     assert (done.returncode, done.stderr) == (0, "")
     assert "hydra_bash_completion" in done.stdout
+
+
+def test_bash_completes_a_command(tmp_path: Path):
+    command = tmp_path / "flowers"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m flowers "$@"\n')
+    command.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(CONF.parent)}
+    setup = re.findall(r"^complete .*$", (CONF.parent / "docs" / "training.md").read_text("utf-8"), re.MULTILINE)[0]
+    terminal, end = pty.openpty()  # completion needs a terminal
+    environment |= {"PS1": "", "TERM": "dumb", "INPUTRC": "/dev/null"}
+    with subprocess.Popen(["bash", "--norc", "-i"], stdin=end, stdout=end, stderr=end, env=environment):
+        os.close(end)
+        to_start = "\x01"  # Control-A: the completed line is printed, not run
+        os.write(terminal, f"{setup}\nflowers train head.init=pr\t{to_start}echo completed: \nexit\n".encode())
+        shown = b""
+        try:
+            while part := os.read(terminal, 4096):
+                shown += part
+        except OSError:  # bash has closed the terminal
+            pass
+    os.close(terminal)
+    assert b"\ncompleted: flowers train head.init=probe\r\n" in shown
+
+
+def test_schema_prints_one_kind_or_writes_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    printed = json.loads(flowers("schema", "kind=data", PYTHONPATH=str(CONF.parent)).stdout)
+    assert printed["properties"]["val_fraction"]["exclusiveMaximum"] == 1
+    written = flowers("schema", "output=schemas", PYTHONPATH=str(CONF.parent))
+    files = json.loads(written.stdout)["yaml.schemas"]
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")} == set(files)
+    assert json.loads((tmp_path / "schemas" / "data.json").read_text("utf-8")) == printed
+    failed = flowers("schema", "kinds=data", PYTHONPATH=str(CONF.parent))
+    assert (failed.returncode, failed.stderr) == (1, "error: kinds: no such key: expected kind or output\n")
+
+
+def test_new_experiment_says_how_to_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    done = flowers("new-experiment", "mine", PYTHONPATH=str(CONF.parent))
+    assert done.stdout == ("wrote conf/experiment/mine.yaml: edit it, then run\n  flowers train experiment=mine\n"), (
+        done.stderr
+    )
+    printed = flowers("train", "experiment=mine", "--cfg", "job", PYTHONPATH=str(CONF.parent)).stdout
+    assert "architecture: resnet50" in printed
+    failed = flowers("new-experiment", "mine", PYTHONPATH=str(CONF.parent))
+    assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)

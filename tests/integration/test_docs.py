@@ -60,7 +60,7 @@ def check_call(program: str, arguments: Sequence[str]) -> None:
         Exception: The program would refuse the call.
     """
     if program not in PROGRAMS:
-        assert importlib.util.find_spec(f"flowers.{program}"), "no such program"
+        assert importlib.util.find_spec(f"flowers.{program.replace('-', '_')}"), "no such program"
         return
     words = [word for word in arguments if word not in ("--cfg", "job")]
     flags = {word for word in words if word.startswith("-")}
@@ -90,6 +90,7 @@ def known_keys() -> set[str]:
     variants += [("train", [f"data={name}"]) for name in ("garden", "shards")]
     variants += [("train", [f"scheduler={name}"]) for name in ("one_cycle", "step")]
     variants += [("train", ["loss=focal", "data/augmentation=strong", "callbacks=ema", "model=timm"])]
+    variants += [("train", ["logger=[csv,mlflow,wandb]"])]
     variants += [("train", [f"mixing={name}"]) for name in ("mixup", "mixup_or_cutmix")]
     variants += [("ablation", ["recipe=best_small"])]
     with hydra_context():

@@ -1,3 +1,4 @@
+import base64
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.formats import EXPORTERS, ExportSource, ImageProgram, OnnxExporter, TorchExportExporter
 from flowers.deploy.export.model_card import render_model_card
 from flowers.deploy.export.pipeline import TrainedRun, write_programs
+from flowers.deploy.export.web_page import RUNTIME_FILES
 from flowers.evaluation.predictions import load_predictions
 from flowers.export import main
 from flowers.runtime.files import read_json
@@ -31,6 +33,10 @@ FAST = ("rounds=1", "seconds=0", "batch=4", "calibration_images=16")
 
 def export(output: Path, run: Path, *overrides: str) -> dict[str, Any]:
     return dict(main(configuration(f"run={run}", f"output={output}", *FAST, *overrides, name="export")))
+
+
+def code_blocks(card: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card.read_text(encoding="utf-8"), re.DOTALL)
 
 
 class RenamedExporter(TorchExportExporter):
@@ -67,7 +73,8 @@ def exporters() -> Iterator[list[Any]]:
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The network has 32 pixels and is hardly trained: many images are near the border of two classes.
     output = tmp_path_factory.mktemp("exports") / "new" / "exported"
-    export(output, trained, "int8_min_agreement=0.5")
+    formats = ",".join(exporter.format for exporter in EXPORTERS)
+    export(output, trained, f"formats=[{formats}]", "int8_min_agreement=0.5")
     return output
 
 
@@ -80,15 +87,17 @@ def test_every_version_predicts_what_the_classifier_predicts(exported: Path, tra
         program = exporter.load(exported / exporter.file_name)
         tolerance = 0.2 if exporter.name == "ONNX int8" else 2e-3
         torch.testing.assert_close(program(images).double(), expected, atol=tolerance, rtol=0)
-        assert torch.allclose(program(images[:1, :, :40, :31]).sum(1), torch.ones(1))  # another image and batch size
+        assert torch.allclose(
+            program(images[:1, :, :40, :31]).sum(1).float(), torch.ones(1)
+        )  # another image and batch size
 
 
 def test_exported_files_reject_what_the_classifier_rejects(
     exporters: list[Any], rejecting: Path, painted: Path, tmp_path: Path
 ):
-    exporters[:] = exporters[:2]
+    exporters[:] = [each for each in exporters if each.format != "int8"]
     output = tmp_path / "exported"
-    report = export(output, rejecting)
+    report = export(output, rejecting, "formats=[torch_export,onnx,hub]")
     assert report["versions"]["ONNX"]["rejection_agreement"] == 1
     classifier = Classifier.load(rejecting, accelerator="cpu", precision="32-true")
     path = painted / load_predictions(rejecting / "predictions" / "val.csv").paths[0]
@@ -105,6 +114,25 @@ def test_exported_files_reject_what_the_classifier_rejects(
     assert "none of these" in (output / "README.md").read_text(encoding="utf-8")
 
 
+def test_web_page_has_an_int8_model_that_was_compared_and_its_threshold(rejecting: Path, tmp_path: Path):
+    package = tmp_path / "node_modules"
+    for name in ("package.json", *RUNTIME_FILES):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text('{"name": "onnxruntime-web", "version": "1.2.3"}')
+    output = tmp_path / "exported"
+    report = export(output, rejecting, "formats=[web]", f"web_runtime={package}", "int8_min_agreement=0.1")
+    assert {path.name for path in output.iterdir()} == {"README.md", "LICENSE.txt", "model.json", "parity.json", "web"}
+    assert report["versions"]["web page"]["file"] == "web/model.onnx"
+    assert report["limits"]["int8_min_agreement"] == 0.1
+    weights = [tensor for tensor in onnx.load(output / "web" / "model.onnx").graph.initializer if len(tensor.dims) == 4]
+    assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.INT8}
+    settings, facts = read_json(output / "web" / "settings.json"), read_json(output / "model.json")
+    assert settings["classes"] == read_json(rejecting / "result.json")["classes"]
+    assert settings["threshold"] == facts["rejection"]["strangeness_threshold"]
+    assert base64.b64decode(settings["model"]).hex() == facts["files"]["web/model.onnx"]
+    assert 'InferenceSession("web/model.onnx")' in (output / "README.md").read_text(encoding="utf-8")
+
+
 def test_code_on_the_model_card_classifies_an_image(exported: Path, trained: Path, painted: Path, tmp_path: Path):
     shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
     image = read_image(next(painted.rglob("*.jpg"), None) or next(painted.rglob("*.png")))
@@ -112,18 +140,55 @@ def test_code_on_the_model_card_classifies_an_image(exported: Path, trained: Pat
     exif = Image.Exif()
     exif[0x0112] = 6  # tells viewers to rotate it back
     rotated.save(tmp_path / "photo.jpg", exif=exif, quality=100, subsampling=0)
-    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
-    probabilities = json.loads(process.stdout.replace("'", '"'))
+    onnx_code, *hub_code = code_blocks(tmp_path / "README.md")
     expected = Classifier.load(trained, accelerator="cpu", precision="32-true")(tmp_path / "photo.jpg").probabilities
-    assert probabilities == pytest.approx(expected, abs=2e-3)
-    assert list(probabilities) == read_json(trained / "result.json")["classes"]
+    for code, tolerance in ((onnx_code, 2e-3), ("".join(hub_code), 1e-6)):
+        command = [sys.executable, "-I", "-c", code]
+        process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+        probabilities = json.loads(process.stdout.replace("'", '"'))
+        assert probabilities == pytest.approx(expected, abs=tolerance)
+        assert list(probabilities) == read_json(trained / "result.json")["classes"]
+
+
+def test_five_lines_of_torchvision_give_the_logits_of_the_run(exported: Path, trained: Path, painted: Path):
+    code = code_blocks(exported / "README.md")[1]
+    assert len(code.splitlines()) == 5
+    assert "flowers" not in code
+    names: dict[str, Any] = {}
+    exec(code.replace('"config.', f'"{exported}/config.').replace('"model.', f'"{exported}/model.'), names)
+    reads = Classifier.load(exported, accelerator="cpu", precision="32-true")
+    ran = Classifier.load(trained, accelerator="cpu", precision="32-true")
+    predictions = load_predictions(trained / "predictions" / "val.csv")
+    pixels = torch.stack([ran.pixels(painted / path) for path in predictions.paths])
+    logits = names["model"](ran.model.normalize(pixels)).detach()
+    torch.testing.assert_close(logits, predictions.logits.float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(reads.logits(reads.features(pixels)), ran.logits(ran.features(pixels)), atol=0, rtol=0)
+    assert (reads.classes, reads.temperature, reads.tta) == (ran.classes, ran.temperature, ran.tta)
+    config, result = read_json(exported / "config.json"), read_json(trained / "result.json")
+    assert config["split_digest"] == result["digest"]
+    assert config["metrics"]["val"]["accuracy"] == result["val"]["accuracy"]
+
+
+def test_a_folder_for_a_hub_needs_no_extra_and_rejects(rejecting: Path, painted: Path, tmp_path: Path):
+    output = tmp_path / "hub"
+    export(output, rejecting, "formats=[hub]", "reject=0.3")
+    assert {path.name for path in output.iterdir()} == {
+        *("model.safetensors", "config.json", "rejection.safetensors"),
+        *("README.md", "LICENSE.txt", "model.json", "parity.json"),
+    }
+    classifier, run = Classifier.load(output, "cpu", "32-true"), Classifier.load(rejecting, "cpu", "32-true")
+    image = painted / load_predictions(rejecting / "predictions" / "val.csv").paths[0]
+    assert classifier(image)[:4] == run(image)[:4]
+    assert classifier.rejection is not None
+    assert run.rejection is not None
+    assert classifier.rejection.threshold < run.rejection.threshold
+    assert "onnxruntime" not in (output / "README.md").read_text(encoding="utf-8")
 
 
 def test_exported_folder_describes_itself(exported: Path, trained: Path):
     assert {path.name for path in exported.iterdir()} == {
         *(exporter.file_name for exporter in EXPORTERS),
-        *("README.md", "LICENSE.txt", "model.json", "parity.json"),
+        *("README.md", "LICENSE.txt", "config.json", "model.json", "parity.json"),
     }
     assert [path.name for path in exported.parent.iterdir()] == ["exported"]
     facts, result = read_json(exported / "model.json"), read_json(trained / "result.json")
@@ -201,7 +266,9 @@ def test_export_names_what_is_wrong_with_a_setting(exporters: list[Any], trained
     for overrides, message in (
         (["batch=0"], "batch=0: expected at least 1"),
         (["calibration_images=0"], "calibration_images=0: expected at least 1"),
+        (["formats=[int8]", "int8=false"], "expected at least one format"),
         (["seconds=-1"], r"seconds=-1.*: expected at least 0"),
+        (["formats=[web]"], r"formats=\[web\] needs onnxruntime-web: run npm pack onnxruntime-web"),
         (["min_agreement=99.9"], r"min_agreement=99\.9: expected a share from 0 to 1"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -7,8 +7,9 @@ from PIL import Image
 from flowers.evaluate import main as evaluate
 from flowers.learning_curve import check_source, main
 from flowers.runtime.files import read_json
+from flowers.runtime.run_folder import write_start
 from flowers.runtime.text import read_csv
-from tests.helpers import configuration
+from tests.helpers import SMALL, configuration
 
 
 def test_learning_curve_of_a_run_reaches_its_report(trained: Path, tmp_path: Path):
@@ -39,3 +40,18 @@ def test_a_run_has_its_own_photos():
 def test_finetuning_needs_a_run():
     with pytest.raises(ValueError, match="stage=finetune trains with the settings of a run: give run=FOLDER"):
         main(configuration("data=folder", "data.root=a", "stage=finetune", name="learning_curve"))
+
+
+@pytest.mark.slow
+def test_finetuning_trains_each_part_once(trained: Path, painted: Path, tmp_path: Path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "started.yaml").unlink()
+    quick = ["finetune.epochs=0", "head.epochs=1", f"data.root={painted}"]
+    write_start(run, [*SMALL, *quick], is_resumed=False)
+    settings = [f"run={run}", "fractions=[0.4,0.7,1.0]", "seeds=[0,1]", "stage=finetune"]
+    first = main(configuration(*settings, name="learning_curve"))
+    states = {path: path.stat().st_mtime_ns for path in (run / "learning_curve").rglob("result.json")}
+    assert len(states) == 6
+    assert main(configuration(*settings, name="learning_curve")) == first
+    assert {path: path.stat().st_mtime_ns for path in states} == states
+    assert read_json(run / "learning_curve.json")["stage"] == "finetune"

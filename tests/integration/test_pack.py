@@ -69,7 +69,7 @@ def test_checkpoint_has_the_same_scores_on_shards_as_on_the_folder(painted: Path
     assert scores[0] == scores[1]
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_training_from_s3_killed_inside_an_epoch_and_resumed_is_the_uninterrupted_run(s3: str, tmp_path: Path):
     recipe = [option for option in SMALL if option != "data=folder"]
     recipe += ["model.architecture=mobilenet_v3_small"]  # has dropout

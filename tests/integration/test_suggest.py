@@ -1,11 +1,14 @@
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from flowers.runtime.text import read_csv
+from flowers.runtime.text import read_csv, write_csv
 from flowers.search.suggestion import suggest_photos
 from flowers.suggest import main
 from tests.helpers import configuration
@@ -38,7 +41,32 @@ def test_suggest_leaves_out_what_the_run_has_and_writes_names_that_are_no_formul
     assert {Path(row[1]).name for row in rows} == {"=1+1.png", "a.png", "b.png", "c.png"}
     doubts = [float(row[4]) for row in rows]
     assert doubts == sorted(doubts, reverse=True)
-    assert [row.path for row in suggest_photos(trained, pool, 9, "margin")] == [row[1] for row in rows]
+    assert [row.path for row in suggest_photos(trained, pool, 9, "margin")[0]] == [row[1] for row in rows]
+    page = (tmp_path / "next.html").read_text(encoding="utf-8")
+    shown = json.loads(re.findall(r'id="data">(.*?)</script>', page)[0])
+    assert [photo[:2] for photo in shown["photos"]] == [[row[1], None] for row in rows]
+    assert [shown["classes"][item["suggested"]] for item in shown["items"]] == [row[2] for row in rows]
+
+    labels = tmp_path / "labels.csv"
+    write_csv(labels, [shown["columns"], *([photo[0], "rose", photo[2]] for photo in shown["photos"])])
+    (tmp_path / "photos" / "rose").mkdir(parents=True)
+    (tmp_path / "photos" / "rose" / "a.png").write_text("another photo")
+    for _ in range(2):  # the second time, all of them are there
+        assert main(configuration(f"labels={labels}", f"output={tmp_path}/photos", name="suggest")) == 4
+    copied = sorted((tmp_path / "photos" / "rose").iterdir())
+    assert [path.name[:4] for path in copied] == [
+        "=1+1",
+        "a-" + shown_digest(shown, "a.png")[:2],
+        "a.pn",
+        "b.pn",
+        "c.pn",
+    ]
+    assert (tmp_path / "photos" / "rose" / "a.png").read_text() == "another photo"
+    assert (tmp_path / "photos" / "rose" / "c.png").read_bytes() == (pool / "below" / "c.png").read_bytes()
+
+
+def shown_digest(shown: dict[str, Any], name: str) -> str:
+    return str(next(photo[2] for photo in shown["photos"] if Path(photo[0]).name == name))
 
 
 def test_suggest_with_nothing_to_label_is_one_line(trained: Path, painted: Path, tmp_path: Path):

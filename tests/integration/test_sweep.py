@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from flowers.runtime.files import read_json
 from flowers.runtime.overrides import check_overrides
-from flowers.runtime.run_folder import RESULT_FILE
+from flowers.runtime.run_folder import RESULT_FILE, short_name
 from flowers.search.in_process import train_in_process
 from flowers.search.manifest import SearchManifest
 from flowers.search.study import STUDY_FILE, Search
@@ -40,7 +40,7 @@ def study(folder: Path) -> optuna.Study:
     return optuna.load_study(study_name="flowers", storage=f"sqlite:///{folder / STUDY_FILE}")
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_search_killed_again_and_again_ends_as_the_uninterrupted_one(painted: Path, tmp_path: Path):
     given = [
         *HEAD,
@@ -98,6 +98,9 @@ def test_with_folds_a_trial_is_a_whole_cross_validation(painted: Path, tmp_path:
     folds = [read_json(tmp_path / f"trials/0/fold-{fold}/result.json")["val"] for fold in range(3)]
     assert trial.value == sum(fold["accuracy"] for fold in folds) / 3
     assert trial.user_attrs["n"] == sum(fold["n"] for fold in folds) == 60
+    for fold in range(3):  # trackers show them together
+        config = (tmp_path / f"trials/0/fold-{fold}/config.yaml").read_text(encoding="utf-8")
+        assert f"group: {short_name(tmp_path)}\n" in config
 
 
 def test_a_trial_that_falls_behind_is_stopped_in_this_process_and_in_one_of_its_own(painted: Path, tmp_path: Path):

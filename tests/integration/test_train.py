@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -19,12 +20,14 @@ from flowers.models.backbones import build_backbone, state_dict_sha256
 from flowers.models.classifier import load_classifier, read_checkpoint
 from flowers.runtime.config import instantiate_group
 from flowers.runtime.files import read_json
-from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args
+from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args, short_name
 from flowers.runtime.seeding import seeded
+from flowers.search.in_process import train_in_process
 from flowers.train import main
+from flowers.training.csv_logger import image_file
 from flowers.training.experiment import check_config, run_training
 from flowers.training.stages import StagePlan, check_stages
-from tests.helpers import SMALL, configuration, curves, program, weights
+from tests.helpers import SMALL, configuration, csv_curves, curves, program, weights
 
 REPRODUCIBLE = (
     "format_version",
@@ -58,7 +61,7 @@ def test_run_folder_holds_every_file_of_a_run(trained: Path):
         "report-test.html",
         "mistakes-test.csv",
     }  # the fixture is shared with tests of evaluate
-    assert all(file.startswith("tensorboard/") for file in files - expected - evaluated)
+    assert all(file.startswith(("csv/", "tensorboard/")) for file in files - expected - evaluated)
 
 
 def test_result_json_holds_accuracy_interval_and_cost(trained: Path):
@@ -127,11 +130,27 @@ def test_tensorboard_holds_curves_images_and_hyperparameters(trained: Path):
     assert set(tags["images"]) == IMAGE_TAGS
     assert len(events.Scalars("val/accuracy")) == 4
     assert "_hparams_/session_start_info" in events.summary_metadata
+    assert (
+        str(trained / BEST_CHECKPOINT).encode()
+        in events.Tensors("best_checkpoint/text_summary")[0].tensor_proto.string_val[0]
+    )
 
 
+def test_csv_holds_the_numbers_and_images_of_tensorboard(trained: Path):
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert csv_curves(trained) == scalars
+    images = {f"csv/{image_file(tag, event.step)}" for tag in events.Tags()["images"] for event in events.Images(tag)}
+    assert images == {path.relative_to(trained).as_posix() for path in (trained / "csv").rglob("*.png")}
+    settings = yaml.safe_load((trained / "csv" / "hparams.yaml").read_text(encoding="utf-8"))
+    assert settings["optimizer.lr"] == 0.002
+    assert settings["best_checkpoint"] == str(trained / BEST_CHECKPOINT)
+
+
+@pytest.mark.slow
 def test_run_killed_in_each_stage_and_in_a_checkpoint_ends_like_an_uninterrupted_one(painted: Path, tmp_path: Path):
     recipe = [*SMALL, f"data.root={painted}", "model.architecture=mobilenet_v3_small", "scheduler=cosine"]
-    recipe += ["head.cached_views=2", "+callbacks.kill._target_=tests.helpers.KillAt"]
+    recipe += ["head.cached_views=2", "+callbacks.kill._target_=tests.helpers.KillAt", "logger=[tensorboard,csv]"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_training(configuration(*recipe, f"run_dir={whole}"))
     first = program(*recipe, f"hydra.run.dir={killed}", KILL_AT="1.0")
@@ -147,6 +166,9 @@ def test_run_killed_in_each_stage_and_in_a_checkpoint_ends_like_an_uninterrupted
     killed_result, whole_result = (read_json(run / "result.json") for run in (killed, whole))
     assert {key: killed_result[key] for key in REPRODUCIBLE} == {key: whole_result[key] for key in REPRODUCIBLE}
     assert curves(killed) == curves(whole)
+    found_rows, expected_rows = csv_curves(killed), csv_curves(whole)
+    del found_rows["train/photos_per_second"], expected_rows["train/photos_per_second"]
+    assert found_rows == expected_rows
 
 
 @pytest.mark.parametrize("at", ["2.1", "2.2", "1.0"])
@@ -225,8 +247,9 @@ def test_run_folder_is_not_overwritten(trained: Path, painted: Path):
 
 def test_refused_start_leaves_the_run_resumable(painted: Path, tmp_path: Path):
     start = [*SMALL, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", f"hydra.run.dir={tmp_path}/run"]
-    assert program(*start, "head.cached_views=0").returncode == 0
-    assert "already holds a run" in program(*start, "seed=7").stderr
+    train_in_process([*start, "head.cached_views=0"])
+    with pytest.raises(ValueError, match="already holds a run"):
+        train_in_process([*start, "seed=7"])
     assert "the images or their split differ from" in program(f"resume={tmp_path}/run", "data.split_seed=9").stderr
     resumed = expand_resume_args([f"resume={tmp_path}/run"])
     assert "head.cached_views=0" in resumed
@@ -286,6 +309,8 @@ def test_multirun_continues_after_a_failed_job_and_writes_the_table(painted: Pat
     assert "2 of 4 runs failed" in done.stderr
     good = json.loads((tmp_path / rows[0]["run"] / "result.json").read_text(encoding="utf-8"))
     assert good["val"]["accuracy"] == float(rows[0]["accuracy"])
+    settings = [yaml.safe_load((tmp_path / row["run"] / "config.yaml").read_text(encoding="utf-8")) for row in rows]
+    assert {each["group"] for each in settings} == {short_name(tmp_path)}
 
 
 def test_user_error_is_one_line_without_traceback(tmp_path: Path):

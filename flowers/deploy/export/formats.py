@@ -1,12 +1,13 @@
-"""The exported formats: torch.export, ONNX and int8 ONNX.
+"""The exported formats: torch.export, ONNX, int8 ONNX, a folder for a model hub, and a page for browsers.
 
 To add a format, write one class with the attributes and methods of `Exporter` and add an instance to `EXPORTERS`.
 The pipeline, the parity report, model.json and the model card iterate that list.
 """
 
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.graph import ExportableClassifier
-from flowers.features.onnx_program import first_line, load_onnx, quantize_onnx, to_onnx
+from flowers.deploy.hub_folder import WEIGHTS_FILE, write_hub_folder
+from flowers.features.onnx_program import SESSION_SETTINGS, first_line, load_onnx, quantize_onnx, to_onnx
 
 ImageProgram = Callable[[Tensor], Tensor]
 """Maps decoded images, uint8 (B, 3, H, W), to probabilities (B, C), or (B, C + 1) with their strangeness last."""
@@ -49,7 +52,9 @@ class ExportSource(NamedTuple):
     """What an exporter may read.
 
     Attributes:
-        program: The traced classifier, from decoded images to calibrated probabilities.
+        classifier: The trained classifier, on the CPU.
+        facts: What model.json says about it.
+        program: Returns the traced classifier, from decoded images to calibrated probabilities.
         metadata: Texts to store in the file: classes (as JSON), temperature, architecture; with a second output, also
             reject and strangeness_threshold.
         folder: The output folder, with the files of the exporters earlier in `EXPORTERS`.
@@ -57,7 +62,9 @@ class ExportSource(NamedTuple):
         reduce_range: Whether to quantize weights to 7 bits.
     """
 
-    program: ExportedProgram
+    classifier: Classifier
+    facts: Mapping[str, Any]
+    program: Callable[[], ExportedProgram]
     metadata: Mapping[str, str]
     folder: Path
     calibration_images: Callable[[], Iterable[npt.NDArray[np.uint8]]]
@@ -68,16 +75,18 @@ class Exporter(Protocol):
     """A format that a trained run can be exported to.
 
     Attributes:
+        format: The name in `formats=`.
         name: The format's name in the parity report.
         file_name: The file that `write` makes in the output folder.
         description: One sentence in Markdown about the file, for the model card.
         extra: The extra in pyproject.toml that installs `packages`.
         packages: The packages that `write` and `load` import. Their versions are recorded in model.json.
-        option: The boolean key of conf/export.yaml that enables the format. None if it is always written.
+        option: The boolean key of conf/export.yaml that disables the format. None if there is none.
         agreement_key: The key of conf/export.yaml that holds the least agreement with PyTorch on labels.
         rejection_key: The same for rejections.
     """
 
+    format: str
     name: str
     file_name: str
     description: str
@@ -101,6 +110,7 @@ class Exporter(Protocol):
 class TorchExportExporter:
     """Writes a .pt2 file for `torch.export.load`. The metadata are its extra files."""
 
+    format = "torch_export"
     name = "torch.export"
     file_name = "model.pt2"
     description = "`model.pt2` is for `torch.export.load`. Load such a file only if you trust its source."
@@ -112,7 +122,7 @@ class TorchExportExporter:
 
     def write(self, source: ExportSource, path: Path) -> None:
         """Write the .pt2 file."""
-        torch.export.save(source.program, path, extra_files=dict(source.metadata))
+        torch.export.save(source.program(), path, extra_files=dict(source.metadata))
 
     def load(self, path: Path) -> ImageProgram:
         """Load a .pt2 file that this project wrote."""
@@ -129,6 +139,7 @@ class TorchExportExporter:
 class OnnxExporter:
     """Writes a float32 ONNX file: input `photos`, output `probabilities`, and `strangeness` if there is rejection."""
 
+    format = "onnx"
     name = "ONNX"
     file_name = "model.onnx"
     description = "`model.onnx` computes in float32."
@@ -137,6 +148,8 @@ class OnnxExporter:
     option: str | None = None
     agreement_key = "min_agreement"
     rejection_key = "min_rejection_agreement"
+    # Idle threads yield their core instead of spinning: several times as fast beside other programs.
+    session_settings: Mapping[str, str] = SESSION_SETTINGS
 
     def write(self, source: ExportSource, path: Path) -> None:
         """Write the ONNX file.
@@ -146,7 +159,7 @@ class OnnxExporter:
         """
         import onnx
 
-        program = source.program
+        program = source.program()
         names = list(_OUTPUTS)[: len(program.graph_signature.user_outputs)]
         model = to_onnx(program, "photos", names)
         named_axes = [("B", "3", "H", "W"), *(_OUTPUTS[value.name] for value in model.graph.output)]
@@ -163,13 +176,14 @@ class OnnxExporter:
 
     def load(self, path: Path) -> ImageProgram:
         """Load an ONNX file with ONNX Runtime, with as many threads as PyTorch uses."""
-        session = load_onnx(path)
+        session = load_onnx(path, self.session_settings)
         return lambda images: torch.from_numpy(np.concatenate(session.run(None, {"photos": images.numpy()}), 1))
 
 
 class Int8OnnxExporter(OnnxExporter):
     """Quantizes the float32 ONNX file; see `quantize_onnx`."""
 
+    format = "int8"
     name = "ONNX int8"
     file_name = "model.int8.onnx"
     description = "`model.int8.onnx` computes in 8 bits, for small devices."
@@ -180,11 +194,81 @@ class Int8OnnxExporter(OnnxExporter):
         """Write the quantized ONNX file."""
         import onnx
 
-        quantize_onnx(source.folder / OnnxExporter.file_name, path, source.calibration_images(), source.reduce_range)
+        with tempfile.TemporaryDirectory() as folder:
+            exact = source.folder / OnnxExporter.file_name
+            if not exact.is_file():
+                exact = Path(folder) / OnnxExporter.file_name
+                super().write(source, exact)
+            quantize_onnx(exact, path, source.calibration_images(), source.reduce_range)
         model = onnx.load(path)
         onnx.helper.set_model_props(model, dict(source.metadata))
         onnx.save(model, path)
 
 
-EXPORTERS: list[Exporter] = [TorchExportExporter(), OnnxExporter(), Int8OnnxExporter()]
-"""The formats in the order in which they are written. Int8 ONNX reads the ONNX file."""
+class HubExporter:
+    """Writes model.safetensors with the parameter names of torchvision or timm, and config.json."""
+
+    format = "hub"
+    name = "hub"
+    file_name = WEIGHTS_FILE
+    description = "`model.safetensors` holds the weights alone, for torchvision or timm; `config.json` holds the rest."
+    extra = "export"
+    packages: tuple[str, ...] = ()
+    option: str | None = None
+    agreement_key = "min_agreement"
+    rejection_key = "min_rejection_agreement"
+
+    def write(self, source: ExportSource, path: Path) -> None:
+        """Write the folder."""
+        classifier, facts = source.classifier, source.facts
+        described = {
+            "temperature": classifier.temperature,
+            "tta": classifier.tta,
+            "split_digest": facts["trained"]["digest"],
+            **{name: facts[name] for name in ("photos", "trained")},
+            "metrics": facts["scores"],
+        }
+        write_hub_folder(path.parent, classifier.model, described, classifier.rejection)
+
+    def load(self, path: Path) -> ImageProgram:
+        """Load the folder of `path` as any user of this project does."""
+        return Classifier.load(path.parent, "cpu", "32-true").outputs_of_images
+
+
+class WebOnnxExporter(Int8OnnxExporter):
+    """Writes the int8 ONNX file that the web page loads; `write_web_page` adds the page."""
+
+    format = "web"
+    name = "web page"
+    file_name = "web/model.onnx"
+    description = "`web/` is a page that classifies photos in a browser: put it on any web server."
+    option: str | None = None
+    # Browsers multiply without the overflow of x86 CPUs that lack VNNI: on such a CPU, ONNX Runtime avoids it too.
+    session_settings: Mapping[str, str] = {**OnnxExporter.session_settings, "session.x64quantprecision": "1"}
+
+    def write(self, source: ExportSource, path: Path) -> None:
+        """Write the quantized ONNX file as ONNX Runtime optimizes it, so that no browser has to."""
+        import onnxruntime
+
+        path.parent.mkdir()
+        with tempfile.TemporaryDirectory() as folder:
+            quantized = source.folder / Int8OnnxExporter.file_name
+            if not quantized.is_file():
+                quantized = Path(folder) / Int8OnnxExporter.file_name
+                super().write(source, quantized)
+            onnxruntime.disable_telemetry_events()
+            options = onnxruntime.SessionOptions()
+            # The next level is for the CPU of this machine.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.optimized_model_filepath = str(path)
+            onnxruntime.InferenceSession(str(quantized), options, providers=["CPUExecutionProvider"])
+
+
+EXPORTERS: list[Exporter] = [
+    TorchExportExporter(),
+    OnnxExporter(),
+    Int8OnnxExporter(),
+    HubExporter(),
+    WebOnnxExporter(),
+]
+"""The formats in the order in which they are written: each may read those before it."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowers.deploy.export.formats import OnnxExporter
 from flowers.runtime.text import escape_markdown, one_line
 
 _LICENSE_NOTE = """The code of flowers, which made these files, is under the Apache License 2.0.
@@ -17,22 +18,14 @@ their own terms. This program cannot know them: check them before you use or dis
 
 _CARD = """# {architecture}: classifies images into {count} classes
 
-Classes: {classes}. The input is a decoded image of any size, the output is a probability for each class. Resizing
-(shorter side to {resize} pixels, antialiased), cropping ({image_size} pixels), normalization and calibration
-(temperature {temperature:.4f}) are part of the files.
+Classes: {classes}. An image is resized (shorter side to {resize} pixels, antialiased), cropped ({image_size} pixels)
+and normalized; the logits are divided by the temperature {temperature:.4f} before the softmax.
 
 ## Run it
 
-```python
-import json, numpy, onnxruntime
-from PIL import Image, ImageOps
-photo = numpy.asarray(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")).transpose(2, 0, 1)[None]
-session = onnxruntime.InferenceSession("model.onnx")
-print(dict(zip(json.load(open("model.json"))["classes"], session.run(None, {{"photos": photo}})[0][0].tolist())))
-```
+{run}
 
-Input `photos`: uint8, (B, 3, H, W), RGB, upright; B, H and W are free. Output `probabilities`: float32, (B, {count}),
-in the order of `classes` in `model.json` (also in the metadata of the ONNX files). {files}
+{files}
 
 ## How good it is
 
@@ -66,6 +59,82 @@ Check the license of the weights yourself: see `LICENSE.txt`.
 """
 
 
+_RUN_ONNX = """The input of the programs is a decoded image of any size, the output is a probability for each class.
+
+```python
+import json, numpy, onnxruntime
+from PIL import Image, ImageOps
+photo = numpy.asarray(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")).transpose(2, 0, 1)[None]
+session = onnxruntime.InferenceSession("{onnx_file}")
+print(dict(zip(json.load(open("model.json"))["classes"], session.run(None, {{"photos": photo}})[0][0].tolist())))
+```
+
+Input `photos`: uint8, (B, 3, H, W), RGB, upright; B, H and W are free. Output `probabilities`: float32, (B, {count}),
+in the order of `classes` in `model.json` (also in the metadata of the ONNX files)."""
+
+
+_RUN_TORCHVISION = """The weights have the names of torchvision, which loads them in five lines:
+
+```python
+import json, pathlib, safetensors.torch, torchvision
+config = json.loads(pathlib.Path("config.json").read_bytes())
+model = torchvision.models.get_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
+model.load_state_dict(safetensors.torch.load_file("model.safetensors"))
+model.eval()
+```
+
+`model(images)` returns the logits of images that were prepared like this:
+
+```python
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import InterpolationMode, v2
+pixels = config["pixels"]
+resize = v2.Resize(pixels["resize"], InterpolationMode(pixels["interpolation"]), antialias=True)
+scale = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(pixels["mean"], pixels["std"])])
+prepare = v2.Compose([v2.PILToTensor(), resize, v2.CenterCrop(pixels["image_size"]), scale])
+images = prepare(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"))[None]
+probabilities = (model(images) / config["temperature"]).softmax(1)[0].tolist()
+print(dict(zip(config["label_names"], probabilities)))
+```"""
+
+
+_RUN_TIMM = """The weights have the names of timm, which loads them:
+
+```python
+import json, pathlib, timm
+config = json.loads(pathlib.Path("config.json").read_bytes())
+model = timm.create_model("local-dir:.", pretrained=True).eval()
+prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+```
+
+`model(images)` returns the logits:
+
+```python
+from PIL import Image, ImageOps
+images = prepare(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"))[None]
+probabilities = (model(images) / config["temperature"]).softmax(1)[0].tolist()
+print(dict(zip(config["label_names"], probabilities)))
+```"""
+
+
+# What a hub reads: https://huggingface.co/docs/hub/model-cards
+_HUB_METADATA = """---
+library_name: {library}
+pipeline_tag: image-classification
+license: other
+license_name: see-license-file
+license_link: LICENSE.txt
+tags: [image-classification, {library}]
+---
+
+"""
+
+
+_REJECTION_HUB = """`Classifier.load` of flowers also reads `rejection.safetensors`, which tells images of none of the
+classes: about {percent:g} % of images of the classes are rejected by mistake. """
+
+
 _REJECTION = """The second output, `strangeness`, float32, (B, 1), is higher for an image of none of the classes.
 Treat an image above {strangeness_threshold:.6g} (`strangeness_threshold` in the metadata) as "none of these":
 about {percent:g} % of images of the classes are above it too. It recognizes images of other things well, and other
@@ -78,6 +147,7 @@ def render_model_card(
     report: Mapping[str, Any],
     parity_rows: Sequence[Sequence[str]],
     descriptions: Sequence[str],
+    library: str | None = None,
 ) -> str:
     """Return the model card in Markdown.
 
@@ -86,14 +156,25 @@ def render_model_card(
         report: The content of parity.json.
         parity_rows: From `flowers.deploy.export.parity.parity_rows`.
         descriptions: A sentence about each exported file.
+        library: "torchvision" or "timm", which loads model.safetensors; None if there is no such file.
     """
     counts, rejection = facts["photos"], facts.get("rejection")
-    return _CARD.format(
+    has_programs = library is None or len(descriptions) > 1
+    onnx_file = next((file for file in facts["files"] if file.endswith(".onnx")), OnnxExporter.file_name)
+    runs = [_RUN_ONNX.format(count=len(facts["classes"]), onnx_file=onnx_file)] if has_programs else []
+    runs += [_RUN_TIMM if library == "timm" else _RUN_TORCHVISION] if library else []
+    rejections = [_REJECTION] if has_programs else []
+    rejections += [_REJECTION_HUB] if library else []
+    metadata = _HUB_METADATA.format(library=library) if library else ""
+    return metadata + _CARD.format(
+        run="\n\n".join(runs),
         **{name: facts[name] for name in ("architecture", "resize", "image_size", "temperature")},
         classes=", ".join(map(escape_markdown, facts["classes"])),
         count=len(facts["classes"]),
         files=" ".join(descriptions),
-        rejection=_REJECTION.format(**rejection, percent=100 * rejection["reject"]) if rejection else "",
+        rejection="".join(
+            text.format(**rejection, percent=100 * rejection["reject"]) for text in rejections if rejection
+        ),
         scores="\n".join(_markdown_table([["split", "accuracy", "interval", "n"], *_score_rows(facts["scores"])])),
         n=counts["val"],
         parity="\n".join(_markdown_table(parity_rows)),

@@ -132,9 +132,8 @@ def check_agreement(
         key, agreement = exporter.agreement_key, rows[exporter.name]["agreement_or_tie"]
         if agreement < minimums[key]:
             different = count - round(agreement * count)
-            hint = (
-                f"; try calibration_images=512, or {exporter.option}=false to leave it out" if exporter.option else ""
-            )
+            hint = "; try calibration_images=512" if key == "int8_min_agreement" else ""
+            hint += f", or {exporter.option}=false to leave it out" if exporter.option else ""
             raise ValueError(
                 f"{exporter.name} predicts another label than {REFERENCE} for {different} of {count} val images, ties "
                 f"aside: agreement {agreement:.4f}, expected at least {key}={minimums[key]}; nothing is exported{hint}"

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,20 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from flowers.data.datamodule import ImageDataModule, inference_data_args
 from flowers.data.dataset import ImageDataset
 from flowers.data.remote import is_remote
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier
-from flowers.deploy.export.formats import EXPORTERS, Exporter, ExportSource, ImageProgram, export_program
+from flowers.deploy.export.formats import (
+    EXPORTERS,
+    Exporter,
+    ExportSource,
+    ImageProgram,
+    export_program,
+)
 from flowers.deploy.export.graph import ExportableClassifier
 from flowers.deploy.export.model_card import render_license_note, render_model_card
 from flowers.deploy.export.parity import (
@@ -32,10 +40,12 @@ from flowers.deploy.export.parity import (
     parity_rows,
     parity_table,
 )
+from flowers.deploy.export.web_page import read_web_runtime, write_web_page
+from flowers.deploy.hub_folder import CONFIG_FILE, WEIGHTS_FILE
 from flowers.evaluation.evaluator import find_split_file
 from flowers.models.classifier import read_checkpoint
 from flowers.runtime.config import require_extra
-from flowers.runtime.files import atomic_directory, atomic_write_text, cache_dir, cache_lock, write_json
+from flowers.runtime.files import atomic_directory, atomic_write_text, cache_dir, cache_lock, read_json, write_json
 from flowers.runtime.hardware import device_name, has_native_bf16
 from flowers.runtime.run_folder import (
     BEST_CHECKPOINT,
@@ -46,6 +56,7 @@ from flowers.runtime.run_folder import (
     run_dir_of,
 )
 from flowers.runtime.text import one_line
+from flowers.runtime.validation import format_setting
 
 
 def run_export(cfg: DictConfig) -> dict[str, Any]:
@@ -61,9 +72,14 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
         ValueError: A setting is wrong, an extra is missing, the run or its images cannot be used, or a version
             disagrees with the model. Then nothing is written.
     """
-    exporters = [exporter for exporter in EXPORTERS if exporter.option is None or cfg[exporter.option]]
+    exporters = [
+        exporter
+        for exporter in EXPORTERS
+        if exporter.format in cfg.formats and (exporter.option is None or cfg[exporter.option])
+    ]
     output = Path(cfg.output).resolve()
     _check_settings(cfg, exporters, output)
+    web_runtime = read_web_runtime(cfg.web_runtime) if "web" in cfg.formats else None
     run = TrainedRun(find_checkpoint(cfg.run), cfg.photos, cfg.on_corrupt, cfg.tta, cfg.reject)
 
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +97,9 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
         speeds = measure_programs(run, programs, cfg.batch, cfg.rounds, cfg.seconds)
         report = build_parity_report(folder, exporters, rows, speeds) | {"limits": minimums}
         write_json(report, folder / "parity.json")
-        write_model_files(run, exporters, folder, report)
+        facts = write_model_files(run, exporters, folder, report)
+        if web_runtime is not None:
+            write_web_page(folder / "web", facts, web_runtime)
     console = Console()
     console.print(parity_table(report["versions"]))
     console.print(one_line(f"exported to {output}"), soft_wrap=True, markup=False, highlight=False)
@@ -90,6 +108,8 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
 
 def _check_settings(cfg: DictConfig, exporters: Sequence[Exporter], output: Path) -> None:
     """Check what can be checked before the run is read."""
+    if not exporters:
+        raise ValueError(f"formats={format_setting(list(cfg.formats))} int8=false: expected at least one format")
     for exporter in exporters:
         require_extra(f"export to {exporter.name}", exporter.extra, *exporter.packages)
     for key in ("calibration_images", "batch", "rounds"):
@@ -191,7 +211,7 @@ def write_programs(
         calibration_images: How many training images determine the ranges of a quantized format.
         reduce_range: Whether to quantize weights to 7 bits.
     """
-    classifier = run.classifier
+    classifier, facts = run.classifier, describe_run(run)
     metadata = {
         "classes": json.dumps(classifier.classes),  # in ASCII: the formats take no bytes that are not UTF-8
         "temperature": repr(classifier.temperature),
@@ -201,10 +221,17 @@ def write_programs(
     if rejection is not None:
         metadata |= {"reject": repr(rejection.share), "strangeness_threshold": repr(rejection.threshold)}
     strangeness = None if rejection is None else rejection.strangeness
-    program = export_program(
-        ExportableClassifier(classifier.model, classifier.temperature, classifier.tta, strangeness)
-    )
-    source = ExportSource(program, metadata, folder, lambda: run.calibration_images(calibration_images), reduce_range)
+
+    @cache
+    def program() -> ExportedProgram:
+        return export_program(
+            ExportableClassifier(classifier.model, classifier.temperature, classifier.tta, strangeness)
+        )
+
+    def images() -> Iterator[npt.NDArray[np.uint8]]:
+        return run.calibration_images(calibration_images)
+
+    source = ExportSource(classifier, facts, program, metadata, folder, images, reduce_range)
     for exporter in exporters:
         exporter.write(source, folder / exporter.file_name)
 
@@ -215,7 +242,7 @@ def run_all_programs(run: TrainedRun, programs: Mapping[str, ImageProgram]) -> d
     Returns:
         The probabilities (N, C) by version, the reference first.
     """
-    classifiers = {name: _outputs(classifier) for name, classifier in run.classifiers.items()}
+    classifiers = {name: classifier.outputs for name, classifier in run.classifiers.items()}
     images = run.data.batches(run.val, batch_size=1)
     outputs = collect_probabilities(classifiers, (image for image, _ in images), len(images))
     return outputs | collect_probabilities(programs, run.decoded_val_images(), len(run.val))
@@ -231,30 +258,12 @@ def measure_programs(
     """
     height, width = median_size(run.decoded_val_images())
     images = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
-    classifiers = {name: _with_transform(classifier) for name, classifier in run.classifiers.items()}
+    classifiers = {name: classifier.outputs_of_images for name, classifier in run.classifiers.items()}
     return {
         "photos_per_second": measure_speeds(classifiers | dict(programs), images, rounds, seconds),
         **{"rounds": rounds, "batch": batch, "height": height, "width": width},
         "device": device_name(torch.device("cpu")),
     }
-
-
-def _with_transform(classifier: Classifier) -> ImageProgram:
-    def program(images: Tensor) -> Tensor:
-        return _outputs(classifier)(torch.as_tensor(classifier.eval_transform(images)))
-
-    return program
-
-
-def _outputs(classifier: Classifier) -> ImageProgram:
-    """Return a function from network inputs, uint8 (B, 3, S, S), to what an exported program returns."""
-
-    def program(pixels: Tensor) -> Tensor:
-        features = classifier.features(pixels)
-        probabilities, strangeness = classifier.calibrate(classifier.logits(features)), classifier.strangeness(features)
-        return probabilities if strangeness is None else torch.cat([probabilities, strangeness[:, None]], 1)
-
-    return program
 
 
 def build_parity_report(
@@ -277,34 +286,43 @@ def build_parity_report(
     return {"versions": versions} | {name: value for name, value in speeds.items() if name != "photos_per_second"}
 
 
-def write_model_files(run: TrainedRun, exporters: Sequence[Exporter], folder: Path, report: Mapping[str, Any]) -> None:
-    """Write model.json, the model card and the license note."""
+def describe_run(run: TrainedRun) -> dict[str, Any]:
+    """Return what model.json says about the run: its classes, its images, its scores, and what trained it."""
     result = run.result
-    files = [exporter.file_name for exporter in exporters]
     counts = {split: run.data.counts(split).total() for split in ("train", "val", "test")}
     facts = {
         **{name: run.hparams[name] for name in ("architecture", "classes", "image_size", "resize", "mean", "std")},
         "interpolation": run.classifier.model.hparams["interpolation"],
         "temperature": run.classifier.temperature,
-        "input": "photos: uint8 (B, 3, H, W), RGB, upright, of any size",
-        "output": "probabilities: float32 (B, C), calibrated, in the order of classes",
-        "files": {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in files},
         "scores": {split: result[split] for split in ("val", "test") if split in result},
         "photos": {split: count for split, count in counts.items() if count},
         "folder": Path(run.root).name,
         "trained": {name: result[name] for name in ("digest", "seed", "best_epoch", "precision", "versions", "git")},
-        "exported": provenance(),
     }
     if (rejection := run.classifier.rejection) is not None:
-        facts["rejection"] = {
-            "output": "strangeness: float32 (B, 1); an image above strangeness_threshold shows none of the classes",
-            "reject": rejection.share,
-            "strangeness_threshold": rejection.threshold,
-        }
+        facts["rejection"] = {"reject": rejection.share, "strangeness_threshold": rejection.threshold}
+    return facts
+
+
+def write_model_files(run: TrainedRun, exporters: Sequence[Exporter], folder: Path, report: Mapping[str, Any]) -> None:
+    """Write model.json, the model card and the license note."""
+    files = [exporter.file_name for exporter in exporters]
+    facts = describe_run(run) | {
+        "input": "photos: uint8 (B, 3, H, W), RGB, upright, of any size",
+        "output": "probabilities: float32 (B, C), calibrated, in the order of classes",
+        "files": {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in files},
+        "exported": provenance(),
+    }
+    if "rejection" in facts:
+        facts["rejection"]["output"] = (
+            "strangeness: float32 (B, 1); an image above strangeness_threshold shows none of the classes"
+        )
     packages = dict.fromkeys(package for exporter in exporters for package in exporter.packages)
     facts["exported"]["versions"] |= {package: importlib.metadata.version(package) for package in packages}
     write_json(facts, folder / "model.json")
     atomic_write_text(folder / "LICENSE.txt", render_license_note(run.hparams["config"]["model"]["weights"]))
     descriptions = [exporter.description for exporter in exporters]
-    card = render_model_card(facts, report, parity_rows(report["versions"]), descriptions)
+    library = read_json(folder / CONFIG_FILE)["library"] if WEIGHTS_FILE in files else None
+    card = render_model_card(facts, report, parity_rows(report["versions"]), descriptions, library)
     atomic_write_text(folder / "README.md", card)
+    return facts

@@ -2,9 +2,11 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const [PATH, LABEL, DIGEST, THUMBNAIL] = [0, 1, 2, 3];
 const BATCH = 40;
+const isReview = data.task === "review";  // otherwise the photos have no label yet
+const verb = isReview ? "relabel" : "label";
 const byId = (id) => document.getElementById(id);
 const list = byId("list");
-const storageKey = `flowers-audit-${data.id}`;
+const storageKey = `flowers-${data.task}-${data.id}`;
 
 // Verdicts by the digest of a photo: {verdict, label}, where label is the number of the new class.
 let verdicts = new Map();
@@ -40,7 +42,7 @@ function image(photo, size) {
   const [path, label] = data.photos[photo];
   return element("img", undefined, {
     src: `data:image/jpeg;base64,${data.photos[photo][THUMBNAIL]}`,
-    alt: `${data.classes[label]}: ${path}`, title: path, width: size, height: size, decoding: "async",
+    alt: label === null ? path : `${data.classes[label]}: ${path}`, title: path, width: size, height: size, decoding: "async",
   });
 }
 
@@ -49,8 +51,9 @@ const labelOf = (item) => data.photos[item.photo][LABEL];
 
 function describe(found) {
   if (!found) return "";
-  if (found.verdict === "relabel") return `relabel as ${data.classes[found.label]}`;
-  return found.verdict === "keep" ? "keep the label" : "drop the photo";
+  if (found.verdict === "relabel") return `${verb} as ${data.classes[found.label]}`;
+  if (found.verdict === "keep") return "keep the label";
+  return isReview ? "drop the photo" : "leave the photo out";
 }
 
 function card(item, position) {
@@ -62,10 +65,11 @@ function card(item, position) {
   const body = element("div");
   const kinds = element("div", undefined, { className: "kinds" });
   for (const kind of item.kinds) kinds.append(element("span", kind, { title: data.kinds[kind] }));
-  const guess = item.suggested === null || item.suggested === label
-    ? `labeled ${data.classes[label]}`
-    : `labeled ${data.classes[label]}, looks like ${data.classes[item.suggested]} (${item.probability.toFixed(2)})`;
-  body.append(kinds, element("div", guess), element("div", path, { className: "path" }));
+  const facts = isReview ? [`labeled ${data.classes[label]}`] : [];
+  if (item.suggested !== null && item.suggested !== label) {
+    facts.push(`looks like ${data.classes[item.suggested]} (${item.probability.toFixed(2)})`);
+  }
+  body.append(kinds, element("div", facts.join(", ")), element("div", path, { className: "path" }));
   const near = element("ul", undefined, { className: "near" });
   near.setAttribute("aria-label", "the most similar photos");
   for (const neighbor of item.neighbors) {
@@ -76,7 +80,7 @@ function card(item, position) {
   const bar = element("div", undefined, { className: "bar" });
   const choose = element("select");
   choose.setAttribute("aria-label", "new class");
-  choose.append(element("option", "relabel as…", { value: "" }));
+  choose.append(element("option", `${verb} as…`, { value: "" }));
   data.classes.forEach((name, number) => {
     if (number !== label) choose.append(element("option", name, { value: String(number) }));
   });
@@ -86,11 +90,11 @@ function card(item, position) {
     one.addEventListener("click", () => judge(item, verdict, number));
     return one;
   };
-  bar.append(button("keep", "keep"));
+  if (isReview) bar.append(button("keep", "keep"));
   if (item.suggested !== null && item.suggested !== label) {
     bar.append(button(data.classes[item.suggested], "relabel", item.suggested));
   }
-  bar.append(choose, button("drop", "drop"), element("span", "", { className: "verdict" }));
+  bar.append(choose, button(isReview ? "drop" : "leave out", "drop"), element("span", "", { className: "verdict" }));
   body.append(near, bar);
   made.append(body);
   made.addEventListener("focusin", () => { current = position; });
@@ -113,7 +117,7 @@ function renderMore(until = rendered + BATCH) {
 }
 
 function filter() {
-  const kind = byId("kind").value;
+  const kind = isReview ? byId("kind").value : "all";
   const label = byId("label").value;
   const isOpen = byId("open").checked;
   visible = data.items.filter((item) =>
@@ -128,13 +132,14 @@ function filter() {
 }
 
 function report(text = "") {
-  const wanted = new Set(data.items.filter((item) => item.kinds.length).map(digestOf));
+  const wanted = new Set(data.items.filter((item) => item.kinds.length || !isReview).map(digestOf));
   const judged = [...wanted].filter((digest) => verdicts.has(digest)).length;
   byId("done").max = Math.max(1, wanted.size);
   byId("done").value = judged;
   byId("undo").disabled = undone.length === 0;
   byId("status").textContent = `${text ? `${text}. ` : ""}${visible.length.toLocaleString("en")} photos shown, `
-    + `${judged} of ${wanted.size} findings judged, ${verdicts.size} verdicts`;
+    + (isReview ? `${judged} of ${wanted.size} findings judged, ${verdicts.size} verdicts`
+      : `${judged} of ${wanted.size} done`);
 }
 
 function apply(digest, found) {
@@ -174,24 +179,27 @@ function cell(text) {
   return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
-function corrections() {
+function table() {
   const lines = new Map(earlier);
   for (const photo of data.photos) {
     const found = verdicts.get(photo[DIGEST]);
     if (!found || (lines.has(photo[DIGEST]) && lines.get(photo[DIGEST]) !== earlier.get(photo[DIGEST]))) continue;
     const label = found.verdict === "relabel" ? data.classes[found.label] : "";
-    lines.set(photo[DIGEST], [photo[PATH], data.classes[photo[LABEL]], found.verdict, label, photo[DIGEST]]);
+    if (isReview) {
+      lines.set(photo[DIGEST], [photo[PATH], data.classes[photo[LABEL]], found.verdict, label, photo[DIGEST]]);
+    } else if (label) lines.set(photo[DIGEST], [photo[PATH], label, photo[DIGEST]]);
   }
   return [data.columns, ...lines.values()].map((line) => `${line.map(cell).join(",")}\n`).join("");
 }
 
 function save() {
   const link = element("a", undefined, {
-    href: URL.createObjectURL(new Blob([corrections()], { type: "text/csv" })), download: "corrections.csv",
+    href: URL.createObjectURL(new Blob([table()], { type: "text/csv" })), download: data.file,
   });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  report("saved corrections.csv: train with data.corrections=corrections.csv");
+  report(isReview ? "saved corrections.csv: train with data.corrections=corrections.csv"
+    : "saved labels.csv: flowers suggest labels=labels.csv output=FOLDER copies the photos into folders");
 }
 
 function onKey(event) {
@@ -203,7 +211,7 @@ function onKey(event) {
   else if (key === "arrowdown") move(current + 1);
   else if (key === "arrowup") move(current - 1);
   else if (!item) return;
-  else if (key === "k") { judge(item, "keep"); move(current + 1); }
+  else if (key === "k" && isReview) { judge(item, "keep"); move(current + 1); }
   else if (key === "d") { judge(item, "drop"); move(current + 1); }
   else if (key === "r" && item.suggested !== null && item.suggested !== labelOf(item)) {
     judge(item, "relabel", item.suggested);
@@ -215,13 +223,17 @@ function onKey(event) {
   event.preventDefault();
 }
 
-function start() {
-  restore();
+function offerKinds() {
   const count = (kind) => data.items.filter((item) => item.kinds.includes(kind)).length;
   const options = [["likely", `all findings (${data.items.filter((item) => item.kinds.length).length})`]];
   for (const kind of Object.keys(data.kinds)) if (count(kind)) options.push([kind, `${kind} (${count(kind)})`]);
   options.push(["all", `all photos (${data.items.length})`]);
   for (const [value, text] of options) byId("kind").append(element("option", text, { value }));
+}
+
+function start() {
+  restore();
+  if (isReview) offerKinds();
   byId("label").append(element("option", "all classes", { value: "all" }));
   data.classes.forEach((name, number) => {
     const shortcut = number < 9 ? `${number + 1}: ` : "";
@@ -231,7 +243,7 @@ function start() {
     const [first, second, share] = data.overlap[0];
     byId("overlap").textContent = `${(100 * share).toFixed(1)} % of ${first} and ${second} look like the other class.`;
   }
-  for (const id of ["kind", "label", "open"]) byId(id).addEventListener("change", filter);
+  for (const one of document.querySelectorAll("#kind, #label, #open")) one.addEventListener("change", filter);
   byId("undo").addEventListener("click", undo);
   byId("save").addEventListener("click", save);
   document.addEventListener("keydown", onKey);

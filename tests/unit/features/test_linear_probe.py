@@ -10,6 +10,7 @@ from flowers.features.linear_probe import (
     cross_validated_logits,
     fit_linear_probe,
     out_of_fold_logits,
+    principal_components,
     stratified_folds,
 )
 
@@ -106,3 +107,14 @@ def test_class_weights_fit_and_choose_as_copies_of_the_images_would(problem):
     expected = fit_linear_probe(features[copied], labels[copied], 3, 0.1)
     torch.testing.assert_close(weighted.weight, expected.weight, rtol=1e-3, atol=1e-4)
     assert choose_l2(features, labels, 3, class_weights=weights) in L2_GRID
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_principal_components_keep_distances(count):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(count, 5, generator=generator) @ torch.randn(5, 30, generator=generator) + 7  # 5 directions
+    components = principal_components(features, 8)
+    assert components.shape == (count, 8)
+    distances = torch.nn.functional.pdist
+    torch.testing.assert_close(distances(components), distances(features), atol=1e-3, rtol=1e-3)
+    assert components.square().mean(0).argsort(descending=True)[:5].tolist() == [*range(5)]

@@ -28,7 +28,10 @@ def test_compose_checked_checks_each_value_of_a_sweep(overrides: list[str], mess
         (["data=folder"], "data.root is missing: give data.root=…"),
         (["data.root=${oc.env:UNSET}"], "data.root: the environment variable UNSET is not set: give a value"),
         (["data.root=${no.such}"], "data.root: Interpolation key 'no.such' not found: give a value"),
-        (["~logger.run_dir"], "~logger.run_dir: cannot be left out: it follows another setting, ${run_dir}"),
+        (
+            ["~logger.tensorboard.run_dir"],
+            "~logger.tensorboard.run_dir: cannot be left out: it follows another setting, ${run_dir}",
+        ),
         (["+optimizer.momentum=0.5"], "optimizer.momentum: torch.optim.Adam takes no such argument"),
         (
             ["+optimizer.weight_decy=0.5"],

@@ -2,7 +2,8 @@ import pytest
 from torchvision import models
 
 from flowers.runtime.config import compose_checked, load_config
-from flowers.runtime.overrides import RENAMED_KEYS, check_overrides, rename_old_keys, torchvision_classifiers
+from flowers.runtime.config_reference import torchvision_classifiers
+from flowers.runtime.overrides import RENAMED_KEYS, check_overrides, rename_old_keys
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,8 @@ from flowers.runtime.overrides import RENAMED_KEYS, check_overrides, rename_old_
         ("+trainer.max_epochs=1", "give head.epochs and finetune.epochs"),
         ("sweep.sampler=tpe", "sweep.sampler is a group of settings: give sweep/sampler=tpe"),
         ("data=1", "data=1: no such option"),
+        ("logger=[tensorboard,cvs]", "logger=cvs: no such option: did you mean csv?"),
+        ("logger=null", "logger=null: give logger=none"),
         ("optimizer.lr", "not of the form key=value"),
         ("experiment=reprot", "did you mean report?"),
         ("hydra/launcher=jobblib", "hydra/launcher=jobblib: no such option: did you mean joblib?"),

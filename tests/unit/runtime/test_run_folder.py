@@ -88,6 +88,13 @@ def test_expand_resume_args_names_a_damaged_start(content: str, run_dir: Path):
     assert "\n" not in str(error.value)
 
 
+def test_read_start_refuses_a_run_that_was_started_from_python(tmp_path: Path):
+    write_start(tmp_path, None, is_resumed=False)
+    write_start(tmp_path, None, is_resumed=True)
+    with pytest.raises(ValueError, match="was started from Python: resume it there, with run_dir="):
+        read_start(tmp_path)
+
+
 def test_write_start_keeps_what_the_run_was_started_with(run_dir: Path):
     before = (run_dir / START_FILE).read_text(encoding="utf-8")
     write_start(run_dir, ["model=resnet18", "seed=1", "head.epochs=9", "resume=x"], is_resumed=True)

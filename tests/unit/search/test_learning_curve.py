@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from flowers.evaluation.pretrained_features import LabeledFeatures
 from flowers.search.learning_curve import distinct_fractions, probed_curve, subset_positions
-from flowers.search.pretrained_features import LabeledFeatures
 
 LABELS = ["rose"] * 100 + ["tulip"] * 20 + ["lily"] * 5
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from flowers.evaluation.pretrained_features import LabeledFeatures
 from flowers.runtime.schema import Suggest
 from flowers.search.label_simulation import labels_needed, simulate_labeling
-from flowers.search.pretrained_features import LabeledFeatures
 from flowers.search.suggestion import METHODS, choose_badge, choose_margin, choose_margin_kmeans, uncertainty
 
 

@@ -9,7 +9,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from flowers.evaluation.predictions import Predictions
 from flowers.runtime.config import to_container
-from flowers.training.tensorboard import log_embeddings, log_hyperparameters, log_predictions, make_logger
+from flowers.training.pictures import log_predictions
+from flowers.training.tensorboard import log_embeddings, log_hyperparameters, make_logger
 from tests.helpers import configuration
 
 NAMES = ["$x", "[/b]", "tab\tesc\x1b[31m", "cr\r\n", "bad\udce9"]

@@ -32,7 +32,7 @@ def test_exported_timm_networks_predict_what_the_classifier_predicts(
     images = torch.randint(0, 256, (3, 3, 90, 71), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = classifier.probabilities(torch.as_tensor(classifier.eval_transform(images))).float()
     program = export_program(ExportableClassifier(classifier.model, classifier.temperature))
-    source = ExportSource(program, {}, tmp_path, lambda: iter(()))
+    source = ExportSource(classifier, {}, lambda: program, {}, tmp_path, lambda: iter(()))
     for exporter in (OnnxExporter(), TorchExportExporter()):
         path = tmp_path / exporter.file_name
         exporter.write(source, path)

@@ -65,10 +65,19 @@ def pretrained_model_of_run(run: str) -> tuple[ImageDataModule, ImageClassifier]
     """
     checkpoint = find_checkpoint(run)
     hparams = read_checkpoint(checkpoint)["hyper_parameters"]
-    return open_run_images(checkpoint, hparams), _before_training(checkpoint, hparams)
+    return open_run_images(checkpoint, hparams), model_before_training(checkpoint, hparams)
 
 
-def _before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> ImageClassifier:
+def model_before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> ImageClassifier:
+    """Return the model of a run as it was before training: its backbone has not seen the labels.
+
+    Args:
+        checkpoint: A checkpoint of the run.
+        hparams: The hyperparameters in it.
+
+    Raises:
+        ValueError: The weights that the run started from cannot be had again.
+    """
     model = load_classifier(checkpoint)
     if state_dict_sha256(model.backbone) == hparams["weights_digest"]:
         return model  # only its head was trained

@@ -1,0 +1,132 @@
+"""A folder for a model hub: weights under the names of torchvision or timm, and config.json as timm lays it out.
+
+`timm.create_model("local-dir:FOLDER", pretrained=True)` loads the folder of a network of timm.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from flowers.evaluation.rejection import Rejection
+from flowers.models.classifier import ImageClassifier
+from flowers.models.published_names import PublishedClassifier, publish, read_published
+from flowers.models.timm_backbones import pretrained_settings
+from flowers.runtime.files import atomic_write, read_json, write_json
+from flowers.runtime.run_folder import find_checkpoint
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+_FORMAT = 1
+_PIXELS = ("image_size", "resize", "interpolation", "mean", "std")  # how images are prepared
+
+
+def is_hub_folder(path: str | Path | None) -> bool:
+    """Return whether `path` is a folder that `write_hub_folder` wrote."""
+    return bool(path) and all((Path(str(path)) / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE))
+
+
+def find_classifier(run: str | Path | None) -> Path:
+    """Return what `run=` names for `Classifier.load`: a folder for a hub, or else the checkpoint of `find_checkpoint`.
+
+    Raises:
+        ValueError: See `find_checkpoint`.
+    """
+    return Path(str(run)) if is_hub_folder(run) else find_checkpoint(run)
+
+
+def write_hub_folder(
+    folder: Path, model: ImageClassifier, calibration: Mapping[str, Any], rejection: Rejection | None
+) -> None:
+    """Write model.safetensors, config.json, and rejection.safetensors if the model rejects images.
+
+    Args:
+        folder: An existing folder.
+        model: The trained model, in evaluation mode and on the CPU.
+        calibration: What config.json holds beside the network and its images: `temperature` and `tta`, which
+            `read_hub_folder` needs, the digest of the split, and metrics.
+        rejection: What rejects images of none of the classes.
+
+    Raises:
+        ValueError: See `publish`.
+    """
+    published = publish(model)
+    pixels = {name: model.hparams[name] for name in _PIXELS}
+    config = {
+        "architecture": published.architecture,
+        "num_classes": len(model.classes),
+        "num_features": model.head.in_features,
+        "label_names": model.classes,
+        "model_args": published.model_args,
+        "pretrained_cfg": _timm_settings(model.hparams["architecture"], published, pixels),
+        "library": published.library,
+        "classifier": list(published.classifier),
+        "pixels": pixels,
+        **calibration,
+        "format_version": _FORMAT,
+    }
+    if published.library == "torchvision":
+        del config["pretrained_cfg"]
+    content = safetensors.torch.save(published.state_dict, {"format": "pt"})
+    with atomic_write(folder / WEIGHTS_FILE, len(content)) as part:
+        part.write_bytes(content)
+    if rejection is not None:
+        rejection.save(folder)
+    write_json(config, folder / CONFIG_FILE)
+
+
+def _timm_settings(architecture: str, published: PublishedClassifier, pixels: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `pretrained_cfg` as `timm.models.save_for_hf` writes it."""
+    if published.library == "torchvision":
+        return {}
+    source = pretrained_settings(architecture.removeprefix("timm/"))
+    classifier, size = source["classifier"], pixels["image_size"]
+    crop = size / pixels["resize"]
+    if math.floor(size / crop) < pixels["resize"]:  # timm rounds down
+        crop = math.nextafter(crop, 0)
+    return {
+        "tag": "flowers",
+        "custom_load": False,
+        "input_size": [3, size, size],
+        "fixed_input_size": bool(source["fixed_input_size"]),
+        "interpolation": pixels["interpolation"],
+        "crop_pct": crop,
+        "crop_mode": "center",
+        "mean": list(pixels["mean"]),
+        "std": list(pixels["std"]),
+        "first_conv": source["first_conv"],
+        "classifier": classifier,
+    }
+
+
+def read_hub_folder(folder: Path) -> tuple[ImageClassifier, dict[str, Any]]:
+    """Return the model, in evaluation mode on the CPU, and the content of config.json. This runs no code in the files.
+
+    Raises:
+        ValueError: A file is damaged or of a later format, or the files do not fit each other.
+    """
+    config = read_json(folder / CONFIG_FILE)
+    if config.get("format_version") != _FORMAT:
+        found = config.get("format_version", "missing")
+        raise ValueError(
+            f"{folder / CONFIG_FILE}: its format_version is {found}, expected {_FORMAT}, as formats=[hub] of "
+            "flowers.export writes it"
+        )
+    try:
+        state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE} cannot be read: it is damaged") from error
+    try:
+        published = PublishedClassifier(
+            config["library"], config["architecture"], config["model_args"], tuple(config["classifier"]), state
+        )
+        pixels = {name: config["pixels"][name] for name in _PIXELS}
+        pixels |= {name: [float(value) for value in pixels[name]] for name in ("mean", "std")}
+        config["temperature"], config["tta"] = float(config["temperature"]), str(config["tta"])
+        hparams = pixels | {"split_digest": str(config["split_digest"])}
+        return read_published(published, config["label_names"], **hparams), config
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be read: {str(error).splitlines()[0]}") from error

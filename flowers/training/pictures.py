@@ -1,0 +1,82 @@
+"""The images that a run logs to its trackers: photos as the network sees them, mistakes, figures."""
+
+import io
+
+import numpy as np
+import torch
+from lightning import Trainer
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from flowers.data.datamodule import ImageDataModule
+from flowers.data.images import ImageRoot
+from flowers.evaluation.class_curves import class_areas, class_curves
+from flowers.evaluation.confusion import count_confusion
+from flowers.evaluation.figures import plot_class_curves, plot_confusion
+from flowers.evaluation.gallery import find_mistakes, image_grid, score_images, sort_by_uncertainty
+from flowers.evaluation.predictions import Predictions
+from flowers.runtime.launch import is_rank_zero
+from flowers.training.tensorboard import evenly_spaced
+from flowers.training.trackers import Pixels, each_logger, log_image
+
+_GRID_IMAGES = 16
+
+
+def log_images(trainer: Trainer, data: ImageDataModule) -> None:
+    """Log a grid of augmented training images and one of validation images, eight per row."""
+    for split, augmented in (("train", True), ("val", False)) if shows_images(trainer) else ():
+        dataset = data.dataset(split, augmented)
+        indices = evenly_spaced(len(dataset), _GRID_IMAGES)
+        grid = make_grid([dataset[index, index][0] for index in indices], pad_value=255)
+        _log(trainer, f"{split}/photos", _from_tensor(grid), 0)
+
+
+def log_predictions(trainer: Trainer, predictions: Predictions, root: ImageRoot, step: int) -> None:
+    """Log the confusion matrix, the most confident mistakes and the least confident predictions.
+
+    Args:
+        trainer: Its loggers are used.
+        predictions: The predictions for the validation images.
+        root: Where these images are.
+        step: The position on the x-axis.
+    """
+    if not shows_images(trainer):
+        return
+    scored = score_images(predictions)
+    grids = {"val/surest_mistakes": find_mistakes(scored), "val/least_sure": sort_by_uncertainty(scored)}
+    figure = plot_confusion(count_confusion(predictions), predictions.classes)
+    _log(trainer, "val/confusion", _from_figure(figure), step)
+    for name, images in grids.items():
+        if images:
+            _log(trainer, name, _from_tensor(image_grid(root, images[:_GRID_IMAGES])), step)
+
+
+def log_class_curves(trainer: Trainer, predictions: Predictions) -> None:
+    """Log the ROC and precision-recall curves of the classes, for the predictions of the best epoch."""
+    curves = class_curves(predictions, class_areas(predictions)) if shows_images(trainer) else {}
+    if curves:
+        _log(trainer, "val_best/class_curves", _from_figure(plot_class_curves(curves)), trainer.global_step)
+
+
+def shows_images(trainer: Trainer) -> bool:
+    """Return whether this process has a logger; none on ranks other than the first."""
+    return bool(trainer.loggers) and is_rank_zero()
+
+
+def _log(trainer: Trainer, name: str, pixels: Pixels, step: int) -> None:
+    each_logger(trainer, lambda logger: log_image(logger, name, pixels, step))
+
+
+def _from_figure(figure: Figure) -> Pixels:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", facecolor="white")
+    with Image.open(content) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _from_tensor(image: Tensor) -> Pixels:
+    """Return the pixels of a uint8 image (3, H, W)."""
+    assert image.dtype == torch.uint8
+    return image.permute(1, 2, 0).contiguous().numpy()
