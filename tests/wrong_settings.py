@@ -40,6 +40,7 @@ WRONG: dict[str, dict[str, str]] = {
         "reject=-1": "reject=-1: expected a number, at least 0 and below 1, or null",
         "features.cache=maybe": "expected true or false",
         "features.cache_gb=-1": "expected a number, at least 0",
+        "features.engine=torch": "expected one of pytorch, int8: did you mean pytorch?",
         "seed=-1": "at least 0",
         "seed=1e3": "expected a whole number",
         "optimizer.lr=fast": "expected a number, above 0",
@@ -98,6 +99,7 @@ WRONG: dict[str, dict[str, str]] = {
     },
     "evaluate": {
         "split=all": "expected one of train, val, test",
+        "engine=int4": "expected one of pytorch, int8, or null: did you mean int8?",
         "accelerator=tpu": "or null",
         "reject=1": "below 1, or null",
         "precision=bf16": "bf16-mixed",
@@ -109,6 +111,7 @@ WRONG: dict[str, dict[str, str]] = {
     },
     "predict": {
         "confidence=2": "from 0 to 1, or null",
+        "engine=onnx": "one of pytorch, int8, or null",
         "reject=1.5": "below 1, or null",
         "num_workers=-1": "at least 0",
         "photos=[1]": "expected a text",
@@ -171,6 +174,7 @@ WRONG: dict[str, dict[str, str]] = {
         "rounds=0": "at least 1",
         "seconds=0": "above 0",
         "step_batch=1": "at least 2",
+        "int8=yes please": "expected true or false",
         "head.epochs=0": "at least 1",
         "peers=[fastia]": "did you mean fastai?",
         "peer_epochs=[0]": "at least 1",

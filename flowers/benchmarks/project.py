@@ -15,6 +15,7 @@ from flowers.data.datamodule import ImageDataModule
 from flowers.data.images import read_image
 from flowers.features.datamodule import FeatureDataset
 from flowers.features.frozen_backbone import FrozenBackbone
+from flowers.features.int8_backbone import load_int8_backbone
 from flowers.models.classifier import ImageClassifier
 from flowers.runtime.timing import synchronize
 
@@ -30,6 +31,7 @@ class ProjectBenchmark:
         sample: The indices of the images that are decoded and augmented, and that make up the batches.
         loop_indices: The indices of the images in one pass of the frozen backbone.
         batch_size: The size of a training step.
+        int8: Whether to prepare the backbone in 8 bits, for `int8_forward_pass`.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class ProjectBenchmark:
         sample: Sequence[int],
         loop_indices: Sequence[int],
         batch_size: int,
+        int8: bool = False,
     ) -> None:
         self.data, self.model, self.sample = data, model, sample
         minimal = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -49,6 +52,8 @@ class ProjectBenchmark:
         self.device = self.trainer.strategy.root_device
         model.to(self.device).set_stage("head", 1)
         self.frozen = FrozenBackbone(model, str(self.trainer.precision))
+        precision = str(self.trainer.precision)
+        self.int8 = load_int8_backbone(model, precision, "none", lambda: data) if int8 else None
         self.paths, _ = training_images(data)
         self.augmented = data.train_dataloader().dataset
         cropped = data.dataset("train")
@@ -72,6 +77,11 @@ class ProjectBenchmark:
     def forward_pass(self) -> int:
         """Compute the features of a batch of the size that is fastest."""
         return len(self.frozen(self.frozen_batch))
+
+    def int8_forward_pass(self) -> int:
+        """Compute the features of the same batch in 8 bits."""
+        assert self.int8 is not None
+        return len(self.int8(self.frozen_batch))
 
     def head_pass(self) -> int:
         """Compute the features to cache, with images read from disk."""

@@ -13,6 +13,7 @@ from rich.table import Table
 from flowers.benchmarks.baseline import BaselineBenchmark
 from flowers.benchmarks.project import ProjectBenchmark
 from flowers.data.datamodule import ImageDataModule
+from flowers.features.int8_backbone import check_int8
 from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier
 from flowers.models.input_settings import resolve_input_settings
@@ -34,7 +35,15 @@ from flowers.runtime.timing import (
 COLUMNS, RATIOS = ("baseline", "flowers", "roofline"), ("flowers/baseline", "flowers/roofline")
 
 
-_MEASURED_ROWS = ("decoding", "input pipeline", "forward pass", "head pass", "head epoch", "training step")
+_MEASURED_ROWS = (
+    "decoding",
+    "input pipeline",
+    "forward pass",
+    "int8 forward pass",
+    "head pass",
+    "head epoch",
+    "training step",
+)
 
 
 Figures = Mapping[tuple[str, str], Sequence[float]]
@@ -67,7 +76,9 @@ def run_benchmark(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError(f"train has {counts[0]} images and val has {counts[1]}: expected at least 1 in each")
 
     parts = {name: instantiate(cfg[name]) for name in ("optimizer", "scheduler")}
-    model = ImageClassifier(**to_container(cfg.model), classes=data.classes, image_size=cfg.data.image_size, **parts)
+    sizes = {key: cfg.data[key] for key in ("image_size", "resize", "interpolation")}
+    digest = data.split_digest
+    model = ImageClassifier(**to_container(cfg.model), classes=data.classes, split_digest=digest, **sizes, **parts)
     is_cpu = device.type == "cpu"
     batch_size = cfg.step_batch or (8 if is_cpu else cfg.data.batch_size)
     sample = random.Random(cfg.seed).sample(range(counts[0]), min(counts[0], 256))
@@ -76,7 +87,7 @@ def run_benchmark(cfg: DictConfig) -> dict[str, Any]:
         data, to_container(cfg.data), model, device, sample, loop_indices, batch_size, cfg.optimizer.lr
     )
     work = required_work(baseline, cfg.data.image_size)
-    project = ProjectBenchmark(data, settings, model, parts["optimizer"], sample, loop_indices, batch_size)
+    project = ProjectBenchmark(data, settings, model, parts["optimizer"], sample, loop_indices, batch_size, cfg.int8)
 
     rounds = progress_bar(range(cfg.rounds), "Rounds")
     measured = measure_interleaved(build_measurements(baseline, project), rounds, cfg.seconds)
@@ -107,6 +118,8 @@ def run_benchmark(cfg: DictConfig) -> dict[str, Any]:
 
 def _check_settings(cfg: DictConfig) -> None:
     """Check what can be checked before an image is read."""
+    if cfg.int8:
+        check_int8(resolve_trainer_config(to_container(cfg.trainer))["accelerator"])
     for key, value in (("rounds", cfg.rounds), ("head.epochs", cfg.head.epochs)):
         if value < 1:
             raise ValueError(f"{key}={value}: expected at least 1")
@@ -121,7 +134,7 @@ def build_measurements(baseline: BaselineBenchmark, project: ProjectBenchmark) -
     deterministic = bool(project.settings["deterministic"])
     measurements: dict[tuple[str, str], Measurement] = {}
     for name in _MEASURED_ROWS:
-        if name == "head epoch":  # measured in seconds; the one of the baseline follows from its head pass
+        if name in ("int8 forward pass", "head epoch"):  # the baseline has no such pass; its epoch follows from it
             continue
         # Data loading processes use one thread each.
         threads = 1 if name in ("decoding", "input pipeline") else None
@@ -130,6 +143,8 @@ def build_measurements(baseline: BaselineBenchmark, project: ProjectBenchmark) -
         measurements[name, "flowers"] = make_measurement(
             getattr(project, method), project.device, threads, deterministic
         )
+    if project.int8 is not None:
+        measurements["int8 forward pass", "flowers"] = make_measurement(project.int8_forward_pass, project.device)
     measurements["head epoch", "flowers"] = lambda seconds: project.head_epoch()
     measurements["matrix products", "roofline"] = lambda seconds: matmul_peak(
         project.device, project.frozen.dtype, seconds
@@ -184,6 +199,7 @@ def measured_rows(figures: Figures) -> dict[str, dict[str, Any]]:
     return {
         name: comparison_row("seconds" if name == "head epoch" else "images/s", medians[name])
         for name in _MEASURED_ROWS
+        if name in medians
     }
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
@@ -14,8 +15,10 @@ from torchvision.transforms import v2
 from flowers.data.images import read_error_reason, read_image, to_upright_rgb
 from flowers.data.transforms import eval_transform
 from flowers.deploy.hub_folder import find_classifier, is_hub_folder, read_hub_folder
+from flowers.evaluation.evaluator import open_run_images, predict_logits, resolve_engine
 from flowers.evaluation.rejection import Rejection, load_rejection
 from flowers.features.frozen_backbone import FrozenBackbone
+from flowers.features.int8_backbone import Int8Backbone, load_int8_backbone
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
 from flowers.runtime.run_folder import REJECTION_FILE, read_result, run_dir_of
@@ -61,6 +64,7 @@ class Classifier:
         precision: The precision of the backbone, as Lightning names it: "32-true", "bf16-mixed".
         tta: Test-time augmentation: "none", "flip" or "five_crop".
         rejection: What rejects images of none of the classes. None to reject nothing.
+        backbone: Computes the features in place of a copy of the model's backbone.
 
     Attributes:
         classes: The class names, in the order of the model's outputs.
@@ -73,15 +77,21 @@ class Classifier:
         precision: str = "32-true",
         tta: str = "none",
         rejection: Rejection | None = None,
+        backbone: FrozenBackbone | Int8Backbone | None = None,
     ) -> None:
         self.model, self.temperature, self.tta, self.rejection = model.eval(), temperature, tta, rejection
         if rejection is not None and rejection.tta != tta:
             log.warning("tta=%s: the threshold of rejection was set with tta=%s", tta, rejection.tta)
         self.classes: list[str] = model.classes
-        self.backbone = FrozenBackbone(model, precision, tta)
+        self.backbone = backbone or FrozenBackbone(model, precision, tta)
         self.eval_transform = eval_transform(
             *(model.hparams[name] for name in ("image_size", "resize", "interpolation"))
         )
+
+    @property
+    def engine(self) -> str:
+        """What computes the features: "pytorch" or "int8"."""
+        return "int8" if isinstance(self.backbone, Int8Backbone) else "pytorch"
 
     @classmethod
     def load(
@@ -91,6 +101,7 @@ class Classifier:
         precision: str | None = None,
         tta: str | None = None,
         reject: float | None = None,
+        engine: str | None = "pytorch",
     ) -> Self:
         """Load the classifier of a run folder, of a checkpoint, or of a folder that was exported for a hub.
 
@@ -106,18 +117,23 @@ class Classifier:
             tta: "none", "flip" or "five_crop". None takes that of the training.
             reject: The share of images of the classes that may be rejected as none of them, below 1. None takes that of
                 the run, if it has one. 0 rejects nothing.
+            engine: "pytorch", or "int8" to compute features in 8 bits on a CPU; see `load_int8_backbone`. Its answers
+                are first compared with those of PyTorch on validation images. None takes that of the training.
 
         Returns:
             The classifier, ready to be called.
 
         Raises:
-            ValueError: `path` is none of these, the accelerator is not available, or the run lacks what `reject` needs.
+            ValueError: `path` is none of these, the accelerator is not available, the run lacks what `reject` needs, or
+                `engine` cannot be used.
         """
         settings = {"accelerator": accelerator or "auto", "precision": precision or "auto", "deterministic": "auto"}
         resolved = resolve_trainer_config(settings)
         device = resolve_device(resolved["accelerator"])
         found = find_classifier(path)
         if is_hub_folder(found):
+            if engine == "int8":
+                raise ValueError(f"engine=int8: {found} has no photos to compare answers on: give a run folder")
             model, config = read_hub_folder(found)
             if reject and not (found / REJECTION_FILE).is_file():
                 advice = f"python -m flowers.evaluate run=FOLDER reject={reject:g}, and export that run again"
@@ -128,7 +144,12 @@ class Classifier:
         temperature = (read_result(run_dir_of(found)) or {}).get("temperature", 1.0)
         rejection = load_rejection(run_dir_of(found), reject)
         model = load_classifier(found).to(device).eval()
-        return cls(model, temperature, resolved["precision"], tta or hparams["config"]["tta"], rejection)
+        tta, backbone = tta or hparams["config"]["tta"], None
+        if resolve_engine(model, hparams["config"], engine) == "int8":
+            open_run = partial(open_run_images, found, hparams)
+            backbone = load_int8_backbone(model, resolved["precision"], tta, open_run)
+            backbone.check_agreement(partial(_answers, model, rejection))
+        return cls(model, temperature, resolved["precision"], tta, rejection, backbone)
 
     def __call__(self, image: str | Path | IO[bytes] | Image.Image) -> Prediction:
         """Classify one image.
@@ -224,6 +245,14 @@ class Classifier:
             is_stranger = threshold is not None and score is not None and not score <= threshold
             predictions.append(Prediction(label, ranked[label], ranked, score, is_stranger))
         return predictions
+
+
+def _answers(model: ImageClassifier, rejection: Rejection | None, features: Tensor) -> Tensor:
+    """Return the answers (N,) to features (N, F): class numbers, and -1 for none of the classes."""
+    answers = predict_logits(model, features).argmax(1)
+    if rejection is not None:
+        answers[rejection.strangeness(features) > rejection.threshold] = -1
+    return answers
 
 
 def _read_pixels(image: str | Path | IO[bytes] | Image.Image, transform: Callable[[Tensor], Tensor]) -> Tensor:

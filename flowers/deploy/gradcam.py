@@ -36,15 +36,17 @@ def grad_cam(classifier: Classifier, pixels: Tensor, label: int | None = None) -
         there, would make a single image many times slower.
 
     Raises:
-        ValueError: `label` is out of range, captum is not installed, or the architecture has no feature map.
+        ValueError: `label` is out of range, captum is not installed, the architecture has no feature map, or the
+            classifier computes in 8 bits.
     """
     require_extra("a heat map", "explain", "captum")
     if label is not None and not 0 <= label < len(classifier.classes):
         raise ValueError(f"label={label}: expected a class index from 0 to {len(classifier.classes) - 1}")
     with _LOCK, torch.inference_mode(False):
-        if classifier.backbone not in _LAYERS:
-            _LAYERS[classifier.backbone] = _find_layer(classifier, pixels[:1].clone())
-        parts = torch.split(pixels.clone(), classifier.backbone.batch_size)
+        backbone = _differentiable(classifier)
+        if backbone not in _LAYERS:
+            _LAYERS[backbone] = _find_layer(classifier, pixels[:1].clone())
+        parts = torch.split(pixels.clone(), backbone.batch_size)
         explained = [_explain_batch(classifier, part, label) for part in parts]
     probabilities, heat_maps, features = (torch.cat(each) for each in zip(*explained, strict=True))
     return HeatMaps(probabilities, heat_maps, classifier.strangeness(features))
@@ -72,7 +74,7 @@ def _explain_batch(classifier: Classifier, pixels: Tensor, label: int | None) ->
     def score(images: Tensor) -> Tensor:
         """Return the logit (B,) of the class that is explained."""
         nonlocal features, logits
-        features = classifier.backbone.forward(images).float()
+        features = _differentiable(classifier).forward(images).float()
         logits = torch.as_tensor(classifier.model(features))
         return logits.amax(1) if label is None else logits[:, label]
 
@@ -81,6 +83,14 @@ def _explain_batch(classifier: Classifier, pixels: Tensor, label: int | None) ->
     heat_maps = LayerAttribution.interpolate(cam.detach().float().cpu(), tuple(pixels.shape[-2:]), "bilinear")[:, 0]
     heat_maps /= heat_maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(heat_maps.dtype).tiny)
     return classifier.calibrate(logits.detach()), heat_maps, features.detach()
+
+
+def _differentiable(classifier: Classifier) -> FrozenBackbone:
+    if not isinstance(classifier.backbone, FrozenBackbone):
+        raise ValueError(
+            "a heat map needs gradients, which engine=int8 does not have: load the run with engine=pytorch"
+        )
+    return classifier.backbone
 
 
 class TokenLayer(NamedTuple):
@@ -110,7 +120,8 @@ def _find_layer(classifier: Classifier, pixels: Tensor) -> nn.Module:
     VGG has a quarter of the positions. In a Vision Transformer only the class token may matter after the last
     attention, so there it is the layer before that attention.
     """
-    network, thread = classifier.backbone.network, threading.get_ident()
+    frozen, thread = _differentiable(classifier), threading.get_ident()
+    network = frozen.network
     if (tokens := _token_layer(classifier.model.backbone)) is not None:
         return network.get_submodule(tokens.name)
     last: list[nn.Module] = []
@@ -127,7 +138,7 @@ def _find_layer(classifier: Classifier, pixels: Tensor) -> nn.Module:
 
     hooks = [module.register_forward_hook(record) for module in network.modules() if module is not network]
     try:
-        classifier.backbone.forward(pixels)
+        frozen.forward(pixels)
     finally:
         for hook in hooks:
             hook.remove()
@@ -168,7 +179,7 @@ def _exposed_layer(classifier: Classifier) -> Iterator[nn.Module]:
         patches = exposed(tokens[:, start:].transpose(1, 2).reshape(len(tokens), -1, side, side))
         return torch.cat([tokens[:, :start], patches.flatten(2).transpose(1, 2)], 1)
 
-    hook = _LAYERS[classifier.backbone].register_forward_hook(pass_through)
+    hook = _LAYERS[_differentiable(classifier)].register_forward_hook(pass_through)
     try:
         yield exposed
     finally:

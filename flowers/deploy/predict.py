@@ -1,7 +1,7 @@
 """Classify image files and write one row per file: CSV, JSON or a table on the terminal."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -44,11 +44,11 @@ def run_prediction(cfg: DictConfig) -> int:
     make_row_writer(cfg.output)
     run = find_classifier(cfg.run)
     files = [str(file) for file in expand_image_paths(to_container(cfg)["photos"])]
-    classifier = Classifier.load(run, cfg.accelerator, cfg.precision, cfg.tta, cfg.reject)
+    classifier = Classifier.load(run, cfg.accelerator, cfg.precision, cfg.tta, cfg.reject, cfg.engine)
     num_workers = cfg.num_workers if cfg.num_workers is not None else _default_num_workers(classifier, len(files))
     results = progress_bar(classifier.stream(files, num_workers), "Classifying", len(files))
     rows = (PredictionRow.from_result(file, result, cfg.confidence) for file, result in results)
-    writer = make_row_writer(cfg.output, classifier.rejection is not None)
+    writer = make_row_writer(cfg.output, classifier.rejection is not None, classifier.engine)
     readable = writer(rows, classifier.classes)
     if not readable:
         raise ValueError(
@@ -119,12 +119,13 @@ RowWriter = Callable[[Iterable[PredictionRow], Sequence[str]], int]
 """Writes rows, given the class names, and returns how many of their files could be read."""
 
 
-def make_row_writer(output: str | None, rejects: bool = False) -> RowWriter:
+def make_row_writer(output: str | None, rejects: bool = False, engine: str = "pytorch") -> RowWriter:
     """Return the writer for a file name.
 
     Args:
         output: A name that ends in .csv or .json. None for a table on the terminal.
         rejects: Whether to write the strangeness, and whether the image is rejected.
+        engine: What made the predictions; each row names it if it is not PyTorch.
 
     Raises:
         ValueError: The name ends in something else.
@@ -135,29 +136,34 @@ def make_row_writer(output: str | None, rejects: bool = False) -> RowWriter:
     suffix = Path(output).suffix.lower()
     if suffix not in writers:
         raise ValueError(f"output={output}: expected a name that ends in {' or '.join(writers)}, or null for a table")
-    return partial(writers[suffix], Path(output), rejects)
+    return partial(writers[suffix], Path(output), rejects, {} if engine == "pytorch" else {"engine": engine})
 
 
-def _write_csv(path: Path, rejects: bool, rows: Iterable[PredictionRow], classes: Sequence[str]) -> int:
+def _write_csv(
+    path: Path, rejects: bool, origin: Mapping[str, str], rows: Iterable[PredictionRow], classes: Sequence[str]
+) -> int:
     readable = 0
 
     def cells() -> Iterator[list[object]]:
         nonlocal readable
         columns = ["strangeness", "none_of_these"] if rejects else []
-        yield ["path", "class", "probability", *classes, *columns, "abstain", "reason"]
+        yield ["path", "class", "probability", *classes, *columns, "abstain", "reason", *origin]
         for row in rows:
             readable += not row.reason
             probabilities = [f"{row.probabilities[name]:.6f}" if row.probabilities else "" for name in classes]
             probability = "" if row.probability is None else f"{row.probability:.6f}"
             strangeness = None if row.strangeness is None else round(row.strangeness, 6)
             rejection = [strangeness, str(row.rejected).lower()] if rejects else []
-            yield [row.path, row.label, probability, *probabilities, *rejection, str(row.abstain).lower(), row.reason]
+            end = [str(row.abstain).lower(), row.reason, *origin.values()]
+            yield [row.path, row.label, probability, *probabilities, *rejection, *end]
 
     write_csv(path, cells())
     return readable
 
 
-def _write_json(path: Path, rejects: bool, rows: Iterable[PredictionRow], classes: Sequence[str]) -> int:
+def _write_json(
+    path: Path, rejects: bool, origin: Mapping[str, str], rows: Iterable[PredictionRow], classes: Sequence[str]
+) -> int:
     readable = 0
     with atomic_write(path) as part, part.open("w", encoding="utf-8") as file:
         file.write("[")
@@ -166,7 +172,7 @@ def _write_json(path: Path, rejects: bool, rows: Iterable[PredictionRow], classe
             fields = {_JSON_NAMES.get(name, name): value for name, value in row._asdict().items()}
             if not rejects:
                 del fields["strangeness"], fields["none_of_these"]
-            file.write(("," if index else "") + "\n" + json.dumps(fields))
+            file.write(("," if index else "") + "\n" + json.dumps({**fields, **origin}))
         file.write("\n]\n")
     return readable
 

@@ -1,7 +1,8 @@
 """Score a trained run on its own split or on other images."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from flowers.evaluation.rejection import Rejection, load_rejection, rejection_sc
 from flowers.evaluation.report import write_report
 from flowers.evaluation.tables import rejection_table, score_tables
 from flowers.features.extractor import FeatureExtractor
+from flowers.features.int8_backbone import check_int8
 from flowers.features.strangeness import fit_strangeness
 from flowers.models.backbones import state_dict_sha256
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
@@ -55,17 +57,22 @@ def run_evaluation(cfg: DictConfig) -> float:
     requested = {key: cfg[key] for key in ("accelerator", "precision") if cfg[key] is not None}
     config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | requested}
     config |= {"tta": cfg.tta or config["tta"]}
-    resolve_device(resolve_trainer_config(config["trainer"])["accelerator"])  # fails before any image is read
-    data, dataset, name = _open_images(cfg, checkpoint, hparams)
+    accelerator = resolve_trainer_config(config["trainer"])["accelerator"]
+    resolve_device(accelerator)  # fails before any image is read
     model = load_classifier(checkpoint)
-    features = extract_features(model, data, dataset, name, config)
+    config |= {"engine": resolve_engine(model, config, cfg.engine)}
+    if config["engine"] == "int8":
+        check_int8(accelerator)
+    data, dataset, name = _open_images(cfg, checkpoint, hparams)
+    open_run = partial(open_run_images, checkpoint, hparams)
+    features = extract_features(model, data, dataset, name, config, open_run)
     predictions = predict_features(model, features, dataset)
-    scores = compute_metrics(predictions)
+    scores = compute_metrics(predictions) | {"engine": config["engine"]}
     rejection = _find_rejection(cfg, checkpoint, model, data, features, config)
     if rejection is not None:
         strangers = None
         if cfg.strangers:
-            strangers = rejection.strangeness(_stranger_features(cfg.strangers, model, config))
+            strangers = rejection.strangeness(_stranger_features(cfg.strangers, model, config, open_run))
         scores["rejection"] = rejection_scores(rejection, strangers)
     console = Console(highlight=False, markup=False, emoji=False)
     for table in score_tables(name, scores, console.width):
@@ -111,14 +118,16 @@ def _find_rejection(
     return rejection
 
 
-def _stranger_features(folder: str, model: ImageClassifier, config: Mapping[str, Any]) -> Tensor:
+def _stranger_features(
+    folder: str, model: ImageClassifier, config: Mapping[str, Any], open_run: Callable[[], ImageDataModule]
+) -> Tensor:
     """Return the features of all images below a folder."""
     data = ImageDataModule(folder, **inference_data_args(config["data"]) | {"packed": False})
     files = expand_image_paths(folder)
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     names = [str(file.absolute()) for file in files]
     dataset = ImageDataset(Path("/"), names, [0] * len(files), digests, data.eval_transform)
-    return extract_features(model, data, dataset, "strangers", config)
+    return extract_features(model, data, dataset, "strangers", config, open_run)
 
 
 def _open_images(
@@ -126,14 +135,24 @@ def _open_images(
 ) -> tuple[ImageDataModule, ImageDataset, str]:
     """Return the data module and the dataset to score, and its name for tables."""
     settings = hparams["config"]["data"]
-    arguments = inference_data_args(settings) | ({"on_corrupt": cfg.on_corrupt} if cfg.on_corrupt else {})
-    arguments |= {"corrections": cfg.corrections}
+    changes = {"on_corrupt": cfg.on_corrupt} if cfg.on_corrupt else {}
+    changes |= {"corrections": cfg.corrections}
     if cfg.photos:
-        data = ImageDataModule(cfg.photos, **arguments | {"packed": False})
+        data = ImageDataModule(cfg.photos, **inference_data_args(settings) | changes | {"packed": False})
         return data, data.full_dataset(hparams["classes"]), str(cfg.photos)
-    split_file = find_split_file(checkpoint, hparams["split_digest"])
-    data = ImageDataModule(settings["root"], split_file=split_file, **arguments)
+    data = open_run_images(checkpoint, hparams, **changes)
     return data, data.dataset(cfg.split), str(cfg.split)
+
+
+def open_run_images(checkpoint: Path, hparams: Mapping[str, Any], **changes: Any) -> ImageDataModule:
+    """Return the images that a run was trained with, in its split; `changes` are other arguments than in training.
+
+    Raises:
+        ValueError: The split or the images are gone.
+    """
+    settings = hparams["config"]["data"]
+    split_file = find_split_file(checkpoint, hparams["split_digest"])
+    return ImageDataModule(settings["root"], split_file=split_file, **inference_data_args(settings) | changes)
 
 
 def find_split_file(checkpoint: Path, digest: str) -> Path:
@@ -156,8 +175,25 @@ def find_split_file(checkpoint: Path, digest: str) -> Path:
     return split_file
 
 
+def resolve_engine(model: ImageClassifier, config: Mapping[str, Any], engine: str | None = None) -> str:
+    """Return the engine that computes a model's features: "pytorch" or "int8".
+
+    Args:
+        model: The model.
+        config: The configuration of its run.
+        engine: The engine that is asked for. None takes that of the training: `features.engine` for a backbone that
+            was never trained, otherwise PyTorch.
+    """
+    return engine or (config["features"].get("engine", "pytorch") if has_untrained_backbone(model) else "pytorch")
+
+
 def extract_features(
-    model: ImageClassifier, data: ImageDataModule, dataset: ImageDataset, name: str, config: Mapping[str, Any]
+    model: ImageClassifier,
+    data: ImageDataModule,
+    dataset: ImageDataset,
+    name: str,
+    config: Mapping[str, Any],
+    open_run: Callable[[], ImageDataModule] | None = None,
 ) -> Tensor:
     """Return a model's features (N, F) of images, on the CPU.
 
@@ -169,14 +205,25 @@ def extract_features(
         data: Loads the images.
         dataset: The images, transformed as for validation.
         name: The name of the images in log lines.
-        config: The groups `trainer` and `features`, and `tta`, of a run's configuration.
+        config: The groups `trainer` and `features`, and `tta`, of a run's configuration; `engine` if it is another one
+            than in training.
+        open_run: See `FeatureExtractor.open_data`.
     """
     trainer = resolve_trainer_config(config["trainer"])
     model.eval().to(resolve_device(trainer["accelerator"]))
     settings = dict(config["features"])
     settings["cache"] = settings["cache"] and has_untrained_backbone(model)
-    precision = str(trainer["precision"])
-    return FeatureExtractor(data, model, precision, **settings, tta=config["tta"]).extract(dataset, name)
+    settings["engine"] = resolve_engine(model, config, config.get("engine"))
+    extractor = FeatureExtractor(
+        data,
+        model,
+        str(trainer["precision"]),
+        **settings,
+        tta=config["tta"],
+        open_data=open_run,
+        answers=lambda features: predict_logits(model, features).argmax(1),
+    )
+    return extractor.extract(dataset, name)
 
 
 def fit_rejection(
@@ -220,8 +267,12 @@ def has_untrained_backbone(model: ImageClassifier) -> bool:
     return bool(state_dict_sha256(model.backbone) == model.hparams["weights_digest"])
 
 
-@torch.inference_mode()
 def predict_features(model: ImageClassifier, features: Tensor, dataset: ImageDataset) -> Predictions:
     """Return the predictions of a model's head for the features (N, F) of the images of `dataset`."""
-    logits = model(features.float().to(model.device)).double().cpu()
-    return Predictions(dataset.paths, torch.tensor(dataset.labels), logits, model.classes)
+    return Predictions(dataset.paths, torch.tensor(dataset.labels), predict_logits(model, features), model.classes)
+
+
+@torch.inference_mode()
+def predict_logits(model: ImageClassifier, features: Tensor) -> Tensor:
+    """Return the logits (N, C), float64 on the CPU, of a model's head for features (N, F)."""
+    return torch.as_tensor(model(features.float().to(model.device))).double().cpu()

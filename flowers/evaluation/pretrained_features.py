@@ -8,8 +8,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from flowers.data.datamodule import ImageDataModule, inference_data_args
-from flowers.evaluation.evaluator import extract_features, find_split_file
+from flowers.data.datamodule import ImageDataModule
+from flowers.evaluation.evaluator import extract_features, open_run_images
 from flowers.models.backbones import state_dict_sha256
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
 from flowers.models.input_settings import resolve_input_settings
@@ -65,10 +65,7 @@ def pretrained_model_of_run(run: str) -> tuple[ImageDataModule, ImageClassifier]
     """
     checkpoint = find_checkpoint(run)
     hparams = read_checkpoint(checkpoint)["hyper_parameters"]
-    settings = hparams["config"]["data"]
-    split_file = find_split_file(checkpoint, hparams["split_digest"])
-    data = ImageDataModule(settings["root"], split_file=split_file, **inference_data_args(settings))
-    return data, model_before_training(checkpoint, hparams)
+    return open_run_images(checkpoint, hparams), model_before_training(checkpoint, hparams)
 
 
 def model_before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> ImageClassifier:

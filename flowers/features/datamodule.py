@@ -1,6 +1,7 @@
 """The Lightning data module of the head stage: batches of cached features."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.samplers import EpochSampler
 from flowers.features.extractor import FeatureExtractor
+from flowers.features.linear_probe import L2_GRID, fit_linear_probe
 from flowers.models.classifier import ImageClassifier
 from flowers.runtime.distributed import local_slice, rank_and_world_size
 from flowers.runtime.seeding import PADDING_INDEX
@@ -25,6 +27,7 @@ class FeatureDataModule(LightningDataModule):
         views: 1 takes each training image as in validation; V > 1 takes one of V augmented views in each epoch.
         cache: See `FeatureExtractor`.
         cache_gb: See `FeatureExtractor`.
+        engine: See `FeatureExtractor`.
         steps_per_batch: Optimizer steps for which a training batch holds images.
     """
 
@@ -35,20 +38,26 @@ class FeatureDataModule(LightningDataModule):
         views: int = 1,
         cache: bool = True,
         cache_gb: float = 10.0,
+        engine: str = "pytorch",
         steps_per_batch: int = 1,
     ) -> None:
         super().__init__()
         self.data, self.model, self.views, self.steps_per_batch = data, model, views, steps_per_batch
-        self.cache_settings = {"cache": cache, "cache_gb": cache_gb}
+        self.cache_settings = {"cache": cache, "cache_gb": cache_gb, "engine": engine}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Load the features of the training images, shuffled.
 
-        The device of the model, on which the Trainer has put it by then, computes those that are not cached.
+        The device of the model, on which the Trainer has put it by then, computes those that are not cached. Features
+        by `engine=int8` are first checked with a linear probe in place of the head, which is yet to be trained.
         """
         dataset = self.data.dataset("train", augmented=self.views > 1)
         views = range(self.views) if self.views > 1 else (None,)
         features = torch.stack([self._extractor.extract(dataset, "train", view) for view in views])
+        if self._extractor.int8 is not None:
+            labels, classes = torch.tensor(dataset.labels), len(self.model.classes)
+            probe = fit_linear_probe(features[0], labels, classes, L2_GRID[len(L2_GRID) // 2])
+            self._extractor.int8.check_agreement(lambda asked: probe.logits(asked).argmax(1))
         batch_size = self.data.per_rank_batch_size(rank_and_world_size()[1]) * self.steps_per_batch
         order = self.data.train_sampler(dataset.labels)
         return _make_loader(FeatureDataset(features, dataset.labels), batch_size, order)
@@ -59,7 +68,7 @@ class FeatureDataModule(LightningDataModule):
         features = FeatureDataset(self._extractor.extract(dataset, "val")[None], dataset.labels)
         return _make_loader(features, len(dataset), local_slice(range(len(dataset)), PADDING_INDEX))
 
-    @property
+    @cached_property
     def _extractor(self) -> FeatureExtractor:
         assert self.trainer is not None, "the precision is that of the Trainer"
         return FeatureExtractor(self.data, self.model, str(self.trainer.precision), **self.cache_settings)  # type: ignore[arg-type]

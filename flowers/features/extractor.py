@@ -15,6 +15,7 @@ from flowers.data.dataset import ImageDataset
 from flowers.data.images import READ_VERSION
 from flowers.features.cache import FeatureCache, IndexedFeatures, concat_batches
 from flowers.features.frozen_backbone import PASS_VERSION, FrozenBackbone, precision_dtype
+from flowers.features.int8_backbone import Answers, Int8Backbone, load_int8_backbone
 from flowers.models.backbones import timm_name
 from flowers.models.classifier import ImageClassifier
 from flowers.runtime.distributed import all_gather_object, broadcast_object, local_slice, rank_and_world_size
@@ -59,6 +60,13 @@ class FeatureExtractor:
         cache_gb: See `FeatureCache`.
         tta: See `FrozenBackbone`.
         network: See `FrozenBackbone`; the cache on disk holds only features of the whole backbone.
+        engine: "pytorch", or "int8" for the program of `load_int8_backbone`.
+        open_data: Returns the images of the run for that program; None if they are `data`.
+        answers: See `Int8Backbone.check_agreement`, which is called first. None if the caller does so, once it has
+            the features to train a head on.
+
+    Raises:
+        ValueError: See `load_int8_backbone` and `Int8Backbone.check_agreement`.
     """
 
     def __init__(
@@ -70,9 +78,17 @@ class FeatureExtractor:
         cache_gb: float = 10.0,
         tta: str = "none",
         network: nn.Module | None = None,
+        engine: str = "pytorch",
+        open_data: Callable[[], ImageDataModule] | None = None,
+        answers: Answers | None = None,
     ) -> None:
         self.data, self.model, self.precision, self.tta, self.network = data, model, precision, tta, network
         self.cache, self.cache_gb = cache, cache_gb
+        self.int8: Int8Backbone | None = None
+        if engine == "int8":
+            self.int8 = load_int8_backbone(model, precision, tta, open_data or (lambda: data))
+            if answers is not None:
+                self.int8.check_agreement(answers)
 
     def extract(self, dataset: ImageDataset, name: str, view: int | None = None) -> Tensor:
         """Return features (N, F) on the CPU, in the precision of the pass and the order of `dataset`.
@@ -109,7 +125,7 @@ class FeatureExtractor:
         """Yield features of the images at some indices, in batches. Each process computes a slice of the indices."""
         if not indices:
             return
-        frozen = FrozenBackbone(self.model, self.precision, self.tta, self.network)
+        frozen = self.int8 or FrozenBackbone(self.model, self.precision, self.tta, self.network)
         local = local_slice(indices, PADDING_INDEX)
         keys = [(index, 0 if view is None else _view_seed(dataset.digests[index], view)) for index in local]
         batches = self.data.batches(dataset, keys, frozen.batch_size)
@@ -130,6 +146,8 @@ class FeatureExtractor:
             return features[torch.tensor(indices).argsort()]
         if rank_and_world_size()[0] == 0:
             key = cache_key(self.data, self.model, self.precision, view, self.tta)
+            if self.int8 is not None:
+                key["precision"] = f"int8 {self.int8.key}"
             cache = FeatureCache(key, self.model.head.in_features, self.cache_gb)
             # While rank 0 waits for a lock, it tells the others so: a collective that waits for long times out.
             return broadcast_object(cache.fetch(dataset.digests, compute, lambda: broadcast_object(None)))

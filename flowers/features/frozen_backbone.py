@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from flowers.features.mkldnn_fusion import fuse_if_equal
-from flowers.features.tta import tta_views
+from flowers.features.tta import mean_over_views
 from flowers.models.classifier import ImageClassifier
 
 log = logging.getLogger(__name__)
@@ -128,8 +128,7 @@ class FrozenBackbone:
         if count < self.batch_size:
             images = torch.cat([images, images[-1:].expand(self.batch_size - count, -1, -1, -1)])
         with torch.inference_mode():
-            features = [self.forward(view)[:count] for view in tta_views(images, self.tta)]
-            return features[0] if len(features) == 1 else torch.stack(features).float().mean(0)
+            return mean_over_views(self.forward, images, self.tta)[:count]
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute features of the images as they are, in the gradient mode of the caller.

@@ -1,5 +1,7 @@
 """Test-time augmentation: several views of each image, over which a prediction averages."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
@@ -25,3 +27,9 @@ def tta_views(images: Tensor, tta: str) -> list[Tensor]:
         crops = v2.functional.five_crop(images, [round(_CROP_SHARE * side)] * 2)
         views += [torch.as_tensor(v2.functional.resize(crop, [side, side], antialias=False)) for crop in crops]
     return [*views, *(view.flip(-1) for view in views)]
+
+
+def mean_over_views(network: Callable[[Tensor], Tensor], images: Tensor, tta: str) -> Tensor:
+    """Return the mean features of the views of images; see `tta_views`."""
+    features = [network(view) for view in tta_views(images, tta)]
+    return features[0] if len(features) == 1 else torch.stack(features).float().mean(0)

@@ -100,6 +100,12 @@ def has_native_bf16(accelerator: str) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last one on ARM
 
 
+def has_int8_instructions() -> bool:
+    """Return whether the CPU multiplies and adds 8-bit integers in one instruction: VNNI or AMX on x86."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
 def device_name(device: torch.device) -> str:
     """Return the device's model, such as "NVIDIA H100" or "x86_64 CPU, 2 threads"."""
     if device.type == "cuda":

@@ -83,6 +83,8 @@ def configure_logging() -> None:
         logger.propagate = True
     # "Detected out of order event.step": a resumed run repeats the steps after its last checkpoint, on purpose.
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    for name in ("onnx_ir", "onnxscript"):  # a line for each node that they remove
+        logging.getLogger(name).setLevel(logging.WARNING)
     for handler in root.handlers:
         handler.addFilter(_is_worth_showing)
 

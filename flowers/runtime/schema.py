@@ -27,6 +27,7 @@ TestTimeAugmentation = Literal["none", "flip", "five_crop"]
 ImageSide = Annotated[int, Field(ge=1, le=4096)]
 Interpolation = Literal["bilinear", "bicubic"]
 Balance = Literal["none", "weights", "sampler"]
+Engine = Literal["pytorch", "int8"]
 
 
 class Expected(NamedTuple):
@@ -224,6 +225,7 @@ class Features(Group):
 
     cache: bool
     cache_gb: NotNegative
+    engine: Engine
 
 
 class MidEpoch(Target):
@@ -318,6 +320,7 @@ class Evaluate(Group):
     photos: Text | None
     corrections: Text | None
     on_corrupt: OnCorrupt | None
+    engine: Engine | None
     accelerator: Device | None
     precision: Precision | None
     output: Text | None
@@ -365,6 +368,7 @@ class Predict(Group):
     confidence: Probability | None
     reject: Fraction | None
     output: Text | None
+    engine: Engine | None
     accelerator: Device | None
     precision: Precision | None
     num_workers: Count | None
@@ -504,6 +508,7 @@ class Benchmark(Group):
     trainer: Trainer
     rounds: AtLeastOne
     seconds: Positive
+    int8: bool
     step_batch: Annotated[int, Field(ge=2)] | None
     head: BenchmarkHead
     predicted_runs: PredictedRuns

@@ -141,7 +141,7 @@ def suggest_photos(
     hparams = read_checkpoint(checkpoint)["hyper_parameters"]
     config = hparams["config"]
     requested = {key: value for key, value in (device or {}).items() if value is not None}
-    config |= {"trainer": config["trainer"] | requested}
+    config |= {"trainer": config["trainer"] | requested, "engine": "pytorch"}
     checks = _readable(Path(pool))
     names = _unknown(checks, checkpoint, config["data"], Path(pool))
     data = ImageDataModule(pool, **inference_data_args(config["data"]) | {"packed": False})

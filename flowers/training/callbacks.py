@@ -162,6 +162,8 @@ class ProbeHead(Callback):
         l2 = choose_l2(features, labels, len(model.classes), model.seed, class_weights=class_weights)
         found = fit_linear_probe(features, labels, len(model.classes), l2, class_weights=class_weights)
         probe = broadcast_object(found)
+        if extractor.int8 is not None:
+            extractor.int8.check_agreement(lambda asked: probe.logits(asked).argmax(1))
         with torch.no_grad():
             model.head.weight.copy_(probe.weight)
             model.head.bias.copy_(probe.bias)

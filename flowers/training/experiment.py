@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.remote import is_remote
 from flowers.data.splits import SPLITS, load_split, save_split
+from flowers.features.int8_backbone import check_int8
 from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier, Stage
 from flowers.models.input_settings import resolve_input_settings
@@ -173,6 +174,8 @@ def check_config(cfg: DictConfig) -> None:
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     if cfg.trainer.precision == "16-mixed" and resolve_trainer_config(cfg.trainer)["accelerator"] == "cpu":
         raise ValueError("trainer.precision=16-mixed: not on a CPU, expected 32-true or bf16-mixed")
+    if cfg.features.engine == "int8":
+        check_int8(resolve_trainer_config(cfg.trainer)["accelerator"])
     check_backbone(cfg.model.architecture, cfg.model.weights, cfg.model.options)
 
 

@@ -10,7 +10,7 @@ from lightning import Trainer
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.calibration import fit_temperature
-from flowers.evaluation.evaluator import extract_features, fit_rejection, predict_features
+from flowers.evaluation.evaluator import extract_features, fit_rejection, predict_features, resolve_engine
 from flowers.evaluation.metrics import metric_values, score, score_line
 from flowers.evaluation.predictions import Predictions
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT
@@ -54,7 +54,8 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
     reject = config["reject"]
     rejection = fit_rejection(model, data, features["val"], config, reject) if reject else None
     photos_per_second = {stage: timer.images[stage] / timer.training[stage] for stage in timer.images}
-    result = make_result(predictions, checkpoint, trainer.strategy.root_device, str(trainer.precision), timer.seconds)
+    device, engine = trainer.strategy.root_device, resolve_engine(model, config)
+    result = make_result(predictions, checkpoint, device, str(trainer.precision), engine, timer.seconds)
     result["cost"]["photos_per_second"] = photos_per_second
     if is_rank_zero():
         (run_dir / REJECTION_FILE).unlink(missing_ok=True)  # of another best checkpoint, if this run was resumed
@@ -80,6 +81,7 @@ def make_result(
     checkpoint: Mapping[str, Any],
     device: torch.device,
     precision: str,
+    engine: str,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return the content of result.json.
@@ -88,7 +90,8 @@ def make_result(
         predictions: The predictions of the best checkpoint by split; "val" is one of them.
         checkpoint: The best checkpoint.
         device: The device that computed the predictions.
-        precision: The precision that they were computed in.
+        precision: The precision that they were computed in; with int8, that of its reference.
+        engine: "pytorch" or "int8"; see `resolve_engine`.
         seconds: The seconds of each stage.
     """
     hparams, val = checkpoint["hyper_parameters"], predictions["val"]
@@ -102,6 +105,7 @@ def make_result(
         "digest": {"split": hparams["split_digest"], "weights": hparams["weights_digest"]},
         "device": device_name(device),
         "precision": precision,
+        "engine": engine,
         **provenance(),
         "cost": {"seconds": dict(seconds), "peak_memory_bytes": peak_memory_bytes(device)},
     }

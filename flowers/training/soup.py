@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule, inference_data_args
-from flowers.evaluation.evaluator import extract_features, predict_features
+from flowers.evaluation.evaluator import extract_features, predict_features, resolve_engine
 from flowers.evaluation.metrics import score, score_line
 from flowers.evaluation.predictions import Predictions
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
@@ -74,7 +74,8 @@ def run_soup(cfg: DictConfig) -> float:
         predictions["test"] = predict(model, weights, data, "test", config)
     trainer = resolve_trainer_config(config["trainer"])
     seconds = {"soup": time.perf_counter() - start}
-    result = make_result(predictions, best_member, model.device, str(trainer["precision"]), seconds)
+    engine = resolve_engine(model, config)
+    result = make_result(predictions, best_member, model.device, str(trainer["precision"]), engine, seconds)
     result["soup"] = {"members": [str(runs[each]) for each in members], "tried": len(runs)}
     _write_run(output, {**best_member, "state_dict": weights}, runs[0] / SPLIT_FILE)
     write_result(output, result, predictions)

@@ -14,14 +14,19 @@ from flowers.runtime.timing import Measurement, flops_per_image, make_measuremen
 from tests.helpers import SMALL, configuration
 
 OVERRIDES = [override for override in SMALL if not override.startswith(("head.", "finetune."))]
-MEASURED = ["decoding", "input pipeline", "forward pass", "head pass", "head epoch", "training step"]
+MEASURED = [
+    *("decoding", "input pipeline", "forward pass", "int8 forward pass", "head pass", "head epoch", "training step")
+]
+UNMEASURED = [("head epoch", "roofline"), ("int8 forward pass", "baseline"), ("int8 forward pass", "roofline")]
 
 
 @pytest.fixture(scope="module")
 def report(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("benchmark") / "speeds.json"
     fast = [f"data.root={painted}", "rounds=1", "seconds=0.05", "step_batch=4", "head.epochs=3", f"output={output}"]
-    returned = main(configuration(*OVERRIDES, *fast, name="benchmark"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+        returned = main(configuration(*OVERRIDES, *fast, "int8=true", name="benchmark"))
     written = json.loads(output.read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(returned))
     return dict(written)
@@ -31,7 +36,7 @@ def test_report_has_every_row_and_column_and_the_conditions(report: dict[str, An
     assert list(report["rows"]) == [*MEASURED, "head stage, 3 epochs", "report, predicted", "head_only, predicted"]
     for name, row in report["rows"].items():
         for column in COLUMNS:
-            assert (row[column] is None) == (name == "head epoch" and column == "roofline")
+            assert (row[column] is None) == ((name, column) in UNMEASURED)
             assert row[column] is None or row[column] > 0
     assert report["precision"] == "32-true"
     assert report["photos"] == {"train": 50, "val": 10, "step": 4, "forward": report["photos"]["forward"]}

@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowers.evaluation.evaluator import run_evaluation
 from flowers.evaluation.predictions import load_predictions, load_run_predictions
 from flowers.evaluation.rejection import load_rejection
+from flowers.features import int8_backbone
 from flowers.predict import main
+from flowers.runtime.files import read_json
 from flowers.runtime.run_folder import BEST_CHECKPOINT
 from flowers.runtime.text import read_csv
-from tests.helpers import configuration
+from flowers.training.experiment import run_training
+from tests.helpers import SMALL, configuration
 
 
 def predict(*overrides: str) -> int:
@@ -160,3 +164,54 @@ def test_predict_writes_odd_names(named_oddly: Path, painted: Path, tmp_path: Pa
     table = capsys.readouterr().out
     assert not set(table) & set("\x1b\r\udce9")
     assert "=2.jpg" in table
+
+
+def test_int8_run_is_scored_and_used_in_8_bits_and_says_so(
+    painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+    monkeypatch.setattr(int8_backbone, "MIN_AGREEMENT", 0.0)  # the network is small and hardly trained
+    run, scores = tmp_path / "run", tmp_path / "scores.json"
+    settings = [*SMALL, "finetune.epochs=0", "features.engine=int8", f"data.root={painted}", f"run_dir={run}"]
+    accuracy = run_training(configuration(*settings))
+    assert read_json(run / "result.json")["engine"] == "int8"
+    # From here on, the program is in the cache, and the images of the run are not opened for it.
+    for module in ("flowers.deploy.classifier", "flowers.evaluation.evaluator"):
+        monkeypatch.setattr(f"{module}.open_run_images", open_no_images)
+    for name, engine in (("a.csv", "null"), ("a.json", "int8"), ("b.csv", "pytorch"), ("b.json", "pytorch")):
+        predict(f"run={run}", f"photos={painted}/tulip", f"engine={engine}", f"output={tmp_path / name}")
+    header, *rows = read_csv(tmp_path / "a.csv")
+    plain, *expected = read_csv(tmp_path / "b.csv")
+    assert header == [*plain, "engine"]
+    assert {row[-1] for row in rows} == {"int8"}
+    assert {row["engine"] for row in json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))} == {"int8"}
+    assert "engine" not in json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))[0]
+    differences = [abs(float(row[2]) - float(other[2])) for row, other in zip(rows, expected, strict=True)]
+    assert 0 < max(differences) < 0.3
+    monkeypatch.setattr(int8_backbone, "MIN_AGREEMENT", 1.1)
+    with pytest.raises(ValueError, match=r"engine=int8 answers \d+ of 10 val images differently .* at least 1\.1"):
+        predict(f"run={run}", f"photos={painted}/tulip", f"output={tmp_path}/c.csv")
+    assert not (tmp_path / "c.csv").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+    monkeypatch.setattr(int8_backbone, "MIN_AGREEMENT", 0.0)
+    assert run_evaluation(configuration(f"run={run}", f"output={scores}", name="evaluate")) == accuracy
+    assert read_json(scores)["val"]["engine"] == "int8"
+
+
+def open_no_images(*_: object) -> None:
+    raise AssertionError("the program is in the cache")
+
+
+def test_int8_is_refused_without_the_instructions_before_anything_is_written(
+    trained: Path, painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    run, output = tmp_path / "run", tmp_path / "answers.csv"
+    with pytest.raises(ValueError, match="engine=int8 needs a CPU with VNNI or AMX"):
+        run_training(configuration(*SMALL, "features.engine=int8", f"data.root={painted}", f"run_dir={run}"))
+    with pytest.raises(ValueError, match="engine=int8 needs a CPU with VNNI or AMX"):
+        predict(f"run={trained}", f"photos={painted}/tulip", "engine=int8", f"output={output}")
+    with pytest.raises(ValueError, match="engine=int8 needs a CPU with VNNI or AMX"):
+        run_evaluation(configuration(f"run={trained}", "engine=int8", f"report={run}", name="evaluate"))
+    assert list(tmp_path.iterdir()) == []

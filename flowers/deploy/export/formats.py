@@ -5,7 +5,7 @@ The pipeline, the parity report, model.json and the model card iterate that list
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,20 +18,13 @@ from torch.export import Dim, ExportedProgram
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.graph import ExportableClassifier
 from flowers.deploy.hub_folder import WEIGHTS_FILE, write_hub_folder
+from flowers.features.onnx_program import SESSION_SETTINGS, first_line, load_onnx, quantize_onnx, to_onnx
 
 ImageProgram = Callable[[Tensor], Tensor]
 """Maps decoded images, uint8 (B, 3, H, W), to probabilities (B, C), or (B, C + 1) with their strangeness last."""
 
 
-_MAX_ONNX_BYTES = 2_000_000_000  # protobuf's limit of 2 GiB for one file, minus room for the graph
-
-
 _DYNAMIC_SHAPE = Dim("B", min=1, max=65_535), Dim.STATIC, Dim("H", min=1, max=65_535), Dim("W", min=1, max=65_535)
-
-
-# The operations that ONNX Runtime computes with integers. Normalization, softmax and GELU lose more accuracy in 8 bits
-# than they gain speed.
-_QUANTIZED_OPS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
 
 
 _OUTPUTS = {"probabilities": ("B", "C"), "strangeness": ("B", "1")}  # their axes
@@ -49,7 +42,7 @@ def export_program(graph: ExportableClassifier) -> ExportedProgram:
         with torch.no_grad():
             program = torch.export.export(graph, (example,), dynamic_shapes={"photos": _DYNAMIC_SHAPE})
     except RuntimeError as error:
-        raise ValueError(f"torch.export cannot trace this architecture: {_first_line(error)}") from error
+        raise ValueError(f"torch.export cannot trace this architecture: {first_line(error)}") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # contains paths of this machine
     return program
@@ -156,7 +149,7 @@ class OnnxExporter:
     agreement_key = "min_agreement"
     rejection_key = "min_rejection_agreement"
     # Idle threads yield their core instead of spinning: several times as fast beside other programs.
-    session_settings: Mapping[str, str] = {"session.intra_op.allow_spinning": "0"}
+    session_settings: Mapping[str, str] = SESSION_SETTINGS
 
     def write(self, source: ExportSource, path: Path) -> None:
         """Write the ONNX file.
@@ -167,22 +160,8 @@ class OnnxExporter:
         import onnx
 
         program = source.program()
-        size = sum(weight.numel() * weight.element_size() for weight in program.state_dict.values())
-        if size > _MAX_ONNX_BYTES:
-            raise ValueError(f"the weights have {size:,} bytes: an ONNX file holds at most {_MAX_ONNX_BYTES:,}")
-        try:
-            exported = torch.onnx.export(
-                program,
-                input_names=["photos"],
-                output_names=list(_OUTPUTS)[: len(program.graph_signature.user_outputs)],
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-        except RuntimeError as error:
-            raise ValueError(f"this architecture cannot be exported to ONNX: {_first_line(error)}") from error
-        assert exported is not None
-        model = exported.model_proto
+        names = list(_OUTPUTS)[: len(program.graph_signature.user_outputs)]
+        model = to_onnx(program, "photos", names)
         named_axes = [("B", "3", "H", "W"), *(_OUTPUTS[value.name] for value in model.graph.output)]
         for value, axes in zip((*model.graph.input, *model.graph.output), named_axes, strict=True):
             for dimension, axis in zip(value.type.tensor_type.shape.dim, axes, strict=True):
@@ -197,24 +176,12 @@ class OnnxExporter:
 
     def load(self, path: Path) -> ImageProgram:
         """Load an ONNX file with ONNX Runtime, with as many threads as PyTorch uses."""
-        import onnxruntime
-
-        onnxruntime.disable_telemetry_events()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        for key, value in self.session_settings.items():
-            options.add_session_config_entry(key, value)
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = load_onnx(path, self.session_settings)
         return lambda images: torch.from_numpy(np.concatenate(session.run(None, {"photos": images.numpy()}), 1))
 
 
 class Int8OnnxExporter(OnnxExporter):
-    """Quantizes the float32 ONNX file: weights per channel, unsigned activations.
-
-    Everything before the first convolution (resizing, normalization) and from the last linear layer on stays in
-    float32. The range of an activation is the mean of its extremes over the calibration images. Their overall extremes
-    would leave few levels for the many ordinary values.
-    """
+    """Quantizes the float32 ONNX file; see `quantize_onnx`."""
 
     format = "int8"
     name = "ONNX int8"
@@ -226,29 +193,13 @@ class Int8OnnxExporter(OnnxExporter):
     def write(self, source: ExportSource, path: Path) -> None:
         """Write the quantized ONNX file."""
         import onnx
-        from onnxruntime import quantization
-        from onnxruntime.quantization.shape_inference import quant_pre_process
 
         with tempfile.TemporaryDirectory() as folder:
-            exact, prepared = source.folder / OnnxExporter.file_name, Path(folder) / "prepared.onnx"
+            exact = source.folder / OnnxExporter.file_name
             if not exact.is_file():
                 exact = Path(folder) / OnnxExporter.file_name
                 super().write(source, exact)
-            quant_pre_process(str(exact), str(prepared), skip_symbolic_shape=True)
-            quantization.quantize_static(
-                str(prepared),
-                str(path),
-                _CalibrationReader(source.calibration_images()),
-                quant_format=quantization.QuantFormat.QDQ,
-                activation_type=quantization.QuantType.QUInt8,  # 2.7 times as fast as signed on x86 with VNNI
-                weight_type=quantization.QuantType.QInt8,
-                per_channel=True,
-                reduce_range=source.reduce_range,  # x86 CPUs without VNNI add in 16 bits, which overflow with 8 bits
-                calibrate_method=quantization.CalibrationMethod.MinMax,
-                op_types_to_quantize=list(_QUANTIZED_OPS),
-                nodes_to_exclude=_unquantized_nodes(onnx.load(prepared)),
-                extra_options={"CalibMovingAverage": True},
-            )
+            quantize_onnx(exact, path, source.calibration_images(), source.reduce_range)
         model = onnx.load(path)
         onnx.helper.set_model_props(model, dict(source.metadata))
         onnx.save(model, path)
@@ -321,40 +272,3 @@ EXPORTERS: list[Exporter] = [
     WebOnnxExporter(),
 ]
 """The formats in the order in which they are written: each may read those before it."""
-
-
-class _CalibrationReader:
-    """Passes images to the calibration of ONNX Runtime."""
-
-    def __init__(self, images: Iterable[npt.NDArray[np.uint8]]) -> None:
-        self.images: Iterator[npt.NDArray[np.uint8]] = iter(images)
-
-    def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
-        image = next(self.images, None)
-        return None if image is None else {"photos": image}
-
-
-def _unquantized_nodes(model: Any) -> list[str]:
-    """Return the names of the nodes before the first convolution and after the features.
-
-    With one output, the last linear layer is the head. With two, what leads to only one of them comes after the
-    features.
-    """
-    nodes = list(model.graph.node)
-    first = next(index for index, node in enumerate(nodes) if node.op_type == "Conv")
-    linear = [index for index, node in enumerate(nodes) if node.op_type in ("Gemm", "MatMul")]
-    if len(model.graph.output) == 1:
-        return [node.name for index, node in enumerate(nodes) if index < first or index >= linear[-1]]
-    used_by: dict[str, set[str]] = {value.name: {value.name} for value in model.graph.output}
-    for node in reversed(nodes):
-        for name in node.input:
-            used_by.setdefault(name, set()).update(*(used_by.get(output, ()) for output in node.output))
-    return [
-        node.name
-        for index, node in enumerate(nodes)
-        if index < first or len(set().union(*(used_by.get(output, ()) for output in node.output))) == 1
-    ]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
