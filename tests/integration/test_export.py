@@ -244,7 +244,13 @@ def test_export_writes_odd_class_names(exporters: list[Any], trained: Path, tmp_
     files = {"classes": ""}
     torch.export.load(tmp_path / "model.pt2", extra_files=files)
     assert json.loads(files["classes"]) == names
-    facts = run.hparams | {"temperature": 1.0, "scores": {}, "photos": {"train": 1, "val": 1}, "folder": "a`|b"}
+    facts = run.hparams | {
+        "temperature": 1.0,
+        "scores": {},
+        "photos": {"train": 1, "val": 1},
+        "files": {},
+        "folder": "a`|b",
+    }
     report = {"rounds": 1, "batch": 1, "height": 1, "width": 1, "device": "CPU"}
     card = render_model_card(facts | {"classes": names}, report, [["version"]], [])
     line = next(line for line in card.splitlines() if line.startswith("Classes: "))
