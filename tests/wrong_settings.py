@@ -166,6 +166,7 @@ WRONG: dict[str, dict[str, str]] = {
         "cache_gb=-1": "at least 0",
     },
     "benchmark": {
+        "gpu=al": "did you mean all?",
         "rounds=0": "at least 1",
         "seconds=0": "above 0",
         "step_batch=1": "at least 2",

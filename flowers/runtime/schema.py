@@ -517,6 +517,7 @@ class Benchmark(Group):
     predicted_runs: PredictedRuns
     seed: Seed
     output: Text | None
+    gpu: Literal["all", "small"] | None
     peers: list[Literal["fastai", "torchvision", "timm", "ultralytics", "keras"]]
     peer_epochs: Annotated[list[AtLeastOne], Field(min_length=1), Expected("numbers of epochs, at least 1")]
     peer_seconds: Positive | None

@@ -71,7 +71,7 @@ def test_patience_counts_on_resume_and_may_change(painted: Path, tmp_path: Path)
 
 def test_time_limit_counts_over_resumes_and_a_later_resume_ends_like_a_run_without_it(painted: Path, tmp_path: Path):
     class Slow(Callback):
-        """Every epoch takes an hour."""
+        """Add an hour to the clock at the end of each epoch, after the limit was looked at."""
 
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
             (timer,) = (each for each in trainer.callbacks if isinstance(each, StageTimer))  # type: ignore[attr-defined]
@@ -81,18 +81,20 @@ def test_time_limit_counts_over_resumes_and_a_later_resume_ends_like_a_run_witho
     whole, limited = tmp_path / "whole", tmp_path / "limited"
     run_training(configuration(*recipe, f"run_dir={whole}"))
     sessions = []
-    for limit in ("30m", "30m", "2h30m", "null"):
+    for limit in ("30m", "30m", "1h30m", "null"):
         resume = [f"resume={limited}"] if limited.exists() else []
         epochs = StageEpochs()
         settings = [f"trainer.max_time={limit}", f"run_dir={limited}", *resume]
         run_training(configuration(*recipe, *settings), [Slow(), epochs])
         sessions.append(epochs.seen)
-    # The hour of the last epoch is added after the limit was looked at, so that one more epoch is trained.
     assert sessions == [[("head", 0)], [], [("finetune", 1), ("finetune", 2)], [("finetune", 3)]]
     assert is_same(limited, whole)
 
 
-@pytest.mark.parametrize("profiler", ["simple", "advanced", "pytorch"])
+@pytest.mark.filterwarnings("ignore:The PyTorch Profiler default schedule will be overridden")  # of a few steps
+@pytest.mark.parametrize(
+    "profiler", ["simple", *(pytest.param(name, marks=pytest.mark.faults) for name in ("advanced", "pytorch"))]
+)
 def test_profiler_writes_a_table_for_each_stage_and_changes_no_bit(
     profiler: str, painted: Path, trained: Path, tmp_path: Path
 ):
