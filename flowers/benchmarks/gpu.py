@@ -221,7 +221,9 @@ def measure_report(settings: Sequence[str], folder: str, device: str) -> dict[st
     """Run a training from start to exit, and say where its seconds went and how busy the GPU was."""
     environment = os.environ | {"FLOWERS_CACHE": f"{folder}-cache"}  # a first run: nothing is cached
     command = [sys.executable, "-m", "flowers.train", *settings, f"hydra.run.dir={quote_override(folder)}"]
-    start, epochs, busy, last = time.monotonic(), [], [], ""
+    start, last = time.monotonic(), ""
+    epochs: list[float] = []
+    busy: list[tuple[float, float]] = []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     watcher = threading.Thread(target=_watch_gpu, args=(process, busy), daemon=True)
     if device == "cuda":

@@ -149,7 +149,9 @@ def smooth(losses: Sequence[float]) -> list[float]:
 
 
 def suggest_rate(stage: Stage, rates: Sequence[float], smoothed: Sequence[float]) -> float:
-    """Return a tenth of the rate with the lowest loss: the loss of that rate itself is about to grow.
+    """Return a tenth of the highest rate whose loss is close to the lowest one: from there on, it grows.
+
+    Close is within a tenth of the fall: where the loss is flat, the lowest one is a matter of chance.
 
     Raises:
         ValueError: The loss grew from the first step on.
@@ -159,7 +161,8 @@ def suggest_rate(stage: Stage, rates: Sequence[float], smoothed: Sequence[float]
         raise ValueError(
             f"find_lr=true: the loss of the {stage} stage does not fall at any rate: is it trained already?"
         )
-    return rates[lowest] / 10
+    limit = smoothed[lowest] + 0.1 * (max(smoothed[:lowest]) - smoothed[lowest])
+    return max(rate for rate, loss in zip(rates, smoothed, strict=True) if loss <= limit) / 10
 
 
 class LossRecorder(Callback):

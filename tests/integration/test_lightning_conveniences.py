@@ -137,7 +137,8 @@ def test_find_lr_refuses_what_it_cannot_do(settings: list[str], expected: str):
         check_config(cfg)
 
 
-def test_suggested_rate_is_a_tenth_of_that_with_the_lowest_loss():
+def test_suggested_rate_is_a_tenth_of_the_highest_whose_loss_is_close_to_the_lowest():
+    assert suggest_rate("head", [0.1, 1.0, 10.0, 99.0], [3.0, 2.0, 2.05, 9.0]) == pytest.approx(1.0)
     assert suggest_rate("head", [0.1, 1.0, 10.0], [3.0, 2.0, 9.0]) == pytest.approx(0.1)
     with pytest.raises(ValueError, match="the loss of the head stage does not fall at any rate"):
         suggest_rate("head", [0.1, 1.0], [1.0, 2.0])
