@@ -8,7 +8,11 @@ from flowers.cli import program
 
 
 def benchmark(cfg: DictConfig) -> dict[str, Any]:
-    """Measure baseline, project and roofline, or train flowers and `cfg.peers`; return the figures."""
+    """Measure baseline, project and roofline, or a GPU, or train flowers and `cfg.peers`; return the figures."""
+    if cfg.gpu:
+        from flowers.benchmarks.gpu import run_gpu_benchmark
+
+        return run_gpu_benchmark(cfg)
     if cfg.peers:
         from flowers.benchmarks.peer_table import run_peers
 

@@ -6,8 +6,15 @@ from flowers.cli import program
 from flowers.runtime.run_folder import expand_resume_args
 
 
-def train(cfg: DictConfig) -> float:
-    """Train with the settings in `cfg`; return the validation accuracy of the best checkpoint."""
+def train(cfg: DictConfig) -> float | dict[str, float]:
+    """Train with the settings in `cfg`; return the validation accuracy of the best checkpoint.
+
+    With `cfg.find_lr`, only find learning rates, and return them by the names of their settings.
+    """
+    if cfg.find_lr:
+        from flowers.training.lr_finder import find_learning_rates
+
+        return find_learning_rates(cfg)
     from flowers.training.experiment import run_training
 
     return run_training(cfg)

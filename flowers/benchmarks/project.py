@@ -47,7 +47,8 @@ class ProjectBenchmark:
     ) -> None:
         self.data, self.model, self.sample = data, model, sample
         minimal = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        self.settings = {**settings, "devices": 1, "strategy": "auto", **minimal}
+        unlimited = {"max_time": None, "profiler": None}
+        self.settings = {**settings, "devices": 1, "strategy": "auto", **minimal, **unlimited}
         self.trainer = Trainer(**self.settings)
         self.device = self.trainer.strategy.root_device
         model.to(self.device).set_stage("head", 1)

@@ -171,6 +171,24 @@ def plot_learning_curve(content: Mapping[str, Any], is_page: bool) -> Figure:
     return figure
 
 
+def plot_range_tests(tests: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Plot the loss over the learning rate, and the suggested rate, one chart for each setting.
+
+    Args:
+        tests: By setting, `rates`, `losses`, `smoothed` and `suggestion`.
+    """
+    figure, axes = _plot(len(tests), 4.2 * len(tests))
+    for axis, (setting, test) in zip(axes, tests.items(), strict=True):
+        axis.plot(test["rates"], test["losses"], color=_VAL, alpha=0.35, linewidth=0.8, label="loss of a step")
+        axis.plot(test["rates"], test["smoothed"], color=_VAL, label="moving average")
+        axis.axvline(test["suggestion"], color=_TRAIN, linestyle="--", label=f"suggested: {test['suggestion']:.2g}")
+        axis.set(title=f"{test['stage']} stage", xlabel=setting, ylabel="training loss", xscale="log")
+        low, high = min(test["smoothed"]), test["smoothed"][0]
+        axis.set_ylim(low - 0.3 * (high - low) - 0.02, high + 1.2 * (high - low) + 0.02)
+        axis.legend(frameon=False, labelcolor=_INK, fontsize="small")
+    return figure
+
+
 def plot_confusion(cells: ConfusionCells, classes: Sequence[str]) -> Figure:
     """Plot the confusion matrix on white, one row per true class, shaded by the share of the row.
 

@@ -133,6 +133,7 @@ class ImageClassifier(LightningModule):
     Attributes:
         steps: Optimizer steps so far, over all stages and sessions of the run.
         epochs_done: Finished epochs so far, likewise.
+        ended: The epochs of each stage that ended early; see `StageEarlyStopping`.
         averaged_weights: Returns the weights that were validated and belong in best.ckpt, if they are not the current
             ones; see `WeightEMA`.
         last_blocks: Turns cached activations into features, while the fine-tune stage trains on them.
@@ -174,6 +175,7 @@ class ImageClassifier(LightningModule):
         self.depth, self.train_sizes = depth, list(train_sizes or ())
         self.classes, self.seed = list(classes), seed
         self.steps = self.epochs_done = 0
+        self.ended: dict[str, int] = {}
         self.normalize = normalize(mean, std)
         self.backbone, width = build_backbone(architecture, weights, options or {})
         self.backbone.to(memory_format=torch.channels_last)  # twice as fast on a CPU with bf16, faster on GPUs too
@@ -368,6 +370,8 @@ class ImageClassifier(LightningModule):
         checkpoint["format_version"] = CHECKPOINT_FORMAT
         checkpoint["stage"] = self.stage
         checkpoint["progress"] = {"epochs_done": self.epochs_done, "steps": self.steps}
+        if self.ended:
+            checkpoint["progress"]["ended"] = dict(self.ended)
         is_best = "optimizer_states" not in checkpoint
         if is_best and self.averaged_weights is not None:
             checkpoint["state_dict"] = self.averaged_weights()
@@ -382,6 +386,7 @@ class ImageClassifier(LightningModule):
             ValueError: The run started from another backbone.
         """
         self.epochs_done, self.steps = checkpoint["progress"]["epochs_done"], checkpoint["progress"]["steps"]
+        self.ended = dict(checkpoint["progress"].get("ended", {}))
         if any(name.startswith("backbone.") for name in checkpoint["state_dict"]):
             return
         expected, found = checkpoint["hyper_parameters"]["weights_digest"], state_dict_sha256(self.backbone)

@@ -33,6 +33,7 @@ RESUMES_FILE = "resumed.yaml"  # the overrides that resumes have added
 LOCK_FILE = ".lock"  # held by the process that trains in the folder
 BEST_CHECKPOINT = "checkpoints/best.ckpt"  # the weights of the epoch with the best validation accuracy
 LAST_CHECKPOINT = "checkpoints/last.ckpt"  # all that a resumed run needs
+PROFILE_DIR = "profile"  # where the time went, by stage; only with trainer.profiler
 PREDICTIONS_DIR = "predictions"  # one file a split, such as val.csv: the logits of each image
 REJECTION_FILE = "rejection.safetensors"  # what rejects images of none of the classes; only with `reject`
 TRACKERS_FILE = "trackers.json"  # the id of the run in MLflow and in Weights & Biases

@@ -3,6 +3,7 @@
 The defaults and the texts of the keys are in conf/. To add a key, add it there and here.
 """
 
+import re
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -28,6 +29,28 @@ ImageSide = Annotated[int, Field(ge=1, le=4096)]
 Interpolation = Literal["bilinear", "bicubic"]
 Balance = Literal["none", "weights", "sampler"]
 Engine = Literal["pytorch", "int8"]
+
+
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?|(\d+):(\d\d):(\d\d):(\d\d)")
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a duration such as 90s, 45m, 1h30m, 2d, or DD:HH:MM:SS as Lightning has it.
+
+    Raises:
+        ValueError: It is no such text, or 0.
+    """
+    match = _DURATION.fullmatch(text)
+    parts = [int(part or 0) for part in match.groups()] if match else []
+    seconds = sum(part * unit for part, unit in zip(parts, 2 * (86400, 3600, 60, 1), strict=False))
+    if not seconds:
+        raise ValueError(f"{text}: expected a duration")
+    return float(seconds)
+
+
+def _check_duration(text: str) -> str:
+    parse_duration(text)
+    return text
 
 
 class Expected(NamedTuple):
@@ -194,6 +217,12 @@ class Trainer(Target):
     overfit_batches: Count | Fraction = 0
     max_steps: AtLeastOne | Literal[-1] = -1
     profiler: Literal["simple", "advanced", "pytorch"] | None = None
+    max_time: (
+        Annotated[
+            str, AfterValidator(_check_duration), Expected("a duration above 0 such as 45m, 1h30m or 00:01:30:00")
+        ]
+        | None
+    ) = None
     num_nodes: AtLeastOne = 1
 
 
@@ -246,6 +275,14 @@ class Average(Target):
     decay: Fraction = 0.0
 
 
+class EarlyStop(Target):
+    """callbacks.early_stopping."""
+
+    monitor: Literal["val/accuracy", "val/loss"] = "val/accuracy"
+    patience: AtLeastOne = 5
+    min_delta: NotNegative = 0.0
+
+
 class FiniteLoss(Target):
     """callbacks.finite_loss."""
 
@@ -262,6 +299,7 @@ class Callbacks(Target):
     image_logger: ImageLogging | None = None
     finite_loss: FiniteLoss | None = None
     ema: Average | None = None
+    early_stopping: EarlyStop | None = None
     progress: Target | None = None
 
 
@@ -308,6 +346,7 @@ class Train(Group):
     seed: Seed
     group: Text | None
     resume: Text | None
+    find_lr: bool
     run_dir: Text
 
 
@@ -514,6 +553,7 @@ class Benchmark(Group):
     predicted_runs: PredictedRuns
     seed: Seed
     output: Text | None
+    gpu: Literal["all", "small"] | None
     peers: list[Literal["fastai", "torchvision", "timm", "ultralytics", "keras"]]
     peer_epochs: Annotated[list[AtLeastOne], Field(min_length=1), Expected("numbers of epochs, at least 1")]
     peer_seconds: Positive | None

@@ -3,7 +3,7 @@
 import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.profilers import (
+    AdvancedProfiler,
+    PassThroughProfiler,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from flowers.data.datamodule import ImageDataModule
@@ -24,6 +31,7 @@ from flowers.models.classifier import ImageClassifier, Stage
 from flowers.models.input_settings import resolve_input_settings
 from flowers.models.losses import LossFunction, class_weighted
 from flowers.runtime.config import check_settings, check_targets, instantiate_group, require_extra, to_container
+from flowers.runtime.distributed import broadcast_object
 from flowers.runtime.files import atomic_write_text
 from flowers.runtime.hardware import check_devices, device_name, resolve_trainer_config
 from flowers.runtime.interrupt import resumable
@@ -33,12 +41,14 @@ from flowers.runtime.run_folder import (
     CONFIG_FILE,
     CORRECTIONS_FILE,
     LOCK_FILE,
+    PROFILE_DIR,
     SPLIT_FILE,
     START_FILE,
     own_run_dir,
     short_name,
     write_start,
 )
+from flowers.runtime.schema import parse_duration
 from flowers.runtime.text import one_line
 from flowers.training.callbacks import GlobalStep, ProbeHead, StageTimer
 from flowers.training.checkpointing import AtomicCheckpointIO
@@ -78,7 +88,7 @@ def run_training(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> f
 def _run_stages(cfg: DictConfig, run_dir: Path, extra_callbacks: Sequence[Callback]) -> float:
     plans = plan_stages(cfg.head.epochs, cfg.finetune.epochs, run_dir)
     data = ImageDataModule(**instantiate_group(cfg.data), seed=cfg.seed)
-    timer = StageTimer()
+    timer = StageTimer(parse_duration(cfg.trainer.max_time) if cfg.trainer.max_time else None)
     own_callbacks = [timer, GlobalStep()]
     cached_views: dict[Stage, int] = {"head": cfg.head.cached_views, "finetune": cfg.finetune.cached_views}
     if cfg.head.init == "probe":
@@ -91,7 +101,11 @@ def _run_stages(cfg: DictConfig, run_dir: Path, extra_callbacks: Sequence[Callba
     log_run_summary(data, model, plans, trainer)
     with resumable(f"python -m flowers.train resume={run_dir}"), tracked(trainer, cfg):
         for plan in plans:
+            trainer.profiler = make_profiler(cfg.trainer.profiler, run_dir, plan.stage)  # type: ignore[attr-defined]
             train_stage(plan, model, data, trainer, cached_views, cfg.features)
+            if broadcast_object(timer.is_over):
+                log_time_limit(cfg, run_dir, model)
+                break
         result = finalize_run(run_dir, data, trainer, timer)
     return float(result["val"]["accuracy"])
 
@@ -171,6 +185,8 @@ def check_config(cfg: DictConfig) -> None:
     if cfg.data.balance == "weights" and cfg.loss.get("class_weights"):
         raise ValueError("data.balance=weights with loss.class_weights: expected one of them")
     check_cached_activations(cfg)
+    if cfg.find_lr:
+        check_find_lr(cfg, is_multirun)
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     if cfg.trainer.precision == "16-mixed" and resolve_trainer_config(cfg.trainer)["accelerator"] == "cpu":
         raise ValueError("trainer.precision=16-mixed: not on a CPU, expected 32-true or bf16-mixed")
@@ -201,11 +217,28 @@ def check_cached_activations(cfg: DictConfig) -> None:
             )
 
 
+def check_find_lr(cfg: DictConfig, is_multirun: bool) -> None:
+    """Check that the learning rates of one run can be found on one device.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    if cfg.resume:
+        raise ValueError(f"find_lr=true with resume={cfg.resume}: rates are found before a run: expected one of them")
+    if is_multirun:
+        raise ValueError("find_lr=true in a multirun: expected one set of settings, without -m")
+    if cfg.trainer.devices not in (1, "1") or cfg.trainer.strategy == "fsdp2":
+        raise ValueError(
+            f"find_lr=true with trainer.devices={cfg.trainer.devices} trainer.strategy={cfg.trainer.strategy}: "
+            "expected one device, trainer.devices=1 trainer.strategy=auto"
+        )
+
+
 def make_trainer(
     cfg: DictConfig, run_dir: Path, own_callbacks: Sequence[Callback], extra_callbacks: Sequence[Callback]
 ) -> Trainer:
     """Return the Trainer of all stages; see `GlobalStep` for why it is one."""
-    settings = resolve_trainer_config(cfg.trainer)
+    settings = resolve_trainer_config(cfg.trainer) | {"max_time": None, "profiler": None}
     if settings["strategy"] == "fsdp2":
         settings["strategy"] = FSDP2Strategy()
     return Trainer(
@@ -215,6 +248,28 @@ def make_trainer(
         plugins=AtomicCheckpointIO(),
         default_root_dir=run_dir,
     )
+
+
+def make_profiler(name: str | None, run_dir: Path, stage: Stage) -> Profiler:
+    """Return the profiler of a stage, which writes to `profile` in the run folder. A resumed run adds to its files."""
+    profilers: dict[str | None, Callable[..., Profiler]] = {
+        None: PassThroughProfiler,
+        "simple": SimpleProfiler,
+        "advanced": AdvancedProfiler,
+        "pytorch": PyTorchProfiler,
+    }
+    return profilers[name](**({"dirpath": run_dir / PROFILE_DIR, "filename": stage} if name else {}))
+
+
+def log_time_limit(cfg: DictConfig, run_dir: Path, model: ImageClassifier) -> None:
+    """Log that `trainer.max_time` is over, and how to train on, if there are epochs left."""
+    plans = plan_stages(cfg.head.epochs, cfg.finetune.epochs, run_dir)
+    if left := sum(plan.remaining for plan in plans):
+        log.info(
+            "trainer.max_time=%s is over after %d epochs; for up to %d more: python -m flowers.train resume=%s "
+            "trainer.max_time=null",
+            *(cfg.trainer.max_time, model.epochs_done, left, run_dir),
+        )
 
 
 def make_model(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> ImageClassifier:

@@ -53,7 +53,7 @@ def plan_stages(head_epochs: int, finetune_epochs: int, run_dir: Path) -> list[S
     """Return the stages that are left: all of them, or those from the last checkpoint in `run_dir` onwards.
 
     A stage that ended exactly at the checkpoint is included with no remaining epoch: fitting it restores the state
-    from which the next stage starts.
+    from which the next stage starts. A stage that ended early has the epochs that it trained.
 
     Raises:
         ValueError: There is no epoch to train, or the run has more epochs than requested; or the checkpoint cannot be
@@ -66,6 +66,8 @@ def plan_stages(head_epochs: int, finetune_epochs: int, run_dir: Path) -> list[S
     last = run_dir / LAST_CHECKPOINT
     checkpoint = read_checkpoint(last) if last.exists() else None
     done, mid_epoch = (checkpoint["progress"]["epochs_done"], checkpoint.get("mid_epoch")) if checkpoint else (0, None)
+    ended = checkpoint["progress"].get("ended", {}) if checkpoint else {}
+    head_epochs, finetune_epochs = ended.get("head", head_epochs), ended.get("finetune", finetune_epochs)
     if done > head_epochs + finetune_epochs:
         raise ValueError(
             f"head.epochs={head_epochs} finetune.epochs={finetune_epochs}: expected at least {done} in all, "
@@ -135,22 +137,44 @@ def train_stage(
         cached_views: Cached views of each training image by stage; 0 computes them anew in each epoch.
         features: The settings of the feature cache.
     """
-    batches: LightningDataModule = data
+    steps = steps_per_batch(trainer)
     model.set_stage(plan.stage, plan.epochs)
-    if plan.stage == "head" and cached_views["head"] and plan.remaining:
-        steps = steps_per_batch(trainer)
-        if steps > 1:
-            total_steps = math.ceil(data.counts("train").total() / data.batch_size) * plan.epochs
-            model.set_stage(plan.stage, plan.epochs, step_size=data.batch_size, total_steps=total_steps)
-        batches = FeatureDataModule(data, model, cached_views["head"], **features, steps_per_batch=steps)
-    if plan.stage == "finetune" and cached_views["finetune"] and plan.remaining:
-        assert model.depth is not None
-        first_blocks, last_blocks = split_backbone(model.backbone, model.depth)
-        batches = ActivationDataModule(data, model, cached_views["finetune"], first_blocks)
-        model.last_blocks = last_blocks.forward
-    trainer.fit_loop.max_epochs = plan.end_epoch
+    if plan.stage == "head" and cached_views["head"] and plan.remaining and steps > 1:
+        total_steps = math.ceil(data.counts("train").total() / data.batch_size) * plan.epochs
+        model.set_stage(plan.stage, plan.epochs, step_size=data.batch_size, total_steps=total_steps)
+    batches = stage_batches(plan.stage, model, data, cached_views, features, steps) if plan.remaining else data
+    # A stage before this one may have ended early.
+    trainer.fit_loop.max_epochs = plan.end_epoch if plan.checkpoint else model.epochs_done + plan.remaining
     trainer.fit(model, batches, ckpt_path=plan.checkpoint, weights_only=True)
     model.last_blocks = None
+
+
+def stage_batches(
+    stage: Stage,
+    model: ImageClassifier,
+    data: ImageDataModule,
+    cached_views: Mapping[Stage, int],
+    features: Mapping[str, Any],
+    steps: int,
+) -> LightningDataModule:
+    """Return what a stage trains on: images, cached features or cached activations, on which the model then works.
+
+    Args:
+        stage: The stage.
+        model: The classifier, in this stage.
+        data: The images.
+        cached_views: See `train_stage`.
+        features: The settings of the feature cache.
+        steps: The optimizer steps for which a batch of cached features holds images.
+    """
+    if stage == "head" and cached_views["head"]:
+        return FeatureDataModule(data, model, cached_views["head"], **features, steps_per_batch=steps)
+    if stage == "finetune" and cached_views["finetune"]:
+        assert model.depth is not None
+        first_blocks, last_blocks = split_backbone(model.backbone, model.depth)
+        model.last_blocks = last_blocks.forward
+        return ActivationDataModule(data, model, cached_views["finetune"], first_blocks)
+    return data
 
 
 def steps_per_batch(trainer: Trainer) -> int:

@@ -1,0 +1,220 @@
+"""Find learning rates by a range test: train with a rate that grows, and watch the loss (arXiv:1506.01186).
+
+The test of the head stage varies `optimizer.lr`. The head stage is then trained with the rate found, and the test of
+the fine-tune stage varies `finetune.backbone_lr`, while the head keeps its rate. Tuner.lr_find of Lightning gives all
+parameter groups the same rate, and takes the loss of the first steps for that of the rate.
+"""
+
+import copy
+import logging
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from hydra.utils import instantiate
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from flowers.data.datamodule import ImageDataModule
+from flowers.evaluation.figures import plot_range_tests
+from flowers.models.classifier import ImageClassifier, Stage
+from flowers.models.input_settings import resolve_input_settings
+from flowers.runtime.config import instantiate_group
+from flowers.runtime.files import atomic_write, write_json
+from flowers.runtime.hardware import resolve_trainer_config
+from flowers.runtime.logging import configure_logging
+from flowers.training.callbacks import ProbeHead
+from flowers.training.experiment import check_config, make_model, prepare_run_dir
+from flowers.training.stages import check_stages, plan_stages, stage_batches, train_stage
+
+log = logging.getLogger(__name__)
+
+PICTURE_FILE, FIGURES_FILE = "find_lr.png", "find_lr.json"
+
+_STEPS = 100
+_RANGE = 1e-6, 1.0
+_DIVERGED = 4.0  # the test ends at so many times the lowest loss, as that of Lightning
+_SMOOTHING = 0.9  # weight of the past in the moving average of the loss
+_SETTINGS: dict[Stage, str] = {"head": "optimizer.lr", "finetune": "finetune.backbone_lr"}
+
+
+class RangeTest(NamedTuple):
+    """The loss at each learning rate.
+
+    Attributes:
+        stage: The stage that was tested.
+        rates: Of the steps, in ascending order.
+        losses: Of the same steps, before each.
+        smoothed: The moving average of the losses.
+        suggestion: The rate that trains best; see `suggest_rate`.
+    """
+
+    stage: Stage
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    suggestion: float
+
+
+def find_learning_rates(cfg: DictConfig) -> dict[str, float]:
+    """Find the rates of the stages that `cfg` has, write a picture and the figures to the run folder, and log them.
+
+    The folder may become that of a run later: it gets nothing else.
+
+    Args:
+        cfg: The configuration of `flowers.train`.
+
+    Returns:
+        The rates by the names of their settings.
+
+    Raises:
+        ValueError: The configuration, the images or the run folder cannot be used; or the loss never fell.
+    """
+    configure_logging()  # Lightning is imported by now
+    check_config(cfg)
+    resolve_input_settings(cfg)
+    run_dir = prepare_run_dir(cfg)
+    plans = plan_stages(cfg.head.epochs, cfg.finetune.epochs, run_dir)
+    data = ImageDataModule(**instantiate_group(cfg.data), seed=cfg.seed)
+    views: dict[Stage, int] = {"head": cfg.head.cached_views, "finetune": cfg.finetune.cached_views}
+    seed_everything(cfg.seed)
+    trainer = _make_trainer(cfg, [])
+    model = make_model(cfg, data, trainer)
+    check_stages(plans, data, trainer, views)
+    probe = [ProbeHead(data, cfg.features)] if cfg.head.init == "probe" else []
+    tests = []
+    for plan in plans:
+        test = run_range_test(cfg, model, data, plan.stage, probe)
+        tests.append(test)
+        log.info("%s stage: %s=%.2g", plan.stage, _SETTINGS[plan.stage], test.suggestion)
+        if plan.stage == "head":
+            model.optimizer = instantiate(cfg.optimizer, lr=test.suggestion)
+        if plan is not plans[-1]:  # the next stage starts from a trained head
+            log.info("training the head stage with it, for the test of the next stage")
+            train_stage(plan, model, data, _make_trainer(cfg, probe), views, cfg.features)
+    found = {_SETTINGS[test.stage]: float(f"{test.suggestion:.2g}") for test in tests}
+    _write(tests, run_dir)
+    settings = " ".join(f"{name}={rate:g}" for name, rate in found.items())
+    log.info("suggested: %s\npicture: %s", settings, run_dir / PICTURE_FILE)
+    return found
+
+
+def run_range_test(
+    cfg: DictConfig, model: ImageClassifier, data: ImageDataModule, stage: Stage, callbacks: Sequence[Callback] = ()
+) -> RangeTest:
+    """Train a stage for some steps with a growing rate, and return the losses. The model stays as it was.
+
+    Args:
+        cfg: The configuration of `flowers.train`.
+        model: The classifier, as the stage would start with it.
+        data: The images.
+        stage: The stage.
+        callbacks: Callbacks that prepare the model.
+    """
+    before = copy.deepcopy(model.state_dict())
+    schedule, sizes = model.scheduler, model.train_sizes
+    reference = cfg.optimizer.lr if stage == "head" else cfg.finetune.backbone_lr
+    model.set_stage(stage, _STEPS, total_steps=_STEPS)
+    model.scheduler, model.train_sizes = partial(_growing, stage=stage, reference=reference), sizes[:1]
+    views: dict[Stage, int] = {"head": cfg.head.cached_views, "finetune": cfg.finetune.cached_views}
+    losses = LossRecorder()
+    trainer = _make_trainer(cfg, [*callbacks, losses], max_epochs=_STEPS, max_steps=_STEPS)
+    trainer.fit(model, stage_batches(stage, model, data, views, cfg.features, steps=1))
+    model.scheduler, model.train_sizes, model.last_blocks = schedule, sizes, None
+    model.steps = model.epochs_done = 0
+    model.load_state_dict(before)
+    rates = [rate_at(step) for step in range(len(losses.means))]
+    smoothed = smooth(losses.means)
+    return RangeTest(stage, rates, losses.means, smoothed, suggest_rate(stage, rates, smoothed))
+
+
+def rate_at(step: int) -> float:
+    """Return the rate of a step: from the lowest to the highest one, in equal ratios."""
+    low, high = _RANGE
+    return low * math.pow(high / low, step / (_STEPS - 1))
+
+
+def smooth(losses: Sequence[float]) -> list[float]:
+    """Return the moving average of losses, without the bias of its start (as Adam)."""
+    average, smoothed = 0.0, []
+    for step, loss in enumerate(losses, 1):
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+        smoothed.append(average / (1 - _SMOOTHING**step))
+    return smoothed
+
+
+def suggest_rate(stage: Stage, rates: Sequence[float], smoothed: Sequence[float]) -> float:
+    """Return a tenth of the highest rate whose loss is close to the lowest one: from there on, it grows.
+
+    Close is within a tenth of the fall: where the loss is flat, the lowest one is a matter of chance.
+
+    Raises:
+        ValueError: The loss grew from the first step on.
+    """
+    lowest = min(range(len(rates)), key=smoothed.__getitem__, default=0)
+    if lowest == 0:
+        raise ValueError(
+            f"find_lr=true: the loss of the {stage} stage does not fall at any rate: is it trained already?"
+        )
+    limit = smoothed[lowest] + 0.1 * (max(smoothed[:lowest]) - smoothed[lowest])
+    return max(rate for rate, loss in zip(rates, smoothed, strict=True) if loss <= limit) / 10
+
+
+class LossRecorder(Callback):
+    """Record the mean training loss of each optimizer step, and stop once it has grown too much.
+
+    Attributes:
+        means: The loss of each step.
+    """
+
+    def __init__(self) -> None:
+        self.means: list[float] = []
+        self._batches: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Record the loss of the batch."""
+        self._batches.append(float(cast(dict[str, Tensor], outputs)["loss"]) * trainer.accumulate_grad_batches)
+        if cast(ImageClassifier, pl_module).steps == len(self.means):
+            return  # gradients still accumulate
+        loss, self._batches = sum(self._batches) / len(self._batches), []
+        if not math.isfinite(loss):
+            trainer.should_stop = True
+            return
+        self.means.append(loss)
+        smoothed = smooth(self.means)
+        trainer.should_stop |= smoothed[-1] > _DIVERGED * min(smoothed)
+
+
+def _growing(optimizer: Optimizer, total_steps: int, stage: Stage, reference: float) -> LambdaLR:
+    """Let the rates of the groups that a stage is tested for grow, in their proportions; the others stay."""
+
+    def grow(step: int) -> float:
+        return rate_at(step) / reference
+
+    def stay(step: int) -> float:
+        return 1.0
+
+    is_tested = [(group["name"] == "head") == (stage == "head") for group in optimizer.param_groups]
+    return LambdaLR(optimizer, [grow if is_on else stay for is_on in is_tested])
+
+
+def _make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], **limits: int) -> Trainer:
+    settings = resolve_trainer_config(cfg.trainer) | {"max_time": None, "profiler": None, "limit_val_batches": 0}
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return Trainer(**settings | quiet | limits, callbacks=list(callbacks))
+
+
+def _write(tests: Sequence[RangeTest], run_dir: Path) -> None:
+    """Write the picture and the figures."""
+    figure = plot_range_tests({_SETTINGS[test.stage]: test._asdict() for test in tests})
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with atomic_write(run_dir / PICTURE_FILE) as partial_file:
+        figure.savefig(partial_file, format="png", dpi=150, facecolor="white")
+    write_json({_SETTINGS[test.stage]: test._asdict() for test in tests}, run_dir / FIGURES_FILE)
