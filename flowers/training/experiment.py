@@ -186,7 +186,7 @@ def check_config(cfg: DictConfig) -> None:
         raise ValueError("data.balance=weights with loss.class_weights: expected one of them")
     check_cached_activations(cfg)
     if cfg.find_lr:
-        check_find_lr(cfg, is_multirun)
+        check_find_lr(cfg, _is_multirun())
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     if cfg.trainer.precision == "16-mixed" and resolve_trainer_config(cfg.trainer)["accelerator"] == "cpu":
         raise ValueError("trainer.precision=16-mixed: not on a CPU, expected 32-true or bf16-mixed")

@@ -105,6 +105,7 @@ def test_profiler_writes_a_table_for_each_stage_and_changes_no_bit(
     assert is_same(tmp_path, trained)
 
 
+@pytest.mark.slow
 def test_learning_rates_are_found_for_both_stages_and_the_folder_can_hold_a_run_afterwards(
     painted: Path, tmp_path: Path
 ):
