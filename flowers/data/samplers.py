@@ -213,7 +213,16 @@ class ResumableDataLoader(DataLoader[Any]):
         super().__init__(dataset, batch_sampler=_RemainingBatches(batches, batches_done), **settings)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: it runs at the first request
-        yield from super().__iter__()
+        iterator = super().__iter__()
+        try:
+            yield from iterator
+        except Exception:
+            # The error refers to the iterator. As garbage of a cycle it could no longer tell its workers to stop, and
+            # would wait ten seconds for them.
+            if self.num_workers:
+                self._iterator = None
+                iterator._shutdown_workers()  # type: ignore[attr-defined]
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing. The method tells Lightning that the loader can resume inside an epoch."""

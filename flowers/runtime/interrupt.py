@@ -1,6 +1,8 @@
 """What Ctrl-C and SIGTERM do to a run: stop at the next step where nothing is lost, or at once."""
 
+import atexit
 import logging
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -57,9 +59,25 @@ def install_stop_signals() -> None:
 
 
 def ignore_stop_signals(*_: Any) -> None:
-    """Ignore SIGINT and SIGTERM in a worker process: a terminal sends them to all, and the main process stops it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Ignore SIGINT and the first SIGTERM in a worker process: a terminal or a scheduler sends them to all processes.
+
+    The main process stops the worker when it is done. A second SIGTERM ends it: see `_end_workers`.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def _end_workers() -> None:
+    """Send SIGTERM to the workers that are left. multiprocessing sends another one, and then waits for them for ever.
+
+    A DataLoader has left them if it was collected in a reference cycle, as after an exception: its queues go first.
+    """
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.terminate()
+
+
+atexit.register(_end_workers)  # runs before the function that multiprocessing has registered
 
 
 @contextmanager

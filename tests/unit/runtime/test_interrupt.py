@@ -80,6 +80,14 @@ with resumable("the command"):
     assert (done.returncode, done.stderr) == (130, "interrupted; resume with: the command\n")
 
 
+def test_worker_that_is_left_at_exit_is_ended():
+    code = "import multiprocessing, time\nfrom flowers.runtime.interrupt import ignore_stop_signals\n"
+    code += "ready = multiprocessing.Event()\n"
+    code += "def work():\n    ignore_stop_signals()\n    ready.set()\n    while True: time.sleep(0.01)\n"
+    code += "multiprocessing.get_context('fork').Process(target=work, daemon=True).start()\nready.wait()\nprint('end')"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).stdout == b"end\n"
+
+
 def test_ignore_stop_signals_keeps_a_worker_alive():
     code = "import os, signal\nfrom flowers.runtime.interrupt import ignore_stop_signals\n"
     code += "ignore_stop_signals(0)\n[os.kill(os.getpid(), n) for n in (signal.SIGINT, signal.SIGTERM)]\nprint('alive')"
