@@ -2,9 +2,12 @@
 
 import csv
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +56,12 @@ def weights(run: Path, name: str = LAST_CHECKPOINT) -> dict[str, torch.Tensor]:
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    # TensorBoard reads the files by name, in which file 10 of a process comes before file 9 of the same second.
+    files = sorted((run / "tensorboard").glob("events.*"), key=lambda file: [*map(int, re.findall(r"\d+", file.name))])
+    with tempfile.TemporaryDirectory() as folder:
+        for number, file in enumerate(files):
+            shutil.copy(file, Path(folder, f"events.out.tfevents.{number:04}"))
+        events = EventAccumulator(folder).Reload()
     timed = "train/photos_per_second"
     tags = [tag for tag in events.Tags()["scalars"] if tag != timed and not tag.startswith("val_best/")]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}

@@ -21,12 +21,12 @@ from tests.helpers import SMALL, configuration, curves, weights
 STOPPING = ("callbacks=early_stopping", "callbacks.early_stopping.min_delta=2", "callbacks.early_stopping.patience=1")
 
 
-def is_same(found: Path, expected: Path) -> bool:
+def assert_same(found: Path, expected: Path) -> None:
     for name in (BEST_CHECKPOINT, LAST_CHECKPOINT):
         ours, theirs = weights(found, name), weights(expected, name)
-        if ours.keys() != theirs.keys() or not all(torch.equal(ours[key], theirs[key]) for key in theirs):
-            return False
-    return curves(found) == curves(expected)
+        assert ours.keys() == theirs.keys()
+        assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+    assert curves(found) == curves(expected)
 
 
 class StageEpochs(Callback):
@@ -54,7 +54,7 @@ def test_each_stage_stops_early_and_a_killed_run_stops_at_the_same_epoch_with_th
             run_training(configuration(*recipe, f"run_dir={killed}", *resume))
     monkeypatch.delenv("KILL_AT")
     run_training(configuration(*recipe, f"run_dir={killed}", f"resume={killed}"))
-    assert is_same(killed, whole)
+    assert_same(killed, whole)
     again = StageEpochs()
     run_training(configuration(*recipe, f"run_dir={killed}", f"resume={killed}"), [again])
     assert again.seen == []
@@ -88,7 +88,7 @@ def test_time_limit_counts_over_resumes_and_a_later_resume_ends_like_a_run_witho
         run_training(configuration(*recipe, *settings), [Slow(), epochs])
         sessions.append(epochs.seen)
     assert sessions == [[("head", 0)], [], [("finetune", 1), ("finetune", 2)], [("finetune", 3)]]
-    assert is_same(limited, whole)
+    assert_same(limited, whole)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch Profiler default schedule will be overridden")  # of a few steps
@@ -102,7 +102,7 @@ def test_profiler_writes_a_table_for_each_stage_and_changes_no_bit(
     run_training(configuration(*recipe, f"run_dir={tmp_path}"))
     for stage in ("head", "finetune"):
         assert "optimizer_step" in (tmp_path / "profile" / f"fit-{stage}.txt").read_text(encoding="utf-8")
-    assert is_same(tmp_path, trained)
+    assert_same(tmp_path, trained)
 
 
 @pytest.mark.slow
