@@ -61,23 +61,23 @@ def install_stop_signals() -> None:
 def ignore_stop_signals(*_: Any) -> None:
     """Ignore SIGINT and the first SIGTERM in a worker process: a terminal or a scheduler sends them to all processes.
 
-    The main process stops the worker when it is done. A second SIGTERM ends it: see `_end_workers`.
+    The main process stops the worker when it is done. A second SIGTERM ends it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def _end_workers() -> None:
-    """Send SIGTERM to the workers that are left. multiprocessing sends another one, and then waits for them for ever.
+def _kill_workers() -> None:
+    """Kill the workers that are left at exit: multiprocessing sends SIGTERM once, and then waits for them for ever.
 
     A DataLoader has left them if it was collected in a reference cycle, as after an exception: its queues go first.
     """
     for child in multiprocessing.active_children():
         if child.daemon:
-            child.terminate()
+            child.kill()
 
 
-atexit.register(_end_workers)  # runs before the function that multiprocessing has registered
+atexit.register(_kill_workers)  # runs before the function that multiprocessing has registered
 
 
 @contextmanager

@@ -70,8 +70,8 @@ def test_records_of_a_folder_without_shards_say_how_to_write_them(painted: Path)
 
 
 def test_train_dataloader_refuses_a_cache_that_is_too_small(web: str):
-    with pytest.raises(ValueError, match=r"data.cache_gb=.*expected at least"):
-        remote_data(web, cache_gb=1e-6).train_dataloader()
+    with pytest.raises(ValueError, match=r"data\.cache_gb=.*expected at least"):
+        remote_data(web, cache_gb=1e-5).train_dataloader()
 
 
 def test_shards_have_one_split_each_and_train_shards_a_fair_sample(shards: Path):
