@@ -4,6 +4,7 @@ A worker process takes the measurements one after the other. If one takes too lo
 the next ones. Each result is written before the next measurement starts.
 """
 
+import io
 import json
 import logging
 import multiprocessing
@@ -206,19 +207,22 @@ def measure_decoding(root: str, device: str) -> dict[str, Any]:
     paths = sorted(path for path in Path(root).glob("*/*") if path.suffix.lower() in (".jpg", ".jpeg"))[:_DECODED]
     if not paths:
         raise ValueError(f"no JPEG files in the folders of {root}")
+    contents = [path.read_bytes() for path in paths]
     if device == "cpu":
         torch.set_num_threads(1)
-        return _measure(lambda: sum(read_image(path) is not None for path in paths), torch.device("cpu"))
+        return _measure(
+            lambda: sum(read_image(io.BytesIO(content)) is not None for content in contents), torch.device("cpu")
+        )
     from torchvision.io import decode_jpeg
 
     if not torch.cuda.is_available():
         raise ValueError("nvJPEG needs a GPU")
-    contents = [torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in paths]
-    return _measure(lambda: len(decode_jpeg(contents, device="cuda")), torch.device("cuda"))
+    tensors = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+    return _measure(lambda: len(decode_jpeg(tensors, device="cuda")), torch.device("cuda"))
 
 
 def measure_report(settings: Sequence[str], folder: str, device: str) -> dict[str, Any]:
-    """Run a training from start to exit, and say where its seconds went and how busy the GPU was."""
+    """Train from start to exit; return the seconds of each stage and how busy the GPU was."""
     environment = os.environ | {"FLOWERS_CACHE": f"{folder}-cache"}  # a first run: nothing is cached
     command = [sys.executable, "-m", "flowers.train", *settings, f"hydra.run.dir={quote_override(folder)}"]
     start, last = time.monotonic(), ""
@@ -308,7 +312,7 @@ def _serve(connection: Connection) -> None:
 
 
 class Worker:
-    """A process that takes measurements, and is replaced if it takes too long or dies."""
+    """A process that takes measurements. A new one replaces it if it takes too long or dies."""
 
     def __init__(self) -> None:
         self._process: Any = None

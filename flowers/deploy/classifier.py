@@ -208,13 +208,13 @@ class Classifier:
         return self.calibrate(self.logits(self.features(batch)))
 
     def outputs(self, batch: Tensor) -> Tensor:
-        """Return what an exported program returns, of network inputs: probabilities (B, C), and strangeness last."""
+        """Return the outputs of an exported program for network inputs: probabilities (B, C), with strangeness last."""
         features = self.features(batch)
         probabilities, strangeness = self.calibrate(self.logits(features)), self.strangeness(features)
         return probabilities if strangeness is None else torch.cat([probabilities, strangeness[:, None]], 1)
 
     def outputs_of_images(self, images: Tensor) -> Tensor:
-        """Return the same of decoded images, uint8 (B, 3, H, W)."""
+        """Return the same for decoded images, uint8 (B, 3, H, W)."""
         return self.outputs(torch.as_tensor(self.eval_transform(images)))
 
     def features(self, batch: Tensor) -> Tensor:

@@ -302,7 +302,7 @@ def class_overlap(
 
 
 def preview_images(root: ImageRoot, paths: Sequence[str], side: int = _PREVIEW_SIDE) -> list[Preview]:
-    """Return what photos look like, with thumbnails of `side` x `side` pixels. Each is read once."""
+    """Make thumbnails of photos, `side` x `side` pixels, and measure brightness and sharpness. Read each photo once."""
     with ThreadPoolExecutor(available_cores()) as pool:
         return list(
             progress_bar(
@@ -312,7 +312,7 @@ def preview_images(root: ImageRoot, paths: Sequence[str], side: int = _PREVIEW_S
 
 
 def preview_image(image: Image.Image, side: int = _PREVIEW_SIDE) -> Preview:
-    """Return what a photo looks like, with a thumbnail of `side` x `side` pixels."""
+    """Make a thumbnail of a photo, `side` x `side` pixels, and measure its brightness and sharpness."""
     content = io.BytesIO()
     ImageOps.fit(image, (side, side)).save(content, "JPEG", quality=_PREVIEW_QUALITY)
     gray = image.convert("L")

@@ -1,4 +1,4 @@
-"""Pages, without network, on which a person judges the photos of an audit or labels photos of a pool."""
+"""Offline pages: review the photos of an audit, or label photos."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ LABEL_COLUMNS = ("path", "class", "sha256")  # of labels.csv
 
 
 def write_page(path: Path, content: dict[str, Any]) -> None:
-    """Write a page. Its button saves a CSV file; photos are never changed.
+    """Write a page. Its button saves a CSV file. It changes no photo.
 
     Its only script is that of the template; names are data, which no browser runs.
 

@@ -183,14 +183,14 @@ def cross_validated_logits(
 
 
 def principal_components(features: Tensor, count: int) -> Tensor:
-    """Return features (N, F) as their coordinates (N, K) along the `count` directions in which they vary most.
+    """Reduce features (N, F) to their first principal components (N, K).
 
     Distances and linear probes stay nearly the same, and a probe takes a fraction of the time. K is less than `count`
     if N or F is.
 
     Args:
         features: (N, F), of any floating-point type.
-        count: At most this many directions.
+        count: The largest K.
     """
     centered = features.float() - features.float().mean(0)
     if len(centered) < centered.shape[1]:  # the smaller matrix of products has the same coordinates

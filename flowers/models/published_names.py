@@ -16,7 +16,7 @@ _TOLERANCE = 1e-3  # of a logit: rounding is far below, wrong weights far above
 
 
 class PublishedClassifier(NamedTuple):
-    """A classifier as torchvision or timm has it.
+    """A classifier in the layout of torchvision or timm.
 
     Attributes:
         library: "torchvision" or "timm".

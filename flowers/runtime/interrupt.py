@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,6 +17,8 @@ from flowers.runtime.files import DiskFullError
 from flowers.runtime.launch import is_peer_failure, is_rank_zero
 
 log = logging.getLogger(__name__)
+
+_EXIT_SECONDS = 1.0  # for all workers, to end by SIGTERM
 
 
 class StopRequest:
@@ -67,17 +70,21 @@ def ignore_stop_signals(*_: Any) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def _kill_workers() -> None:
-    """Kill the workers that are left at exit: multiprocessing sends SIGTERM once, and then waits for them for ever.
+def _end_workers() -> None:
+    """End the workers that are left at exit: multiprocessing sends SIGTERM once, and then waits for them for ever.
 
     A DataLoader has left them if it was collected in a reference cycle, as after an exception: its queues go first.
     """
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + _EXIT_SECONDS
+    for worker in workers:
+        worker.join(max(0, deadline - time.monotonic()))
+        worker.kill()
 
 
-atexit.register(_kill_workers)  # runs before the function that multiprocessing has registered
+atexit.register(_end_workers)  # runs before the function that multiprocessing has registered
 
 
 @contextmanager

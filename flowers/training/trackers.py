@@ -130,7 +130,7 @@ class Tracker(Logger):
 
 
 def read_tracker_ids(run_dir: Path) -> dict[str, str]:
-    """Return the id of a run in each tracker that has one."""
+    """Return the ids of a run in MLflow and in Weights & Biases, by the name of the tracker."""
     path = run_dir / TRACKERS_FILE
     return read_json(path) if path.is_file() else {}
 
