@@ -20,6 +20,7 @@ WRONG: dict[str, dict[str, str]] = {
         "finetune.backbone_lr=fast": "expected a number, above 0",
         "finetune.backbone_lr=0": "above 0",
         "finetune.compile=1": "expected true or false",
+        "finetune.cuda_graph=1": "expected true or false",
         "finetune.layer_decay=0": "above 0 and at most 1",
         "finetune.norm_weight_decay=-1": "at least 0",
         "finetune.depth=0": "at least 1, or null",

@@ -28,6 +28,7 @@ from torch.nn.functional import cross_entropy
 from flowers.data.images import read_image
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.models.classifier import ImageClassifier
+from flowers.models.cuda_graph import CudaGraph
 from flowers.runtime.files import atomic_write_text, read_json
 from flowers.runtime.hardware import device_name, has_native_bf16, resolve_device
 from flowers.runtime.logging import configure_logging
@@ -123,7 +124,7 @@ def list_cases(cfg: DictConfig, output: Path, device: str) -> list[Case]:
             Case(f"train {m}, batch {b}, {way}", "train", {**common, "model": m, "batch": b, "way": way}, limit)
             for m, b in pairs
         ]
-        for way, limit in (("plain", 30.0), ("bf16 channels_last", 30.0), ("compiled", 120.0))
+        for way, limit in (("plain", 30.0), ("bf16 channels_last", 30.0), ("cuda graph", 30.0), ("compiled", 120.0))
     }
     infer = [
         Case(
@@ -141,6 +142,7 @@ def list_cases(cfg: DictConfig, output: Path, device: str) -> list[Case]:
     settings += ["data.on_corrupt=skip", f"model.architecture={cfg.model.architecture}", f"model.weights={weights}"]
     report = {"settings": [*settings, *sizes.report], "folder": str(output / "report"), "device": device}
     return [
+        *train["cuda graph"],
         *train["bf16 channels_last"],
         *train["plain"],
         Case("experiment=report, start to exit", "report", report, 180.0),
@@ -153,17 +155,30 @@ def list_cases(cfg: DictConfig, output: Path, device: str) -> list[Case]:
 
 
 def measure_training(model: str, batch: int, image_size: int, device: str, way: str) -> dict[str, Any]:
-    """Measure training steps on a batch on the device: plain (fp32, Adam), as a run does it, or also compiled."""
+    """Measure training steps on a batch on the device.
+
+    Args:
+        model: The architecture.
+        batch: Images per step.
+        image_size: Their side in pixels.
+        device: "cuda" or "cpu".
+        way: "plain" (fp32, Adam); "bf16 channels_last", with a fused Adam; as a run does it, also with a "cuda graph";
+            or all that and "compiled".
+    """
     place, is_plain = torch.device(device), way == "plain"
     classifier = ImageClassifier(model, [str(number) for number in range(5)], compiled=way == "compiled").to(place)
-    network: nn.Module = nn.Sequential(classifier.normalize, classifier.backbone, classifier.head)
-    network = network.to(memory_format=torch.contiguous_format if is_plain else torch.channels_last).train()
+    network: nn.Module = classifier
+    if is_plain:
+        network = nn.Sequential(classifier.normalize, classifier.backbone, classifier.head)
+        network = network.to(memory_format=torch.contiguous_format).train()
     fused = {} if is_plain else {"fused": True}
     optimizer = torch.optim.Adam(network.parameters(), 1e-4, **fused)  # type: ignore[arg-type]
     images, labels = _random_batch(batch, image_size, place)
     is_bf16 = not is_plain and has_native_bf16(device)
-    if not is_plain:
-        images = images.contiguous(memory_format=torch.channels_last)
+    if way in ("cuda graph", "compiled") and place.type == "cuda":
+        pixels = classifier.normalize(images).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(place.type, torch.bfloat16, enabled=is_bf16):
+            classifier.graphs = (CudaGraph(classifier.backbone, pixels),)
 
     def step() -> int:
         with torch.autocast(place.type, torch.bfloat16, enabled=is_bf16):

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from flowers.data.corrections import Corrections, load_corrections
 from flowers.data.dataset import ImageDataset, decoded_image_cache
@@ -306,12 +306,15 @@ class ImageDataModule(LightningDataModule):
         """Return the shuffled, augmented images of train."""
         dataset = self.dataset("train", augmented=True, cache=True)
         if self.shards is not None:
-            return ResumableDataLoader(
-                dataset, self._shard_sampler(dataset), lambda: batches_done(self), **self._loading
-            )
+            return self._train_loader(dataset, self._shard_sampler(dataset))
         sampler: Any = self.train_sampler(dataset.labels)  # torch's types expect plain indices
         batches = BatchSampler(sampler, self.per_rank_batch_size(rank_and_world_size()[1]), drop_last=False)
-        return ResumableDataLoader(dataset, batches, lambda: batches_done(self), **self._loading)
+        return self._train_loader(dataset, batches)
+
+    def _train_loader(self, dataset: ImageDataset, batches: Sampler[Any]) -> ResumableDataLoader:
+        return ResumableDataLoader(
+            dataset, batches, lambda: batches_done(self), lambda: has_next_epoch(self), **self._loading
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the share of val of this process, padded so that all processes have the same number of batches."""
@@ -390,6 +393,12 @@ class ImageDataModule(LightningDataModule):
 def batches_done(data: LightningDataModule) -> int:
     """Return how many training batches of this epoch are done: more than 0 after a resume inside an epoch."""
     return data.trainer.fit_loop.epoch_loop.batch_progress.current.ready if data.trainer else 0
+
+
+def has_next_epoch(data: LightningDataModule) -> bool:
+    """Return whether the stage has an epoch after this one."""
+    trainer = data.trainer
+    return trainer is not None and trainer.max_epochs is not None and trainer.current_epoch + 1 < trainer.max_epochs
 
 
 def _describe(function: Callable[..., Any]) -> str:

@@ -196,10 +196,13 @@ class ResumableDataLoader(DataLoader[Any]):
     Lightning creates the iterator before it restores a checkpoint. The workers of a plain DataLoader would then already
     load the first epoch, whatever epoch is resumed.
 
+    The workers begin the next epoch when the last batch is taken, while the model still trains on it and validates.
+
     Args:
         dataset: The images.
-        batches: Batch sampler; its `sampler`, or else itself, has `set_epoch`.
+        batches: Batch sampler; its `sampler`, or else itself, has `epoch` and `set_epoch`.
         batches_done: Returns the number of batches of this epoch that are already done.
+        has_next_epoch: Returns whether another epoch follows this one.
         settings: Further arguments of the DataLoader.
     """
 
@@ -208,14 +211,32 @@ class ResumableDataLoader(DataLoader[Any]):
         dataset: Dataset[Any],
         batches: BatchSampler | Sampler[Any],
         batches_done: Callable[[], int],
+        has_next_epoch: Callable[[], bool] = lambda: False,
         **settings: Any,
     ) -> None:
-        super().__init__(dataset, batch_sampler=_RemainingBatches(batches, batches_done), **settings)
+        self._remaining = _RemainingBatches(batches, batches_done)
+        super().__init__(dataset, batch_sampler=self._remaining, **settings)
+        self._has_next_epoch = has_next_epoch
+        self._next_epoch: tuple[int, Iterator[Any]] | None = None  # whose batches the workers already load
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: it runs at the first request
-        iterator = super().__iter__()
+        sampler, started = self._remaining.sampler, self._next_epoch
+        if started is not None and started[0] == sampler.epoch and not self._remaining.batches_done():
+            iterator, done = started[1], 0
+        else:
+            iterator, done = super().__iter__(), self._remaining.batches_done()
+        self._next_epoch = None
         try:
-            yield from iterator
+            for number, batch in enumerate(iterator, done + 1):
+                is_last = number == len(self)
+                if is_last and self.num_workers and self._has_next_epoch():
+                    sampler.set_epoch(sampler.epoch + 1)
+                    self._remaining.is_next_epoch = True
+                    self._next_epoch = sampler.epoch, super().__iter__()  # the same iterator if workers persist
+                    self._remaining.is_next_epoch = False
+                yield batch
+                if is_last:
+                    return
         except Exception:
             # The error refers to the iterator. As garbage of a cycle it could no longer tell its workers to stop, and
             # would wait ten seconds for them.
@@ -237,10 +258,11 @@ class _RemainingBatches(Sampler[Any]):
 
     def __init__(self, batches: BatchSampler | Sampler[Any], batches_done: Callable[[], int]) -> None:
         self.batches, self.batches_done = batches, batches_done
-        self.sampler = getattr(batches, "sampler", batches)  # Lightning looks here for `set_epoch`
+        self.sampler: Any = getattr(batches, "sampler", batches)  # Lightning looks here for `set_epoch`
+        self.is_next_epoch = False  # of which no batch is done
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.batches), self.batches_done(), None)
+        return islice(iter(self.batches), 0 if self.is_next_epoch else self.batches_done(), None)

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from importlib.metadata import version
 
 import torch
@@ -50,7 +51,7 @@ def cache_key(
 
 
 class FeatureExtractor:
-    """Extract features with the current backbone of a model, or find them in the cache.
+    """Extract features with the backbone of a model, as it is at the first use, or find them in the cache.
 
     Args:
         data: Reads and transforms the images.
@@ -119,13 +120,17 @@ class FeatureExtractor:
             log.info("%s: found features of all %d images in the cache in %.1f s", name, len(dataset), seconds)
         return features
 
+    @cached_property
+    def _frozen(self) -> FrozenBackbone:
+        return FrozenBackbone(self.model, self.precision, self.tta, self.network)
+
     def _compute(
         self, dataset: ImageDataset, name: str, view: int | None, indices: Sequence[int]
     ) -> Iterator[IndexedFeatures]:
         """Yield features of the images at some indices, in batches. Each process computes a slice of the indices."""
         if not indices:
             return
-        frozen = self.int8 or FrozenBackbone(self.model, self.precision, self.tta, self.network)
+        frozen = self.int8 or self._frozen
         local = local_slice(indices, PADDING_INDEX)
         keys = [(index, 0 if view is None else _view_seed(dataset.digests[index], view)) for index in local]
         batches = self.data.batches(dataset, keys, frozen.batch_size)

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from flowers.models.backbones import build_backbone, state_dict_sha256
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT, check_checkpoint, upgrade_checkpoint
+from flowers.models.cuda_graph import CudaGraph
 from flowers.models.losses import LossFunction, cross_entropy
 from flowers.models.mixing import Mixing
 from flowers.models.parameter_groups import backbone_groups, freeze_first_blocks, frozen_modules
@@ -137,10 +138,12 @@ class ImageClassifier(LightningModule):
         averaged_weights: Returns the weights that were validated and belong in best.ckpt, if they are not the current
             ones; see `WeightEMA`.
         last_blocks: Turns cached activations into features, while the fine-tune stage trains on them.
+        graphs: Compute the features of the inputs that they fit, in place of the backbone; see `GraphTraining`.
     """
 
     averaged_weights: Callable[[], dict[str, Tensor]] | None = None
     last_blocks: Callable[[Tensor], Tensor] | None = None
+    graphs: Sequence[CudaGraph] = ()
 
     def __init__(
         self,
@@ -210,7 +213,7 @@ class ImageClassifier(LightningModule):
         self.backbone.requires_grad_(stage == "finetune")
         if stage == "finetune":
             freeze_first_blocks(self.backbone, self.depth)
-        self._set_mode()
+        self.set_mode()
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features (B, F) in float32 of images (B, 3, H, W): uint8, or normalized float.
@@ -220,7 +223,9 @@ class ImageClassifier(LightningModule):
         if self.last_blocks is not None and images.is_floating_point():
             return self.last_blocks(images).float()
         images = images.contiguous(memory_format=torch.channels_last)
-        features = self.backbone(images if images.is_floating_point() else self.normalize(images))
+        pixels = images if images.is_floating_point() else self.normalize(images)
+        network = next((graph for graph in self.graphs if graph.fits(pixels)), self.backbone)
+        features = network(pixels)
         if isinstance(features, tuple):  # in training, Inception adds the outputs of its auxiliary classifiers
             features = features[0]
         return torch.as_tensor(features).float()
@@ -249,11 +254,18 @@ class ImageClassifier(LightningModule):
 
     def _resize(self, images: Tensor) -> Tensor:
         """Resize training images, uint8 (B, 3, H, W), to the side that `train_sizes` has for the epoch."""
-        if self.stage != "finetune" or not self.train_sizes:
+        side = self.train_side
+        if side is None:
             return images
-        stage_epoch = self.current_epoch - ((self.trainer.max_epochs or 1) - self.stage_epochs)
-        side = self.train_sizes[len(self.train_sizes) * stage_epoch // self.stage_epochs]
         return torch.as_tensor(v2.functional.resize(images, [side, side], antialias=True))
+
+    @property
+    def train_side(self) -> int | None:
+        """The side in pixels that `train_sizes` has for the epoch; None if images are not resized."""
+        if self.stage != "finetune" or not self.train_sizes:
+            return None
+        stage_epoch = self.current_epoch - ((self.trainer.max_epochs or 1) - self.stage_epochs)
+        return self.train_sizes[len(self.train_sizes) * stage_epoch // self.stage_epochs]
 
     def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return mixtures of the images with their targets (B, C); without mixing, the arguments. Padding stays."""
@@ -351,7 +363,7 @@ class ImageClassifier(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Seed the dropout of the epoch with seed, epoch and rank, so that a resumed run draws the same."""
         torch.manual_seed(epoch_seed(self.seed, self.current_epoch, self.global_rank))
-        self._set_mode()
+        self.set_mode()
 
     def on_train_epoch_end(self) -> None:
         """Count the epoch, before checkpoints are written."""
@@ -397,8 +409,8 @@ class ImageClassifier(LightningModule):
             )
         checkpoint["state_dict"] |= self.backbone.state_dict(prefix="backbone.")
 
-    def _set_mode(self) -> None:
-        # In training mode, a frozen BatchNorm would still update its statistics, and dropout would still act.
+    def set_mode(self) -> None:
+        """Set training mode, except for what is frozen: there, BatchNorm would update its statistics."""
         self.train()
         self.backbone.train(self.stage == "finetune")
         for module in frozen_modules(self.backbone, self.depth) if self.stage == "finetune" else ():

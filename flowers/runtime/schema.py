@@ -246,6 +246,7 @@ class Finetune(Group):
     image_sizes: (
         Annotated[list[ImageSide], Field(min_length=1), Expected("at least one number of pixels, 1 to 4096")] | None
     )
+    cuda_graph: bool
     compile: bool
 
 

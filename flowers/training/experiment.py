@@ -52,6 +52,7 @@ from flowers.runtime.schema import parse_duration
 from flowers.runtime.text import one_line
 from flowers.training.callbacks import GlobalStep, ProbeHead, StageTimer
 from flowers.training.checkpointing import AtomicCheckpointIO
+from flowers.training.cuda_graphs import GraphTraining
 from flowers.training.fsdp import FSDP2Strategy
 from flowers.training.online_trackers import local_tracking_uri
 from flowers.training.results import finalize_run
@@ -89,8 +90,10 @@ def _run_stages(cfg: DictConfig, run_dir: Path, extra_callbacks: Sequence[Callba
     plans = plan_stages(cfg.head.epochs, cfg.finetune.epochs, run_dir)
     data = ImageDataModule(**instantiate_group(cfg.data), seed=cfg.seed)
     timer = StageTimer(parse_duration(cfg.trainer.max_time) if cfg.trainer.max_time else None)
-    own_callbacks = [timer, GlobalStep()]
+    own_callbacks: list[Callback] = [timer, GlobalStep()]
     cached_views: dict[Stage, int] = {"head": cfg.head.cached_views, "finetune": cfg.finetune.cached_views}
+    if cfg.finetune.cuda_graph:
+        own_callbacks.append(GraphTraining())
     if cfg.head.init == "probe":
         own_callbacks.append(ProbeHead(data, cfg.features))
     trainer = make_trainer(cfg, run_dir, own_callbacks, extra_callbacks)

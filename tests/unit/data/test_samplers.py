@@ -191,7 +191,9 @@ def read_epochs(
         Numbers(),
         BatchSampler(EpochSampler(8, seed=0, balanced_labels=labels), 2, drop_last=False),  # type: ignore[arg-type]
         lambda: trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+        lambda: trainer.current_epoch + 1 < 3,
         num_workers=workers,
+        persistent_workers=workers > 0,
     )
     reader = Reader(**save)
     trainer.fit(reader, loader, ckpt_path=checkpoint, weights_only=True)
@@ -210,6 +212,28 @@ def test_resumable_data_loader_continues_after_the_last_batch_for_any_number_of_
 def test_resumable_data_loader_resumed_between_epochs_has_the_order_of_the_next(tmp_path: Path):
     whole = read_epochs(2, save=(0, 3), path=tmp_path / "end.ckpt")
     assert read_epochs(2, tmp_path / "end.ckpt") == whole[4:]
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_resumable_data_loader_loads_the_next_epoch_when_it_gives_the_last_batch(persistent: bool):
+    def order(epoch: int) -> list[int]:
+        sampler.set_epoch(epoch)
+        return [index for index, _ in sampler]
+
+    sampler = EpochSampler(8, seed=0)
+    expected = [order(epoch) for epoch in range(4)]
+    sampler.set_epoch(0)
+    batches = BatchSampler(sampler, 2, drop_last=False)  # type: ignore[arg-type]
+    loader = ResumableDataLoader(
+        Numbers(), batches, lambda: 0, lambda: True, num_workers=1, persistent_workers=persistent
+    )
+    for epoch in (0, 1, 3):  # 2 is loaded, but not asked for
+        sampler.set_epoch(epoch)
+        taken = []
+        for batch in loader:
+            taken += batch.flatten().tolist()
+            assert sampler.epoch == epoch + (len(taken) == 8)
+        assert taken == expected[epoch]
 
 
 def test_resumable_data_loader_continues_a_balanced_epoch(tmp_path: Path):

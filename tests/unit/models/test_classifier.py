@@ -27,7 +27,7 @@ def test_a_frozen_backbone_stays_bit_for_bit_whatever_the_trainer_switches_on(mo
     model.set_stage("head", epochs=1)
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
     model.train()
-    model._set_mode()
+    model.set_mode()
     loss = model(photos).sum()
     loss.backward()
     assert all(weight.grad is None for weight in model.backbone.parameters())

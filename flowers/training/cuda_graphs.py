@@ -1,0 +1,78 @@
+"""A callback that runs the backbone with CUDA graphs."""
+
+import logging
+from typing import cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
+
+from flowers.models.classifier import ImageClassifier
+from flowers.models.cuda_graph import CudaGraph
+
+log = logging.getLogger(__name__)
+
+
+class GraphTraining(Callback):
+    """Train and validate the backbone of the fine-tune stage with CUDA graphs, if it runs on one GPU.
+
+    The last batch of an epoch, which has fewer images, needs no graph. There is none where gradients accumulate over
+    batches, nor on cached activations, nor if it cannot be made, which is logged. Graphs are made between epochs:
+    no dataloader may use the GPU meanwhile.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the graphs."""
+        self._make_graphs(trainer, cast(ImageClassifier, pl_module))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make others if the size of the images changes."""
+        self._make_graphs(trainer, cast(ImageClassifier, pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Free the memory of the graphs. Lightning then moves the weights to the CPU."""
+        cast(ImageClassifier, pl_module).graphs = ()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Free the memory of the graphs."""
+        cast(ImageClassifier, pl_module).graphs = ()
+
+    def _make_graphs(self, trainer: Trainer, model: ImageClassifier) -> None:
+        if not can_use_graph(trainer, model):
+            model.graphs = ()
+            return
+        batch_size: int = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        side = model.train_side or model.hparams["image_size"]
+        model.set_mode()
+        images = _blank_images(batch_size, side, model.device)
+        if any(graph.fits(images) for graph in model.graphs):
+            return
+        model.graphs = ()
+        # The weights get their gradients on another stream than the one that the graph was made on.
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+        try:
+            with trainer.precision_plugin.train_step_context():
+                training = CudaGraph(model.backbone, images)
+                model.backbone.eval()
+                images = _blank_images(batch_size, model.hparams["image_size"], model.device)
+                model.graphs = training, CudaGraph(model.backbone, images)
+        except RuntimeError as error:
+            log.warning("training without CUDA graphs, which is slower: %s", str(error).splitlines()[0])
+        model.set_mode()
+
+
+def _blank_images(batch_size: int, side: int, device: torch.device) -> Tensor:
+    images = torch.zeros(batch_size, 3, side, side, device=device)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def can_use_graph(trainer: Trainer, model: ImageClassifier) -> bool:
+    """Return whether a stage trains whole images on one GPU, with one backward pass per step."""
+    return (
+        model.stage == "finetune"
+        and model.last_blocks is None
+        and isinstance(trainer.strategy, SingleDeviceStrategy)
+        and model.device.type == "cuda"
+        and trainer.accumulate_grad_batches == 1
+    )

@@ -1,0 +1,44 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from flowers.models.classifier import ImageClassifier
+from flowers.runtime.files import read_json
+from flowers.training.cuda_graphs import can_use_graph
+from flowers.training.experiment import run_training
+from tests.helpers import SMALL, configuration
+
+
+def test_graphs_are_for_whole_images_on_one_gpu_with_one_backward_pass_per_step():
+    gpu, ddp = SingleDeviceStrategy(torch.device("cpu")), DDPStrategy()
+    trainer: Any = SimpleNamespace(strategy=gpu, accumulate_grad_batches=1)
+    model: Any = SimpleNamespace(stage="finetune", last_blocks=None, device=torch.device("cuda"))
+
+    def is_used(**changes: Any) -> bool:
+        parts = [SimpleNamespace(**{name: changes.get(name, value) for name, value in vars(part).items()})
+                 for part in (trainer, model)]  # fmt: skip
+        return can_use_graph(parts[0], cast(ImageClassifier, parts[1]))
+
+    assert is_used()
+    assert not is_used(stage="head")
+    assert not is_used(last_blocks=print)
+    assert not is_used(device=torch.device("cpu"))
+    assert not is_used(strategy=ddp)
+    assert not is_used(accumulate_grad_batches=2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_run_with_cuda_graphs_learns_what_a_run_without_learns(painted: Path, tmp_path: Path, precision: str):
+    losses = []
+    for graphed in ("true", "false"):
+        run = tmp_path / graphed
+        settings = [f"data.root={painted}", f"run_dir={run}", f"finetune.cuda_graph={graphed}"]
+        settings += ["trainer.accelerator=gpu", f"trainer.precision={precision}", "data.batch_size=16"]
+        run_training(configuration(*SMALL, *settings))
+        losses.append(read_json(run / "result.json")["val"]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
