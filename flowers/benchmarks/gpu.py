@@ -162,8 +162,8 @@ def measure_training(model: str, batch: int, image_size: int, device: str, way: 
         batch: Images per step.
         image_size: Their side in pixels.
         device: "cuda" or "cpu".
-        way: "plain" (fp32, Adam); "bf16 channels_last", with a fused Adam; as a run does it, also with a "cuda graph";
-            or all that and "compiled".
+        way: "plain" (fp32 with TF32 in convolutions, Adam), or "bf16 channels_last" with a fused Adam; that as a "cuda
+            graph", which is what a run does; or that "compiled".
     """
     place, is_plain = torch.device(device), way == "plain"
     classifier = ImageClassifier(model, [str(number) for number in range(5)], compiled=way == "compiled").to(place)
@@ -175,7 +175,7 @@ def measure_training(model: str, batch: int, image_size: int, device: str, way: 
     optimizer = torch.optim.Adam(network.parameters(), 1e-4, **fused)  # type: ignore[arg-type]
     images, labels = _random_batch(batch, image_size, place)
     is_bf16 = not is_plain and has_native_bf16(device)
-    if way in ("cuda graph", "compiled") and place.type == "cuda":
+    if way == "cuda graph" and place.type == "cuda":
         pixels = classifier.normalize(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(place.type, torch.bfloat16, enabled=is_bf16):
             classifier.graphs = (CudaGraph(classifier.backbone, pixels),)

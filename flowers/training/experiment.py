@@ -92,7 +92,7 @@ def _run_stages(cfg: DictConfig, run_dir: Path, extra_callbacks: Sequence[Callba
     timer = StageTimer(parse_duration(cfg.trainer.max_time) if cfg.trainer.max_time else None)
     own_callbacks: list[Callback] = [timer, GlobalStep()]
     cached_views: dict[Stage, int] = {"head": cfg.head.cached_views, "finetune": cfg.finetune.cached_views}
-    if cfg.finetune.cuda_graph:
+    if cfg.finetune.cuda_graph and not cfg.finetune.compile:
         own_callbacks.append(GraphTraining())
     if cfg.head.init == "probe":
         own_callbacks.append(ProbeHead(data, cfg.features))

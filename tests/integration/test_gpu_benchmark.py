@@ -23,7 +23,7 @@ def test_gpu_is_refused_where_there_is_none(tmp_path: Path, monkeypatch: pytest.
 
 def test_all_cases_name_what_the_docs_want_measured(tmp_path: Path):
     names = [case.name for case in list_cases(configuration("gpu=all", name="benchmark"), tmp_path, "cuda")]
-    assert len(set(names)) == len(names) == 12 + 8 + 3
+    assert len(set(names)) == len(names) == 16 + 8 + 3
     assert {"train resnet152, batch 256, compiled", "infer resnet50, batch 256, exported", "decode, nvJPEG"} <= {*names}
 
 

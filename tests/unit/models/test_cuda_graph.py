@@ -44,8 +44,9 @@ def test_training_with_cuda_graphs_is_training_without():
 
 def test_cuda_graph_leaves_the_network_as_it_was():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten()).cuda()
+    inputs = torch.randn(2, 3, 8, 8, device="cuda")
     before, seed = [buffer.clone() for buffer in network.buffers()], torch.cuda.get_rng_state()
-    CudaGraph(network, torch.randn(2, 3, 8, 8, device="cuda"))
+    CudaGraph(network, inputs)
     torch.testing.assert_close([*network.buffers()], before)
     assert torch.equal(torch.cuda.get_rng_state(), seed)
     assert "forward" not in vars(network)
