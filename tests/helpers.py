@@ -86,7 +86,8 @@ def packed(photos: Path, output: Path, *overrides: str) -> dict[str, bytes]:
 
 
 class KillAt(Callback):
-    """`KILL_AT=3.1`: in epoch 3 (from 0), after batch 1; `KILL_AT=3.save`: while epoch 3's checkpoint is written.
+    """`KILL_AT=3.1`: in epoch 3 (from 0), after batch 1; `KILL_AT=3.save`: while epoch 3's checkpoint is written,
+    if a later one does not replace it before.
 
     `KILL_AT_FIT=2.1`: in epoch 1 of the process's fit number 2 (from 0). `KILL_RANK=1`: only that process of several.
     `KILL_SIGNAL=15`: with that signal, not SIGKILL.
@@ -114,5 +115,8 @@ class KillAt(Callback):
 
 
 class _Bomb:
+    def __deepcopy__(self, memo: object) -> "_Bomb":  # a checkpoint that waits for its turn
+        return self
+
     def __reduce__(self) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -20,7 +20,9 @@ from flowers.runtime.config_reference import (
     settings_of,
     torchvision_classifiers,
 )
-from flowers.runtime.schema import PROGRAM_SCHEMAS, ModelPixels, Target
+from flowers.runtime.schema import PROGRAM_SCHEMAS
+from flowers.runtime.schema.training import ModelPixels
+from flowers.runtime.schema.values import Target
 
 _DRAFT = "http://json-schema.org/draft-07/schema#"  # what editors understand
 _LATER = {"type": "string", "pattern": r"\$\{|^\?\?\?$"}  # a value that is known later

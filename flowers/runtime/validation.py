@@ -8,7 +8,9 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from flowers.runtime.schema import PROGRAM_SCHEMAS, Expected, Folder, Group, Shards
+from flowers.runtime.schema import PROGRAM_SCHEMAS
+from flowers.runtime.schema.training import Folder, Shards
+from flowers.runtime.schema.values import Expected, Group
 from flowers.runtime.suggestions import did_you_mean, suggest_key
 
 

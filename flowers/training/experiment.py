@@ -48,14 +48,15 @@ from flowers.runtime.run_folder import (
     short_name,
     write_start,
 )
-from flowers.runtime.schema import parse_duration
+from flowers.runtime.schema.values import parse_duration
 from flowers.runtime.text import one_line
-from flowers.training.callbacks import GlobalStep, ProbeHead, StageTimer
+from flowers.training.callbacks import GlobalStep, ProbeHead
 from flowers.training.checkpointing import AtomicCheckpointIO
 from flowers.training.cuda_graphs import GraphTraining
 from flowers.training.fsdp import FSDP2Strategy
 from flowers.training.online_trackers import local_tracking_uri
 from flowers.training.results import finalize_run
+from flowers.training.stage_limits import StageTimer
 from flowers.training.stages import StagePlan, check_stages, plan_stages, train_stage
 from flowers.training.trackers import make_loggers, tracked, watch_lines
 

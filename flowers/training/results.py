@@ -20,10 +20,11 @@ from flowers.runtime.files import write_json
 from flowers.runtime.hardware import device_name, peak_memory_bytes
 from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.run_folder import BEST_CHECKPOINT, PREDICTIONS_DIR, REJECTION_FILE, RESULT_FILE, provenance
-from flowers.training.callbacks import ImageLogger, StageTimer
+from flowers.training.callbacks import ImageLogger
 from flowers.training.checkpointing import RelocatableModelCheckpoint
 from flowers.training.fsdp import FSDP2Strategy
 from flowers.training.pictures import log_class_curves
+from flowers.training.stage_limits import StageTimer
 from flowers.training.tensorboard import log_embeddings, log_hyperparameters
 from flowers.training.trackers import each_logger, log_best_checkpoint
 

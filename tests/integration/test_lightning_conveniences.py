@@ -11,10 +11,10 @@ from lightning import Callback, LightningModule, Trainer
 from flowers.runtime.config import check_settings
 from flowers.runtime.files import read_json
 from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
-from flowers.runtime.schema import parse_duration
-from flowers.training.callbacks import StageTimer
+from flowers.runtime.schema.values import parse_duration
 from flowers.training.experiment import check_config, run_training
 from flowers.training.lr_finder import find_learning_rates, smooth, suggest_rate
+from flowers.training.stage_limits import StageTimer
 from tests.helpers import SMALL, configuration, curves, weights
 
 # An improvement by 2 is not possible: each stage ends after 1 + patience epochs.

@@ -154,8 +154,8 @@ def test_run_killed_in_each_stage_and_in_a_checkpoint_ends_like_an_uninterrupted
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_training(configuration(*recipe, f"run_dir={whole}"))
     first = program(*recipe, f"hydra.run.dir={killed}", KILL_AT="1.0")
-    second = program(f"resume={killed}", KILL_AT="2.save")
-    third = program(f"resume={killed}", KILL_AT="3.1")
+    second = program(f"resume={killed}", KILL_AT="3.1")
+    third = program(f"resume={killed}", KILL_AT="3.save")
     last = program(f"resume={killed}")
     assert [done.returncode for done in (first, second, third)] == [-signal.SIGKILL] * 3
     assert last.returncode == 0, last.stderr

@@ -27,7 +27,7 @@ def losses_of_training(graphed: bool) -> tuple[list[float], list[Tensor]]:
     for count in (8, 8, 3, 8):
         loss = nn.functional.cross_entropy(model(images[:count]), labels[:count])
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         losses.append(loss.item())
     model.eval()
@@ -58,7 +58,8 @@ class Waits(nn.Module):
         self.layer = nn.Linear(4, 4)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.layer(inputs) * inputs.sum().item()
+        scaled: Tensor = self.layer(inputs) * inputs.sum().item()
+        return scaled
 
 
 def test_network_that_waits_for_the_gpu_is_refused():

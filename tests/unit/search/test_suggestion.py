@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from flowers.evaluation.pretrained_features import LabeledFeatures
-from flowers.runtime.schema import Suggest
+from flowers.runtime.schema.programs import Suggest
 from flowers.search.label_simulation import labels_needed, simulate_labeling
 from flowers.search.suggestion import METHODS, choose_badge, choose_margin, choose_margin_kmeans, uncertainty
 
