@@ -254,18 +254,11 @@ class ImageClassifier(LightningModule):
 
     def _resize(self, images: Tensor) -> Tensor:
         """Resize training images, uint8 (B, 3, H, W), to the side that `train_sizes` has for the epoch."""
-        side = self.train_side
-        if side is None:
-            return images
-        return torch.as_tensor(v2.functional.resize(images, [side, side], antialias=True))
-
-    @property
-    def train_side(self) -> int | None:
-        """The side in pixels that `train_sizes` has for the epoch; None if images are not resized."""
         if self.stage != "finetune" or not self.train_sizes:
-            return None
+            return images
         stage_epoch = self.current_epoch - ((self.trainer.max_epochs or 1) - self.stage_epochs)
-        return self.train_sizes[len(self.train_sizes) * stage_epoch // self.stage_epochs]
+        side = self.train_sizes[len(self.train_sizes) * stage_epoch // self.stage_epochs]
+        return torch.as_tensor(v2.functional.resize(images, [side, side], antialias=True))
 
     def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return mixtures of the images with their targets (B, C); without mixing, the arguments. Padding stays."""

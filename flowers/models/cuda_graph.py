@@ -13,7 +13,8 @@ class CudaGraph:
     64 images. Kernels and results are the same. See https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs.
 
     The graph keeps its own memory for activations. It computes with the parameters and buffers where they are: they
-    may change, but not move to another device. The gradients of a call are overwritten by the next call.
+    may change, but not move to another device. The gradients of a call are overwritten by the next call. Hooks that
+    the modules get later do not run.
 
     Args:
         network: A network on a GPU. The graph is for the mode that it is in, training or evaluation. Its parameters and
@@ -21,13 +22,16 @@ class CudaGraph:
         inputs: Inputs (B, …) of the shape, type and memory format of all later inputs. Their values do not matter.
 
     Raises:
-        RuntimeError: The network does what a graph cannot hold, such as waiting for the GPU; or there is not enough
-            memory.
+        RuntimeError: The network does what a graph cannot hold, such as waiting for the GPU; it has hooks; or there is
+            not enough memory.
     """
 
     def __init__(self, network: nn.Module, inputs: Tensor) -> None:
-        self._network, self._shape, self._dtype = network, inputs.shape, inputs.dtype
-        self._is_training = network.training
+        if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
+            raise RuntimeError("the network has hooks, which a CUDA graph would not call")
+        self._shape, self._dtype = inputs.shape, inputs.dtype
+        self._modules, self._parameters = [*network.modules()], [*network.parameters()]
+        self._mode = self._current_mode()
         # Warming up changes the statistics of BatchNorm, and draws random numbers for dropout.
         saved = [(buffer, buffer.clone()) for buffer in network.buffers()]
         is_mixed = torch.is_autocast_enabled("cuda")
@@ -45,10 +49,14 @@ class CudaGraph:
                         buffer.copy_(value)
 
     def fits(self, inputs: Tensor) -> bool:
-        """Return whether the mode of the network, the shape and the type are those that the graph was made for."""
-        is_same_mode = self._network.training == self._is_training
-        return is_same_mode and inputs.shape == self._shape and inputs.dtype == self._dtype
+        """Return whether shape and type, and the mode of each module and parameter, are those of the graph."""
+        is_same_kind = inputs.shape == self._shape and inputs.dtype == self._dtype
+        return is_same_kind and self._current_mode() == self._mode
 
     def __call__(self, inputs: Tensor) -> Any:
         """Return what the network returns, for inputs that fit."""
         return self._forward(inputs)
+
+    def _current_mode(self) -> tuple[list[bool], list[bool]]:
+        trained = [parameter.requires_grad for parameter in self._parameters]
+        return [module.training for module in self._modules], trained

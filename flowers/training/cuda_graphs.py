@@ -1,7 +1,7 @@
 """A callback that runs the backbone with CUDA graphs."""
 
 import logging
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -18,17 +18,36 @@ class GraphTraining(Callback):
     """Train and validate the backbone of the fine-tune stage with CUDA graphs, if it runs on one GPU.
 
     The last batch of an epoch, which has fewer images, needs no graph. There is none where gradients accumulate over
-    batches, nor on cached activations, nor if it cannot be made, which is logged. Graphs are made between epochs:
-    no dataloader may use the GPU meanwhile.
+    batches, nor on cached activations, nor if it cannot be made, which is logged.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the graphs."""
-        self._make_graphs(trainer, cast(ImageClassifier, pl_module))
+        """Make the graphs. No dataloader uses the GPU yet: the thread that pins memory would break the recording."""
+        model = cast(ImageClassifier, pl_module)
+        if not can_use_graphs(trainer, model):
+            return
+        batch_size: int = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        side = model.hparams["image_size"]
+        # The weights get their gradients on another stream than the one that the graph was recorded on.
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+        try:
+            with trainer.precision_plugin.train_step_context():
+                model.set_mode()
+                images = [
+                    _blank_images(batch_size, size, model.device) for size in sorted({*model.train_sizes} or {side})
+                ]
+                training = [CudaGraph(model.backbone, each) for each in images]
+                model.backbone.eval()
+                model.graphs = [*training, CudaGraph(model.backbone, _blank_images(batch_size, side, model.device))]
+        except RuntimeError as error:
+            log.warning("training without CUDA graphs, which is slower: %s", str(error).splitlines()[0])
+        model.set_mode()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make others if the size of the images changes."""
-        self._make_graphs(trainer, cast(ImageClassifier, pl_module))
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Drop the graphs if another callback begins to accumulate gradients."""
+        model = cast(ImageClassifier, pl_module)
+        if model.graphs and not can_use_graphs(trainer, model):
+            model.graphs = ()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Free the memory of the graphs. Lightning then moves the weights to the CPU."""
@@ -38,36 +57,13 @@ class GraphTraining(Callback):
         """Free the memory of the graphs."""
         cast(ImageClassifier, pl_module).graphs = ()
 
-    def _make_graphs(self, trainer: Trainer, model: ImageClassifier) -> None:
-        if not can_use_graph(trainer, model):
-            model.graphs = ()
-            return
-        batch_size: int = trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        side = model.train_side or model.hparams["image_size"]
-        model.set_mode()
-        images = _blank_images(batch_size, side, model.device)
-        if any(graph.fits(images) for graph in model.graphs):
-            return
-        model.graphs = ()
-        # The weights get their gradients on another stream than the one that the graph was made on.
-        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-        try:
-            with trainer.precision_plugin.train_step_context():
-                training = CudaGraph(model.backbone, images)
-                model.backbone.eval()
-                images = _blank_images(batch_size, model.hparams["image_size"], model.device)
-                model.graphs = training, CudaGraph(model.backbone, images)
-        except RuntimeError as error:
-            log.warning("training without CUDA graphs, which is slower: %s", str(error).splitlines()[0])
-        model.set_mode()
-
 
 def _blank_images(batch_size: int, side: int, device: torch.device) -> Tensor:
     images = torch.zeros(batch_size, 3, side, side, device=device)
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def can_use_graph(trainer: Trainer, model: ImageClassifier) -> bool:
+def can_use_graphs(trainer: Trainer, model: ImageClassifier) -> bool:
     """Return whether a stage trains whole images on one GPU, with one backward pass per step."""
     return (
         model.stage == "finetune"

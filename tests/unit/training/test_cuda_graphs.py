@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from flowers.runtime.files import read_json
-from flowers.training.cuda_graphs import can_use_graph
+from flowers.training.cuda_graphs import can_use_graphs
 from flowers.training.experiment import run_training
 from tests.helpers import SMALL, configuration
 
@@ -16,7 +16,7 @@ def test_graphs_are_for_whole_images_on_one_gpu_with_one_backward_pass_per_step(
     def is_used(**changes: Any) -> bool:
         on_gpu = {"strategy": SingleDeviceStrategy(torch.device("cpu")), "accumulate_grad_batches": 1}
         finetuning = {"stage": "finetune", "last_blocks": None, "device": torch.device("cuda")}
-        return can_use_graph(Mock(**on_gpu | changes), Mock(**finetuning | changes))
+        return can_use_graphs(Mock(**on_gpu | changes), Mock(**finetuning | changes))
 
     assert is_used()
     assert not is_used(stage="head")
