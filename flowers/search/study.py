@@ -14,9 +14,10 @@ import optuna
 from optuna.distributions import distribution_to_json
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, get_storage
+from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from flowers.runtime.config import compose_checked
 from flowers.runtime.overrides import check_overrides
@@ -186,7 +187,8 @@ class Search:
 def open_storage(url: str) -> BaseStorage:
     """Open the database of a study, and silence Optuna's log messages: the search logs the same facts."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return get_storage(url)
+    # A connection is closed after each use. Those of a pool stay open, of which Python 3.13 warns.
+    return get_storage(RDBStorage(url, engine_kwargs={"poolclass": NullPool}))
 
 
 def attach_trial(study: optuna.Study, storage: BaseStorage, number: int) -> Trial:

@@ -16,7 +16,7 @@ from flowers.runtime.overrides import check_overrides
 from flowers.runtime.run_folder import RESULT_FILE, short_name
 from flowers.search.in_process import train_in_process
 from flowers.search.manifest import SearchManifest
-from flowers.search.study import STUDY_FILE, Search
+from flowers.search.study import STUDY_FILE, Search, open_storage
 from flowers.sweep import main, pack_trial_settings
 from tests.helpers import SMALL, configuration, program
 
@@ -37,7 +37,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def study(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name="flowers", storage=f"sqlite:///{folder / STUDY_FILE}")
+    return optuna.load_study(study_name="flowers", storage=open_storage(f"sqlite:///{folder / STUDY_FILE}"))
 
 
 @pytest.mark.slow
@@ -108,9 +108,8 @@ def test_a_trial_that_falls_behind_is_stopped_in_this_process_and_in_one_of_its_
     given += ["sweep.pruner.n_warmup_steps=0", "sweep.pruner.n_startup_trials=1", "sweep.trials=2"]
     for name, epochs in (("here", 0), ("apart", 2)):
         folder = tmp_path / name
-        ahead = optuna.create_study(
-            study_name="flowers", storage=f"sqlite:///{tmp_path / name}.db", direction="maximize"
-        )
+        storage = open_storage(f"sqlite:///{tmp_path / name}.db")
+        ahead = optuna.create_study(study_name="flowers", storage=storage, direction="maximize")
         perfect = dict.fromkeys(range(4), 1.0)
         ahead.add_trial(optuna.create_trial(value=1.0, intermediate_values=perfect, user_attrs=_told(folder)))
         searched(folder, *given, f"finetune.epochs={epochs}", f"sweep.storage=sqlite:///{tmp_path / name}.db")
