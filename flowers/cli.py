@@ -97,6 +97,9 @@ def program(
                 raise
             # Errors of a job are in its log; this one comes from the launcher, for example because a job was killed.
             sys.exit(f"error: the multirun stopped early: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        finally:
+            if multirun := sys.modules.get("flowers.training.multirun"):  # Hydra has imported it for its callback
+                multirun.summarize_unfinished()
 
     return main
 

@@ -1,6 +1,5 @@
 """The summary table at the end of a Hydra multirun."""
 
-import atexit
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,16 +19,19 @@ from flowers.runtime.text import one_line, write_csv
 MULTIRUN_COLUMNS = ("run", "overrides", "accuracy", "low", "high", "loss", "n", "seconds")
 
 
+_unfinished: list[Path] = []  # folders of multiruns whose table is not printed
+
+
 class MultirunSummary(Callback):
     """Print the runs of a multirun and write them to `runs.csv` in its folder. Exit with 1 if a run failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table at exit, even if the multirun stops early, such as after a killed job."""
-        atexit.register(_summarize, _multirun_dir(config))
+        """Have `summarize_unfinished` print the table if the multirun stops early, such as after a killed job."""
+        _unfinished.append(_multirun_dir(config))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table and report failed runs."""
-        atexit.unregister(_summarize)
+        _unfinished.clear()
         folder = _multirun_dir(config)
         rows = _summarize(folder)
         if not rows:
@@ -37,6 +39,12 @@ class MultirunSummary(Callback):
         failed = [row["run"] for row in rows if row["accuracy"] == ""]
         if failed:
             sys.exit(f"{len(failed)} of {len(rows)} runs failed: see train.log in {folder}/ {', '.join(failed)}")
+
+
+def summarize_unfinished() -> None:
+    """Print the table of a multirun that has stopped early. Not at exit: torch cannot be imported there."""
+    while _unfinished:
+        _summarize(_unfinished.pop())
 
 
 def _multirun_dir(config: DictConfig) -> Path:
