@@ -101,7 +101,8 @@ def test_profiler_writes_a_table_for_each_stage_and_changes_no_bit(
     recipe = [*SMALL, f"data.root={painted}", "data.test_fraction=0.1", f"trainer.profiler={profiler}"]
     run_training(configuration(*recipe, f"run_dir={tmp_path}"))
     for stage in ("head", "finetune"):
-        assert "optimizer_step" in (tmp_path / "profile" / f"fit-{stage}.txt").read_text(encoding="utf-8")
+        table = (tmp_path / "profile" / f"fit-{stage}.txt").read_text(encoding="utf-8")
+        assert ("aten::" if profiler == "pytorch" else "optimizer_step") in table  # pytorch: its 20 longest rows
     assert_same(tmp_path, trained)
 
 
