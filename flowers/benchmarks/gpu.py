@@ -126,6 +126,8 @@ def list_cases(cfg: DictConfig, output: Path, device: str) -> list[Case]:
         ]
         for way, limit in (("plain", 30.0), ("bf16 channels_last", 30.0), ("cuda graph", 30.0), ("compiled", 120.0))
     }
+    if device == "cpu":
+        train["cuda graph"] = []
     infer = [
         Case(
             f"infer {m}, batch {sizes.batches[-1]}, {way}",
@@ -175,7 +177,7 @@ def measure_training(model: str, batch: int, image_size: int, device: str, way: 
     optimizer = torch.optim.Adam(network.parameters(), 1e-4, **fused)  # type: ignore[arg-type]
     images, labels = _random_batch(batch, image_size, place)
     is_bf16 = not is_plain and has_native_bf16(device)
-    if way == "cuda graph" and place.type == "cuda":
+    if way == "cuda graph":
         pixels = classifier.normalize(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(place.type, torch.bfloat16, enabled=is_bf16):
             classifier.graphs = (CudaGraph(classifier.backbone, pixels),)

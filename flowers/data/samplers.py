@@ -214,26 +214,21 @@ class ResumableDataLoader(DataLoader[Any]):
         has_next_epoch: Callable[[], bool] = lambda: False,
         **settings: Any,
     ) -> None:
-        self._remaining = _RemainingBatches(batches, batches_done)
+        self._remaining = _RemainingBatches(batches)
         super().__init__(dataset, batch_sampler=self._remaining, **settings)
-        self._has_next_epoch = has_next_epoch
+        self._batches_done, self._has_next_epoch = batches_done, has_next_epoch
         self._next_epoch: tuple[int, Iterator[Any]] | None = None  # whose batches the workers already load
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: it runs at the first request
-        sampler, started = self._remaining.sampler, self._next_epoch
-        if started is not None and started[0] == sampler.epoch and not self._remaining.batches_done():
-            iterator, done = started[1], 0
-        else:
-            iterator, done = super().__iter__(), self._remaining.batches_done()
-        self._next_epoch = None
+        sampler, done = self._remaining.sampler, self._batches_done()
+        started, self._next_epoch = self._next_epoch, None
+        iterator = started[1] if started and started[0] == sampler.epoch and not done else self._start(done)
         try:
             for number, batch in enumerate(iterator, done + 1):
                 is_last = number == len(self)
                 if is_last and self.num_workers and self._has_next_epoch():
                     sampler.set_epoch(sampler.epoch + 1)
-                    self._remaining.is_next_epoch = True
-                    self._next_epoch = sampler.epoch, super().__iter__()  # the same iterator if workers persist
-                    self._remaining.is_next_epoch = False
+                    self._next_epoch = sampler.epoch, self._start(0)  # the same iterator if workers persist
                 yield batch
                 if is_last:
                     return
@@ -245,6 +240,10 @@ class ResumableDataLoader(DataLoader[Any]):
                 iterator._shutdown_workers()  # type: ignore[attr-defined]
             raise
 
+    def _start(self, done: int) -> Iterator[Any]:
+        self._remaining.done = done
+        return super().__iter__()
+
     def state_dict(self) -> dict[str, Any]:
         """Return nothing. The method tells Lightning that the loader can resume inside an epoch."""
         return {}
@@ -254,15 +253,14 @@ class ResumableDataLoader(DataLoader[Any]):
 
 
 class _RemainingBatches(Sampler[Any]):
-    """The remaining batches of an epoch. The length is that of the whole epoch."""
+    """The batches of an epoch after the first `done` ones. The length is that of the whole epoch."""
 
-    def __init__(self, batches: BatchSampler | Sampler[Any], batches_done: Callable[[], int]) -> None:
-        self.batches, self.batches_done = batches, batches_done
+    def __init__(self, batches: BatchSampler | Sampler[Any]) -> None:
+        self.batches, self.done = batches, 0
         self.sampler: Any = getattr(batches, "sampler", batches)  # Lightning looks here for `set_epoch`
-        self.is_next_epoch = False  # of which no batch is done
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.batches), 0 if self.is_next_epoch else self.batches_done(), None)
+        return islice(iter(self.batches), self.done, None)

@@ -138,7 +138,7 @@ class ImageClassifier(LightningModule):
         averaged_weights: Returns the weights that were validated and belong in best.ckpt, if they are not the current
             ones; see `WeightEMA`.
         last_blocks: Turns cached activations into features, while the fine-tune stage trains on them.
-        graphs: Compute the features of the inputs that they fit, in place of the backbone; see `GraphTraining`.
+        graphs: CUDA graphs of the backbone, which replace it for the inputs that they fit; see `GraphTraining`.
     """
 
     averaged_weights: Callable[[], dict[str, Tensor]] | None = None
@@ -403,7 +403,10 @@ class ImageClassifier(LightningModule):
         checkpoint["state_dict"] |= self.backbone.state_dict(prefix="backbone.")
 
     def set_mode(self) -> None:
-        """Set training mode, except for what is frozen: there, BatchNorm would update its statistics."""
+        """Set training mode, and evaluation mode for what is frozen.
+
+        In training mode, a frozen BatchNorm would still update its statistics, and dropout would still act.
+        """
         self.train()
         self.backbone.train(self.stage == "finetune")
         for module in frozen_modules(self.backbone, self.depth) if self.stage == "finetune" else ():

@@ -1,4 +1,4 @@
-"""Replay the training pass of a network as a CUDA graph."""
+"""Replay the pass of a network as a CUDA graph."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class CudaGraph:
 
     The graph keeps its own memory for activations. It computes with the parameters and buffers where they are: they
     may change, but not move to another device. The gradients of a call are overwritten by the next call. Hooks that
-    the modules get later do not run.
+    are added to the modules later do not run.
 
     Args:
         network: A network on a GPU. The graph is for the mode that it is in, training or evaluation. Its parameters and
@@ -22,8 +22,8 @@ class CudaGraph:
         inputs: Inputs (B, …) of the shape, type and memory format of all later inputs. Their values do not matter.
 
     Raises:
-        RuntimeError: The network does what a graph cannot hold, such as waiting for the GPU; it has hooks; or there is
-            not enough memory.
+        RuntimeError: The pass cannot be captured, for example because it waits for the GPU; the network has hooks; or
+            there is not enough memory.
     """
 
     def __init__(self, network: nn.Module, inputs: Tensor) -> None:

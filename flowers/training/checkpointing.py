@@ -32,9 +32,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     The default of Lightning goes through the temporary folder, which may be on another disk.
 
-    A short epoch takes less time than writing its checkpoints: on a GPU, the fine-tune stage of a ResNet-152 spent a
-    quarter of its time so. A checkpoint waits in memory until the last write is `WAIT_SECONDS` ago, or the stage ends.
-    A resumed run repeats the epochs whose checkpoints a killed process had not written, and computes the same bits.
+    A short epoch can take less time than writing its checkpoints. A checkpoint waits in memory until the last write
+    was `WAIT_SECONDS` ago, or the stage ends. If the process is killed before, a resumed run trains these epochs again,
+    to the same bits.
     """
 
     WAIT_SECONDS = 30.0
@@ -51,11 +51,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         is_due = "mid_epoch" in checkpoint or time.monotonic() - self._written >= self.WAIT_SECONDS
         self._waiting.pop(path, None)
         if not is_due:
-            check_free_space(path, _tensor_bytes(checkpoint))  # rather now than when it is written
+            check_free_space(path, _tensor_bytes(checkpoint))  # a full disk stops the run now, not at the write
             try:
                 self._waiting[path] = _copy_checkpoint(checkpoint)
                 return
-            except (torch.OutOfMemoryError, MemoryError):  # not enough memory to wait
+            except (torch.OutOfMemoryError, MemoryError):  # no room for the copy: it is written now
                 pass
         if is_last:  # it holds the best score so far, whose checkpoint is written before it
             self.teardown()

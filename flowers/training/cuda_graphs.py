@@ -1,4 +1,4 @@
-"""A callback that runs the backbone with CUDA graphs."""
+"""A Lightning callback that trains with CUDA graphs."""
 
 import logging
 from typing import Any, cast
@@ -15,28 +15,26 @@ log = logging.getLogger(__name__)
 
 
 class GraphTraining(Callback):
-    """Train and validate the backbone of the fine-tune stage with CUDA graphs, if it runs on one GPU.
+    """Train and validate the backbone with CUDA graphs in the fine-tune stage, on one GPU.
 
-    The last batch of an epoch, which has fewer images, needs no graph. There is none where gradients accumulate over
-    batches, nor on cached activations, nor if it cannot be made, which is logged.
+    The last batch of an epoch, which has fewer images, runs without a graph. So does the whole stage if gradients
+    accumulate over batches, on cached activations, or if the graphs cannot be captured, which is logged.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the graphs. No dataloader uses the GPU yet: the thread that pins memory would break the recording."""
+        """Capture the graphs. No dataloader uses the GPU yet: the thread that pins memory would break the capture."""
         model = cast(ImageClassifier, pl_module)
         if not can_use_graphs(trainer, model):
             return
         batch_size: int = trainer.datamodule.batch_size  # type: ignore[attr-defined]
         side = model.hparams["image_size"]
-        # The weights get their gradients on another stream than the one that the graph was recorded on.
+        # The weights get their gradients on another stream than the one of the capture.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         try:
             with trainer.precision_plugin.train_step_context():
                 model.set_mode()
-                images = [
-                    _blank_images(batch_size, size, model.device) for size in sorted({*model.train_sizes} or {side})
-                ]
-                training = [CudaGraph(model.backbone, each) for each in images]
+                sides = sorted({*model.train_sizes} or {side})
+                training = [CudaGraph(model.backbone, _blank_images(batch_size, each, model.device)) for each in sides]
                 model.backbone.eval()
                 model.graphs = [*training, CudaGraph(model.backbone, _blank_images(batch_size, side, model.device))]
         except RuntimeError as error:

@@ -53,7 +53,7 @@ def check_duration(text: str) -> str:
 
 
 class Expected(NamedTuple):
-    """What a setting with a validator of its own must be, for the message."""
+    """What a setting must be, as the error message says it, if a validator checks it."""
 
     text: str
 
