@@ -1,0 +1,161 @@
+"""Cells: a program is given a stranger's folder in which a payload is in the place of one file. What must hold."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.faults.confinement import STRANGER_MODULES, Confinement, Ended, run_confined
+from tests.faults.doors import WRITES, Door, exhibit_path, files_of
+from tests.faults.payloads import SECRET, Place, apply, changes_of, group_of, sample
+
+# How many payloads a file gets that a program opens, by its group; one that it does not open gets one.
+COUNTS = {"checkpoint": 8, "safetensors": 4, "json": 6, "yaml": 5, "csv": 5, "npy": 4, "tar": 3, "photo": 8, "other": 2}
+
+
+class Cell(NamedTuple):
+    """A payload in the place of a file that a program is given. The file is relative to the exhibit."""
+
+    door: Door
+    file: Path
+    payload: str
+
+    def __str__(self) -> str:
+        return f"{self.door} {self.file} {self.payload}"
+
+
+class Matrix:
+    """Runs cells on exhibits.
+
+    Args:
+        exhibits: The folder of `make_exhibits`.
+        folder: For what the cells write.
+    """
+
+    def __init__(self, exhibits: Path, folder: Path) -> None:
+        self.exhibits, self.folder = exhibits, folder
+        self.secret, self.victim, self.canary = (folder / "own" / name for name in ("secret", "victim", "canary"))
+        self.secret.parent.mkdir(parents=True)
+        for path in (self.secret, self.victim):
+            path.write_text(f"{SECRET}\n" * 3)
+        self.references: dict[Door, Ended] = {}
+
+    def reference(self, door: Door) -> Ended:
+        """Return how the program ends with an exhibit as it is."""
+        if door not in self.references:
+            self.references[door] = self._run(door, None)[0]
+        return self.references[door]
+
+    def cells(self, door: Door, group: str) -> Iterator[Cell]:
+        """Yield the cells of a door for the files of a group: several for a file that the program opens."""
+        path, reference = exhibit_path(self.exhibits, door.exhibit), self.reference(door)
+        files = [file for file in files_of(path) if group_of(path / file) == group]
+        if door.exhibit in ("photos", "pool"):
+            files = files[:1]
+        if door.exhibit in ("multirun", "search"):  # the others are like the first
+            files = [file for file in files if not re.match(r"(1|trials/1)/", str(file))]
+        read = [file for file in files if group == "safetensors" or str(path.name / file) in reference.opened]
+        read = [] if reference.status else read if group != "tar" else read[:1]
+        for file in read:
+            payloads = list(changes_of(self._place(path / file)))
+            name = re.sub(r"\d{5,}.*", "N", str(file))
+            yield from (Cell(door, file, each) for each in sample(payloads, COUNTS[group], f"{door}{name}"))
+        if others := [file for file in files if file not in read]:
+            yield Cell(door, Path(os.path.commonpath(others)), f"{len(others)} others, group {group}")
+
+    def problems(self, cell: Cell) -> list[str]:
+        """Run a cell and return what does not hold, one line each."""
+        ended, problems = self._run(cell.door, cell)
+        lines = ended.output.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        if "Traceback" in ended.output:
+            last = next((line for line in reversed(lines) if line.strip()), "")
+            problems.append(f"a traceback: {last}")
+        elif ended.status and not ended.findings and (ended.status not in (1, 2) or len(errors) != 1 or lines[-1] != errors[0]):
+            problems.append(f"status {ended.status}, expected one line of error: {' | '.join(lines[-3:])}")
+        elif ended.status and not ended.findings and not self._names(errors[0], cell):
+            problems.append(f"does not name the file: {errors[0]}")
+        return problems
+
+    def _names(self, error: str, cell: Cell) -> bool:
+        """Return whether an error names the file, or the setting that names it."""
+        path = exhibit_path(self.exhibits, cell.door.exhibit)
+        name = cell.file.name or path.name
+        return name in error or cell.door.exhibit == "photos"
+
+    def _place(self, path: Path) -> Place:
+        return Place(path, self.secret, self.victim, self.canary)
+
+    def _run(self, door: Door, cell: Cell | None) -> tuple[Ended, list[str]]:
+        source, folder = exhibit_path(self.exhibits, door.exhibit), self.folder / "cell"
+        shutil.rmtree(folder, ignore_errors=True)
+        given = folder / "stranger" / source.name
+        given.parent.mkdir(parents=True)
+        shutil.copytree(source, given) if source.is_dir() else shutil.copy(source, given)
+        for name in STRANGER_MODULES:
+            module = (given if given.is_dir() else given.parent) / f"{name}.py"
+            module.write_text(f"open({str(self.canary)!r}, 'w').close()\n")
+        before_own = _fingerprint(self.secret.parent), _fingerprint(self.exhibits)
+        prefixes = WRITES.get(door.program, ())
+        prepare = partial(_prepare, cell and self._place(given / cell.file), cell and cell.payload, folder / "before", given.parent)
+        ended = run_confined(
+            Confinement(
+                door.program,
+                door.arguments(self.exhibits, given, folder / "out"),
+                folder,
+                given.parent,
+                [given, self.exhibits / "run"] if prefixes else [],
+                {"SECRET_TOKEN": SECRET},
+                prepare,
+                door.program == "app",
+            )
+        )
+        problems = list(ended.findings)
+        if (_fingerprint(self.secret.parent), _fingerprint(self.exhibits)) != before_own:
+            changed = sorted(set(before_own[0] + before_own[1]) ^ set(_fingerprint(self.secret.parent) + _fingerprint(self.exhibits)))
+            mine = [line for line in changed if not Path(line.split("\t")[0]).name.startswith(prefixes or ("\0",))]
+            if mine:
+                problems.append(f"changed what is not its own: {mine[0]}")
+            self.canary.unlink(missing_ok=True)
+        after = _fingerprint(given.parent)
+        if (folder / "before").exists():
+            changed = sorted(set((folder / "before").read_text(errors="surrogateescape").split("\n")) ^ set(after))
+            mine = [line for line in changed if line and not Path(line.split("\t")[0]).name.startswith(prefixes or ("\0",))]
+            if mine and ended.status >= 0:
+                problems.append(f"changed the folder of the stranger: {mine[0]}")
+        if SECRET in ended.output:
+            problems.append("printed the secret: " + next(line for line in ended.output.splitlines() if SECRET in line)[:300])
+        for path in (folder / "out", folder / "home", folder / "work"):
+            problems += [f"wrote the secret to {each.relative_to(folder)}" for each in _holding(path, SECRET)]
+        return ended, problems
+
+
+def _prepare(place: Place | None, payload: str | None, listing: Path, given: Path) -> None:
+    if place is not None and payload is not None:
+        apply(place, payload)
+    listing.write_text("\n".join(_fingerprint(given)), errors="surrogateescape")
+
+
+def _fingerprint(folder: Path) -> list[str]:
+    """Return a line for each file below a folder, which changes with the file."""
+    lines = []
+    for parent, names, files in os.walk(folder):
+        for name in (*names, *files):
+            path = os.path.join(parent, name)
+            found = os.lstat(path)
+            what = (found.st_mode, found.st_ino) + ((found.st_size, found.st_mtime_ns) if name in files else ())
+            shown = path.encode(errors="surrogateescape").decode(errors="backslashreplace").replace("\n", "\\n")
+            lines.append(f"{shown}\t{what}")
+    return lines
+
+
+def _holding(folder: Path, text: str) -> Iterator[Path]:
+    """Yield the files below a folder that hold a text."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 28 and text.encode() in path.read_bytes():
+            yield path
+
+
