@@ -196,6 +196,22 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.yaml of a run as plain text, numbers and lists: nothing in it is resolved, imported or called.
+
+    Raises:
+        ValueError: The file is missing or damaged.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        assert isinstance(content, dict)
+    except (OSError, yaml.YAMLError, ValueError, AssertionError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is damaged"
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+    return content
+
+
 def run_dir_of(checkpoint: Path) -> Path:
     """Return the run folder that holds `checkpoint`, by the folder's layout; it may lack the other files of a run."""
     return checkpoint.resolve().parent.parent
