@@ -8,6 +8,7 @@ import os
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,15 @@ from typing import Any
 from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
-from flowers.runtime.run_folder import short_name
+from flowers.runtime.run_folder import CONFIG_FILE, TRACKERS_FILE, read_config, short_name
+from flowers.runtime.schema.run_files import is_plain_name
 from flowers.runtime.text import mask_password, one_line
-from flowers.training.trackers import Tracker, error_line
+from flowers.training.trackers import Tracker, end_run, error_line, log_file, read_tracker_ids
 
 log = logging.getLogger(__name__)
 
 _SERVER_SECONDS = 5.0
+_WANDB_PROJECT = "flowers"  # as in conf/logger/wandb.yaml
 
 _MLFLOW_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -82,7 +85,7 @@ def _open_mlflow(run_id: str | None, uri: str, experiment: str, name: str, group
     is_file = uri.startswith("sqlite:///")
     with FileLock(uri.removeprefix("sqlite:///") + ".lock") if is_file else nullcontext():
         client = MlflowClient(uri)
-        if client.get_experiment_by_name(experiment) is None:
+        if run_id is None and client.get_experiment_by_name(experiment) is None:
             with suppress(MlflowException):  # another run was faster
                 client.create_experiment(experiment)
     tags = {} if group is None or run_id else {"mlflow.parentRunId": _mlflow_parent(client, experiment, group)}
@@ -146,3 +149,46 @@ def _check_reachable(url: str) -> None:
     """Raise OSError if no server answers. A proxy of the environment is used, as by the client."""
     with suppress(urllib.error.HTTPError):  # an answer
         urllib.request.urlopen(url, timeout=_SERVER_SECONDS).close()
+
+
+def log_page(run_dir: Path, page: Path) -> None:
+    """Log a page about a run that has ended, such as report.html, to the trackers that know the run.
+
+    The run folder may come from a stranger. It says which of the trackers below know the run, and by which id. Where
+    they are, the environment of the user says.
+
+    Raises:
+        ValueError: trackers.json or config.yaml is damaged.
+    """
+    ids = {name: run_id for name, run_id in read_tracker_ids(run_dir).items() if run_id}
+    groups = read_config(run_dir).get("logger") if ids else None
+    for name in ids:
+        if name not in _OPEN_ENDED or not isinstance(groups, Mapping) or name not in groups:
+            wanted = f"expected {' or '.join(_OPEN_ENDED)}, as its {CONFIG_FILE} has it"
+            log.warning("%s: %s: %s: it gets no page", one_line(run_dir / TRACKERS_FILE), name, wanted)
+        elif tracker := _OPEN_ENDED[name](run_dir, groups[name]):
+            tracker.call(lambda logger: log_file(logger, page))
+            tracker.call(lambda logger: end_run(logger, "success") if isinstance(logger, WandbLogger) else None)
+
+
+def _open_ended_mlflow(run_dir: Path, _: object) -> Tracker | None:
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not Path("mlflow.db").is_file():
+        log.warning("logger=mlflow: set MLFLOW_TRACKING_URI to the address that the run was logged to: it gets no page")
+        return None
+    return make_mlflow_tracker(run_dir, None, "", None)
+
+
+def _open_ended_wandb(run_dir: Path, settings: object) -> Tracker | None:
+    if (run_dir / "wandb").is_symlink():
+        log.warning("logger=wandb: %s is a link: it gets no page", one_line(run_dir / "wandb"))
+        return None
+    stored = settings.get("project") if isinstance(settings, Mapping) else None
+    project = os.environ.get("WANDB_PROJECT") or (stored if is_plain_name(stored) else _WANDB_PROJECT)
+    return make_wandb_tracker(run_dir, None, project, os.environ.get("WANDB_MODE", "offline"))
+
+
+# How a tracker that knows a run is opened again. A run folder names one of these, and nothing else.
+_OPEN_ENDED: dict[str, Callable[[Path, object], Tracker | None]] = {
+    "mlflow": _open_ended_mlflow,
+    "wandb": _open_ended_wandb,
+}

@@ -21,8 +21,10 @@ from PIL import Image
 from flowers.runtime.files import read_json, write_json
 from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.overrides import flatten
-from flowers.runtime.run_folder import CONFIG_FILE, TRACKERS_FILE
+from flowers.runtime.run_folder import TRACKERS_FILE
+from flowers.runtime.schema.run_files import TrackerIds
 from flowers.runtime.text import one_line, printable
+from flowers.runtime.validation import check_file
 from flowers.training.csv_logger import RunCSVLogger, image_file, make_csv_logger
 from flowers.training.tensorboard import chart_names
 
@@ -129,10 +131,18 @@ class Tracker(Logger):
         self.save()
 
 
-def read_tracker_ids(run_dir: Path) -> dict[str, str]:
-    """Return the ids of a run in MLflow and in Weights & Biases, by the name of the tracker."""
+def read_tracker_ids(run_dir: Path) -> dict[str, str | None]:
+    """Return the ids of a run in MLflow and in Weights & Biases, by the name of the tracker.
+
+    Raises:
+        ValueError: The file is damaged, or holds what is no plain name and id.
+    """
     path = run_dir / TRACKERS_FILE
-    return read_json(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    check_file(path, {"ids": content}, TrackerIds)
+    return content
 
 
 def error_line(error: BaseException) -> str:
@@ -251,16 +261,6 @@ def log_best_checkpoint(logger: Logger, path: Path) -> None:
             logger.experiment.summary["best_checkpoint"] = printable(path)
         case _:
             logger.log_hyperparams({"best_checkpoint": printable(path)})
-
-
-def log_page(run_dir: Path, page: Path) -> None:
-    """Log a page about a run that has ended, such as report.html, to the trackers that know the run."""
-    ids = read_tracker_ids(run_dir)
-    groups = OmegaConf.load(run_dir / CONFIG_FILE).logger if ids else {}
-    for name in ids:
-        tracker = instantiate(groups[name])
-        tracker.call(lambda logger: log_file(logger, page))
-        tracker.call(lambda logger: end_run(logger, "success") if isinstance(logger, WandbLogger) else None)
 
 
 def watch_lines(loggers: Sequence[Logger], run_dir: Path) -> list[str]:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from flowers.training.online_trackers import local_tracking_uri, make_mlflow_tracker, make_wandb_tracker
+from flowers.runtime.files import write_json
+from flowers.training.online_trackers import local_tracking_uri, log_page, make_mlflow_tracker, make_wandb_tracker
 from flowers.training.trackers import (
     Tracker,
     end_run,
     log_best_checkpoint,
     log_image,
-    log_page,
     make_loggers,
     start_run,
 )
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the packages warn of what t
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "WANDB_MODE"):
+    for name in ("MLFLOW_TRACKING_URI", "WANDB_MODE", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -114,3 +114,64 @@ def test_wandb_online_without_its_server_keeps_the_run_for_later(
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
     (message,) = own_lines(caplog)
     assert message.startswith("logger=wandb: Connection refused: this run is offline, later: wandb sync ")
+
+
+_SAVE = {"_target_": "numpy.savetxt", "fname": "PWNED", "X": [1]}
+
+
+@pytest.mark.parametrize(
+    "logger",
+    [
+        {"mlflow": _SAVE, "wandb": _SAVE, "mine": _SAVE},
+        {"mlflow": {"_target_": "torch.hub.load", "repo_or_dir": ".", "source": "local", "model": "x"}},
+        {"mlflow": {"_target_": "flowers.training.online_trackers.make_mlflow_tracker", "run_dir": _SAVE}},
+        {"mlflow": {"tracking_uri": "sqlite:///PWNED"}},
+        {"mlflow": "${oc.create:${oc.decode:1}}"},
+    ],
+)
+def test_log_page_calls_nothing_that_a_run_folder_names(
+    tmp_path: Path, logger: object, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "wandb").symlink_to(tmp_path / "PWNED")
+    (tmp_path / "hubconf.py").write_text("open('PWNED', 'w')")
+    write_json({"logger": logger}, tmp_path / "config.yaml")  # JSON is YAML
+    write_json({"mlflow": "x", "wandb": "x", "mine": "x"}, tmp_path / "trackers.json")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    log_page(tmp_path, tmp_path / "report.html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert sorted(line.split(": ")[-1] for line in own_lines(caplog)) == ["it gets no page"] * 3
+
+
+@pytest.mark.parametrize("text", ["!!python/object/apply:os.mkdir [PWNED]", "- a", "{", "a: 1: 2"])
+def test_log_page_refuses_a_damaged_configuration(tmp_path: Path, text: str):
+    (tmp_path / "config.yaml").write_text(text)
+    write_json({"mlflow": "x"}, tmp_path / "trackers.json")
+    with pytest.raises(ValueError, match=r"config.yaml cannot be read: it is damaged"):
+        log_page(tmp_path, tmp_path / "report.html")
+    assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        {"mlflow": "../x"},
+        {"mlflow": "a'b"},
+        {"mlflow": "x\n"},
+        {"mlflow": ["x"]},
+        {"mlflow": "x" * 129},
+        {"../a": "x"},
+        {str(number): "x" for number in range(17)},
+    ],
+)
+def test_log_page_refuses_ids_that_are_no_plain_names(tmp_path: Path, ids: dict[str, object]):
+    write_json(ids, tmp_path / "trackers.json")
+    with pytest.raises(ValueError, match=r"trackers.json is damaged: ids=.*: expected names of trackers and their ids"):
+        log_page(tmp_path, tmp_path / "report.html")
+
+
+def test_log_page_names_a_tracker_that_the_configuration_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write_json({"logger": None}, tmp_path / "config.yaml")  # resumed with logger=none
+    write_json({"mlflow": "x"}, tmp_path / "trackers.json")
+    log_page(tmp_path, tmp_path / "report.html")
+    (line,) = own_lines(caplog)
+    assert line.startswith(f"{tmp_path / 'trackers.json'}: mlflow: expected mlflow or wandb, as its config.yaml has it")
