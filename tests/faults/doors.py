@@ -62,9 +62,8 @@ NEEDS: dict[str, dict[str, list[str]]] = {
         "model.weights": [*_SMALL[:-1], *_TRAINING, "data.root={photos}", "hydra.run.dir={out}/run"],
     },
     "evaluate": {
-        "*": ["run={run}", *_EXACT, "output={out}/scores.json"],
-        "strangers": ["run={run}", *_EXACT, "report={out}"],
-        "photos": ["run={run}", *_EXACT, "report={out}"],
+        "*": ["run={run}", *_EXACT, "report={out}"],
+        "run": [*_EXACT, "output={out}/scores.json"],
     },
     "audit": {
         "*": ["folds=2", "output={out}/audit", *_EXACT],
@@ -102,6 +101,13 @@ NEEDS: dict[str, dict[str, list[str]]] = {
     },
 }
 
+# Doors that refuse such a folder as it is, in one line.
+REFUSED = {
+    *((program, "hub") for program in ("evaluate", "audit", "export", "learning_curve", "suggest")),
+    ("compare", "search"),
+    ("benchmark", "shards"),
+}
+
 # What a program may write in a run folder that it is given, by the beginnings of the names.
 WRITES = {"evaluate": ("report", "mistakes", "rejection.safetensors", "trackers.json")}
 
@@ -115,6 +121,11 @@ class Door(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.program}-{self.setting}-{self.exhibit}"
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the program refuses the exhibit as it is."""
+        return (self.program, self.exhibit) in REFUSED
 
     def arguments(self, exhibits: Path, given: Path, out: Path) -> list[str]:
         """Return the overrides of the program with `given` at the setting."""

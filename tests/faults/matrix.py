@@ -1,9 +1,10 @@
 """Cells: a program is given a stranger's folder in which a payload is in the place of one file. What must hold."""
 
 import os
+import random
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,14 +18,14 @@ COUNTS = {"checkpoint": 8, "safetensors": 4, "json": 6, "yaml": 5, "csv": 5, "np
 
 
 class Cell(NamedTuple):
-    """A payload in the place of a file that a program is given. The file is relative to the exhibit."""
+    """Payloads in the places of files that a program is given. The files are relative to the exhibit."""
 
     door: Door
-    file: Path
-    payload: str
+    changes: tuple[tuple[Path, str], ...]
 
     def __str__(self) -> str:
-        return f"{self.door} {self.file} {self.payload}"
+        shown = [f"{file}: {payload}" for file, payload in self.changes]
+        return f"{self.door} {', '.join(shown[:3])}{' …' if shown[3:] else ''}"
 
 
 class Matrix:
@@ -42,6 +43,11 @@ class Matrix:
         for path in (self.secret, self.victim):
             path.write_text(f"{SECRET}\n" * 3)
         self.references: dict[Door, Ended] = {}
+
+    def groups(self, exhibit: str) -> set[str]:
+        """Return the groups of the files of an exhibit."""
+        path = exhibit_path(self.exhibits, exhibit)
+        return {group_of(path / file) for file in files_of(path)}
 
     def reference(self, door: Door) -> Ended:
         """Return how the program ends with an exhibit as it is."""
@@ -62,9 +68,11 @@ class Matrix:
         for file in read:
             payloads = list(changes_of(self._place(path / file)))
             name = re.sub(r"\d{5,}.*", "N", str(file))
-            yield from (Cell(door, file, each) for each in sample(payloads, COUNTS[group], f"{door}{name}"))
-        if others := [file for file in files if file not in read]:
-            yield Cell(door, Path(os.path.commonpath(others)), f"{len(others)} others, group {group}")
+            yield from (Cell(door, ((file, each),)) for each in sample(payloads, COUNTS[group], f"{door}{name}"))
+        others = [file for file in files if file not in read]
+        generator = random.Random(f"{door}{group}")
+        if changes := [(file, generator.choice(list(changes_of(self._place(path / file))))) for file in others]:
+            yield Cell(door, tuple(changes))
 
     def problems(self, cell: Cell) -> list[str]:
         """Run a cell and return what does not hold, one line each."""
@@ -81,10 +89,9 @@ class Matrix:
         return problems
 
     def _names(self, error: str, cell: Cell) -> bool:
-        """Return whether an error names the file, or the setting that names it."""
-        path = exhibit_path(self.exhibits, cell.door.exhibit)
-        name = cell.file.name or path.name
-        return name in error or cell.door.exhibit == "photos"
+        """Return whether an error names the file, or the folder that was given."""
+        given = self.folder / "cell" / "stranger" / exhibit_path(self.exhibits, cell.door.exhibit).name
+        return any(name in error for name in (str(given), *(file.name for file, _ in cell.changes if file.name)))
 
     def _place(self, path: Path) -> Place:
         return Place(path, self.secret, self.victim, self.canary)
@@ -95,12 +102,13 @@ class Matrix:
         given = folder / "stranger" / source.name
         given.parent.mkdir(parents=True)
         shutil.copytree(source, given) if source.is_dir() else shutil.copy(source, given)
-        for name in STRANGER_MODULES:
+        for name in STRANGER_MODULES if door.exhibit not in ("photos", "pool") else ():
             module = (given if given.is_dir() else given.parent) / f"{name}.py"
             module.write_text(f"open({str(self.canary)!r}, 'w').close()\n")
         before_own = _fingerprint(self.secret.parent), _fingerprint(self.exhibits)
+        changes = [(self._place(given / file), payload) for file, payload in cell.changes] if cell else []
         prefixes = WRITES.get(door.program, ())
-        prepare = partial(_prepare, cell and self._place(given / cell.file), cell and cell.payload, folder / "before", given.parent)
+        prepare = partial(_prepare, changes, folder / "before", given.parent)
         ended = run_confined(
             Confinement(
                 door.program,
@@ -133,8 +141,8 @@ class Matrix:
         return ended, problems
 
 
-def _prepare(place: Place | None, payload: str | None, listing: Path, given: Path) -> None:
-    if place is not None and payload is not None:
+def _prepare(changes: Sequence[tuple[Place, str]], listing: Path, given: Path) -> None:
+    for place, payload in changes:
         apply(place, payload)
     listing.write_text("\n".join(_fingerprint(given)), errors="surrogateescape")
 

@@ -334,7 +334,7 @@ def csv_changes(place: Place) -> dict[str, Change]:
 
 def tensor_changes(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, Callable[[dict[str, Any]], None]]]:
     """Yield changes of named tensors in place."""
-    names = list(tensors)
+    names = sorted(tensors)
     for name in dict.fromkeys((names[0], names[len(names) // 2], names[-1])):
         first = tensors[name]
         others = {
@@ -394,7 +394,7 @@ def safetensors_changes(place: Place) -> dict[str, Change]:
                 header | {"__metadata__": {name: each for name, each in header["__metadata__"].items() if name != key}}
             )
         )
-    first = next(iter(tensors))
+    first = min(tensors)
     return {
         **changes,
         "no metadata": of_header(lambda header: {name: each for name, each in header.items() if name[:2] != "__"}),
