@@ -59,7 +59,7 @@ function start() {
   byId("clear").addEventListener("click", clear);
   say("Loading the model…");
   // A worker from a blob keeps the content security policy of this page. One from a file would have none.
-  const script = `import ${JSON.stringify(new URL("worker.js", location.href).href)};`;
+  const script = `import ${JSON.stringify(new URL("static/worker.js", location.href).href)};`;
   worker = new Worker(URL.createObjectURL(new Blob([script], { type: "text/javascript" })), { type: "module" });
   worker.onerror = ({ message }) => say(`${BROKEN}: ${message || "a file is missing, or this browser is too old"}`, true);
   worker.onmessage = ({ data }) => {
