@@ -75,7 +75,7 @@ function begin(data) {
   const more = classes.length > MAX_NAMES ? ` and ${classes.length - MAX_NAMES} more` : "";
   const others = rejects ? "It answers “none of these” for most photos of other things."
     : "It answers with one of them for every photo, also for a photo of something else.";
-  byId("about").textContent = `It knows ${names}${more}. ${others} Photos do not leave this device.`;
+  byId("about").textContent = `It knows ${names}${more}. ${others} ${data.privacy ?? "Photos do not leave this device."}`;
   if (pending.length) next();
   else say("Ready.");
 }
