@@ -6,6 +6,7 @@ nothing: a process with threads of OpenMP cannot be forked.
 
 import contextlib
 import importlib
+import logging
 import multiprocessing
 import os
 import pkgutil
@@ -15,9 +16,12 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from flowers.runtime.logging import filter_harmless_warnings
 
 CPU_SECONDS = 20  # of the promise; the clock has a larger bound, for machines that do other work too
 CLOCK_SECONDS = 300
@@ -62,7 +66,7 @@ class Confinement(NamedTuple):
         writable: Files and folders that may be written, besides those in `folder`/out and its home.
         environment: More variables.
         prepare: Is called in the process before it is confined.
-        serves: Whether it may listen; it ends there, with success.
+        serves: Whether it may listen on this machine: it is interrupted as soon as it does.
     """
 
     name: str
@@ -94,11 +98,15 @@ def preload() -> None:
             importlib.import_module(name)
 
 
-def run_confined(case: Confinement) -> Ended:
-    """Run a program, and end it and its processes after the time or the memory that it may take."""
+def run_confined(case: Confinement, method: str = "forkserver") -> Ended:
+    """Run a program, and end it and its processes after the time or the memory that it may take.
+
+    Args:
+        case: The program.
+        method: "forkserver", or "fork" to fork this process: it must not have computed with several threads.
+    """
     case.folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=_become, args=(case,))
+    process = multiprocessing.get_context(method).Process(target=_become, args=(case,))  # type: ignore[attr-defined]
     start = worked = time.monotonic()
     process.start()
     pid, findings, computed = process.pid, list[str](), 0.0
@@ -106,6 +114,8 @@ def run_confined(case: Confinement) -> Ended:
     while process.is_alive():
         process.join(0.05)
         now, reason = time.monotonic(), None
+        if case.serves and _listens(pid):
+            os.kill(pid, signal.SIGINT)
         if now - worked > 1 and (seconds := _cpu_seconds(pid)) > computed + 0.05:
             computed, worked = seconds, now
         if (used := _grown(case.folder, pid)) > 1.25 * MEMORY_BYTES:
@@ -147,6 +157,15 @@ def _status(pid: int | str, name: str) -> int:
     return int(match[1]) * 1024 if match else 0
 
 
+def _listens(pid: int) -> bool:
+    """Return whether a process has a TCP socket that listens."""
+    with contextlib.suppress(OSError):
+        lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+        listening = {f"socket:[{fields[9]}]" for fields in lines if fields[3] == "0A"}
+        return any(str(each.readlink()) in listening for each in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
 def _cpu_seconds(group: int) -> float:
     """Return the seconds that the processes of a group have computed."""
     ticks = 0
@@ -160,6 +179,10 @@ def _cpu_seconds(group: int) -> float:
 
 def _become(case: Confinement) -> None:
     os.setsid()
+    warnings.resetwarnings()
+    filter_harmless_warnings()
+    for handler in logging.getLogger().handlers[:]:  # those of pytest
+        logging.getLogger().removeHandler(handler)
     multiprocessing.set_start_method("fork", force=True)  # as in a program that a user starts
     multiprocessing.process.current_process()._config.pop("tempdir", None)
     home, work, out = (case.folder / name for name in ("home", "work", "out"))
@@ -305,11 +328,8 @@ class _Hook:
         return None if isinstance(address, (str, bytes)) else f"connected to {address!r}"
 
     def _bound(self, own: Any, address: Any) -> str | None:
-        if isinstance(address, (str, bytes)):
-            return None
-        if self.serves:
-            _finish(self.events, 0)
-        return f"listens at {address!r}"
+        is_local = isinstance(address, (str, bytes)) or (self.serves and address[0] in ("127.0.0.1", "::1"))
+        return None if is_local else f"listens at {address!r}"
 
     def _started(self, program: Any, arguments: Any, *_: Any) -> str | None:
         first = arguments[0] if isinstance(arguments, (list, tuple)) and arguments else arguments

@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from pydantic import BaseModel
+from torchvision.models import get_model
 
+from flowers.data.corrections import CORRECTION_COLUMNS
+from flowers.data.synthetic import generate_dataset
+from flowers.evaluation.review_page import LABEL_COLUMNS
+from flowers.runtime.run_folder import SPLIT_FILE, TRACKERS_FILE, write_start
 from flowers.runtime.schema.programs import PROGRAM_SCHEMAS
-from tests.faults.confinement import Confinement, Ended, run_confined
+from tests.faults.confinement import Confinement, run_confined
 
 # What a setting of any program takes: the names of EXHIBITS that it may be given.
 TAKES: dict[str, tuple[str, ...]] = {
@@ -169,55 +175,61 @@ def doors() -> list[Door]:
 EXHIBITS = ("run", "hub", "multirun", "search", "shards", "photos", "pool", "corrections", "split", "labels", "weights")
 
 
-def make_exhibits(folder: Path) -> None:
-    """Make a folder with everything that a stranger may give, each made by the program that makes it for a user."""
-    import torch
-    from torchvision.models import get_model
+def make_exhibits(folder: Path, method: str = "forkserver", small: bool = False) -> None:
+    """Make a folder with everything that a stranger may give, each made by the program that makes it for a user.
 
-    from flowers.data.synthetic import generate_dataset
-    from flowers.runtime.run_folder import write_start
+    Args:
+        folder: The folder, which is made.
+        method: See `run_confined`.
+        small: Make the multirun of copies of one run, no search, and a run without what other programs add to it.
+    """
 
-    def made(name: str, *arguments: str) -> Ended:
+    def make(name: str, *arguments: str) -> None:
         work = folder.with_name(f"{folder.name}-made")
-        ended = run_confined(Confinement(name, arguments, work, folder / "nothing", (folder,)))
-        if ended.status or ended.findings:
-            raise AssertionError(f"{name} {' '.join(arguments)}: {ended.status}, {ended.findings}\n{ended.output}")
-        return ended
+        ended = run_confined(Confinement(name, arguments, work, folder / "nothing", (folder,)), method)
+        assert (ended.status, ended.findings) == (0, []), f"{name} {' '.join(arguments)}: {ended}"
 
     folder.mkdir()
+    _make_photos(folder)
+    torch.save(get_model("shufflenet_v2_x0_5", weights=None).state_dict(), folder / "weights.pth")
+    recipe = [*_SMALL, *_TRAINING, f"data.root={folder}/photos", f"data.corrections={folder}/corrections.csv"]
+    recipe += ["data.test_fraction=0.1", "reject=0.2", "logger=[tensorboard,csv]", "features.cache=false"]
+    recipe += ["optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=false"]  # last.ckpt stays small
+    runs = [folder / "multirun" / name for name in "01"]
+    if small:
+        make("train", *recipe, f"hydra.run.dir={runs[0]}", "optimizer.lr=0.01")
+        shutil.copytree(*runs)
+    else:
+        make("train", "-m", "optimizer.lr=0.01,0.02", *recipe, "finetune.epochs=1", f"hydra.sweep.dir={runs[0].parent}")
+        make("learning_curve", f"run={runs[0]}", "fractions=[0.3,0.6,1.0]", "seeds=[0,1]", *_EXACT)
+        search = ["sweep.trials=2", "sweep/sampler=random", f"sweep.folder={folder}/search"]
+        make("sweep", *search, *recipe, "optimizer.lr=0.01,0.02")
+    for run in runs:
+        if not small:
+            make("evaluate", f"run={run}", *_EXACT)
+        write_start(run, ["seed=1"], is_resumed=True)
+        (run / TRACKERS_FILE).write_text('{"mlflow": "0123456789abcdef0123456789abcdef", "wandb": "a1b2c3d4"}\n')
+    shutil.copytree(runs[0], folder / "run")
+    shutil.copy(folder / "run" / SPLIT_FILE, folder / "split.csv")
+    quick = ["rounds=1", "seconds=0.001", "batch=1"]
+    make("export", f"run={folder}/run", f"output={folder}/hub", "formats=[hub]", *quick)
+    make("pack", f"photos={folder}/photos", f"output={folder}/shards", "workers=1", "shard_mb=0.05")
+
+
+def _make_photos(folder: Path) -> None:
+    """Make photos with labels, others without, and the tables about them that a person saves in a page."""
     generate_dataset(folder / "photos", number=60, size=48)
-    classes = sorted(path for path in (folder / "photos").iterdir() if path.is_dir())
     for name, count in (("few", 3), ("pool", 12)):
         (folder / name).mkdir()
         for number in range(count):
             noise = np.random.default_rng([count, number]).integers(0, 256, (6, 6, 3), dtype=np.uint8)
             photo = Image.fromarray(noise).resize((48, 48), Image.Resampling.BICUBIC)
             photo.save(folder / name / f"{number}.jpg")
-    torch.save(get_model("shufflenet_v2_x0_5", weights=None).state_dict(), folder / "weights.pth")
-    first = min(classes[0].glob("*.jpg"))
-    digest = hashlib.sha256(first.read_bytes()).hexdigest()
-    (folder / "corrections.csv").write_text(
-        f"path,class,verdict,new_class,sha256\n{first.relative_to(folder / 'photos')},{classes[0].name},"
-        f"relabel,{classes[1].name},{digest}\n"
-    )
-    (folder / "labels.csv").write_text(f"path,class,sha256\n{first},{classes[0].name},{digest}\n")
-    recipe = [*_SMALL, *_TRAINING, f"data.root={folder}/photos", "data.test_fraction=0.1", "finetune.epochs=1"]
-    recipe += ["optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=false", "reject=0.2"]
-    recipe += ["logger=[tensorboard,csv]", f"data.corrections={folder}/corrections.csv"]
-    recipe += ["features.cache=false"]
-    made("train", "-m", "optimizer.lr=0.01,0.02", *recipe, f"hydra.sweep.dir={folder}/multirun")
-    for run in (folder / "multirun" / "0", folder / "multirun" / "1"):
-        made("evaluate", f"run={run}", *_EXACT)
-        write_start(run, ["seed=1"], is_resumed=True)
-        (run / "trackers.json").write_text('{"mlflow": "0123456789abcdef0123456789abcdef", "wandb": "a1b2c3d4"}\n')
-    made("learning_curve", f"run={folder}/multirun/0", "fractions=[0.3,0.6,1.0]", "seeds=[0,1]", *_EXACT)
-    shutil.copytree(folder / "multirun" / "0", folder / "run")
-    shutil.copy(folder / "run" / "split.csv", folder / "split.csv")
-    hub = ["formats=[hub]", "rounds=1", "seconds=0.001", "batch=1"]
-    made("export", f"run={folder}/run", f"output={folder}/hub", *hub)
-    made("pack", f"photos={folder}/photos", f"output={folder}/shards", "workers=1", "shard_mb=0.05")
-    search = ["sweep.trials=2", "sweep/sampler=random", f"sweep.folder={folder}/search"]
-    made("sweep", *search, *recipe, "finetune.epochs=0", "optimizer.lr=0.01,0.02")
+    first, *_, last = sorted((folder / "photos").glob("*/*.jpg"))
+    digest, label = hashlib.sha256(first.read_bytes()).hexdigest(), first.parent.name
+    correction = [f"{label}/{first.name}", label, "relabel", last.parent.name, digest]
+    (folder / "corrections.csv").write_text(f"{','.join(CORRECTION_COLUMNS)}\n{','.join(correction)}\n")
+    (folder / "labels.csv").write_text(f"{','.join(LABEL_COLUMNS)}\n{first},{label},{digest}\n")
 
 
 def exhibit_path(folder: Path, name: str) -> Path:

@@ -34,10 +34,11 @@ class Matrix:
     Args:
         exhibits: The folder of `make_exhibits`.
         folder: For what the cells write.
+        method: See `run_confined`.
     """
 
-    def __init__(self, exhibits: Path, folder: Path) -> None:
-        self.exhibits, self.folder = exhibits, folder
+    def __init__(self, exhibits: Path, folder: Path, method: str = "forkserver") -> None:
+        self.exhibits, self.folder, self.method = exhibits, folder, method
         self.secret, self.victim, self.canary = (folder / "own" / name for name in ("secret", "victim", "canary"))
         self.secret.parent.mkdir(parents=True)
         for path in (self.secret, self.victim):
@@ -119,7 +120,8 @@ class Matrix:
                 {"SECRET_TOKEN": SECRET},
                 prepare,
                 door.program == "app",
-            )
+            ),
+            self.method,
         )
         problems = list(ended.findings)
         if (_fingerprint(self.secret.parent), _fingerprint(self.exhibits)) != before_own:
