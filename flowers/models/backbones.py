@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +174,16 @@ def backbone_shapes(
         ValueError: A name or an option is unknown, or the network is larger than the weights.
     """
     _check_names(architecture, None)
-    with _no_larger_than(weights):
-        network = _build_on_meta(_builder(architecture), options)
+    builder = _builder(architecture)
+    try:
+        with (
+            _no_larger_than(weights) if options else nullcontext(),
+            torch.device("meta"),
+        ):  # the size of a name alone is known
+            network = builder(**options)
+    except (NotImplementedError, RuntimeError):  # RegNet computes its widths with tensors
+        with _no_larger_than(weights):
+            network = builder(**options)
     if timm_name(architecture) is not None:
         width = int(network.head_hidden_size)  # type: ignore[arg-type]
     else:

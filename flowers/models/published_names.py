@@ -104,10 +104,10 @@ def read_published(published: PublishedClassifier, classes: Sequence[str], **hpa
         state[f"head.{key}" if layer in heads else f"backbone.{name}"] = (
             value.flatten(1) if layer in heads and key == "weight" and value.ndim > 1 else value
         )
+    check_weights(architecture, published.model_args, len(classes), state)
     lacking = [f"{layer}.{key}" for layer, keys in heads.items() for key in ("weight", "bias") if key not in keys]
     if lacking:
         raise ValueError(f"the weights do not fit {published.architecture}: {', '.join(lacking)} missing")
-    check_weights(architecture, published.model_args, len(classes), state)
     model = ImageClassifier(architecture, classes, None, published.model_args, **hparams)
     model.load_state_dict(state)
     return model.eval()
