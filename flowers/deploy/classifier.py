@@ -103,6 +103,7 @@ class Classifier:
         tta: str | None = None,
         reject: float | None = None,
         engine: str | None = "pytorch",
+        root: str | None = None,
     ) -> Self:
         """Load the classifier of a run folder, of a checkpoint, or of a folder that was exported for a hub.
 
@@ -120,6 +121,9 @@ class Classifier:
                 the run, if it has one. 0 rejects nothing.
             engine: "pytorch", or "int8" to compute features in 8 bits on a CPU; see `load_int8_backbone`. Its answers
                 are first compared with those of PyTorch on validation images. None takes that of the training.
+
+            root: Where the photos of the run are now, a folder or an address. Only `engine="int8"` reads them. None
+                takes the folder of the training.
 
         Returns:
             The classifier, ready to be called.
@@ -147,7 +151,7 @@ class Classifier:
         model = load_classifier(found).to(device).eval()
         tta, backbone = tta or hparams["config"]["tta"], None
         if resolve_engine(model, hparams["config"], engine) == "int8":
-            open_run = partial(open_run_images, found, hparams)
+            open_run = partial(open_run_images, found, hparams, root=root)
             backbone = load_int8_backbone(model, resolved["precision"], tta, open_run)
             backbone.check_agreement(partial(_answers, model, rejection))
         return cls(model, temperature, resolved["precision"], tta, rejection, backbone)

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from flowers.data.datamodule import ImageDataModule, inference_data_args
+from flowers.data.datamodule import ImageDataModule, run_images_args
 from flowers.evaluation.audit import KINDS, Audit, audit_images, preview_images
 from flowers.evaluation.evaluator import extract_features
 from flowers.evaluation.pretrained_features import model_before_training
@@ -90,14 +90,15 @@ def _open_folder(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier, dic
 def _open_run(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier, dict[str, Any]]:
     """Return the photos of a run, with the corrections that it was trained with, and its pretrained backbone."""
     checkpoint = find_checkpoint(cfg.run)
-    hparams = read_checkpoint(checkpoint)["hyper_parameters"]
+    hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
     settings = hparams["config"]["data"]
     if settings.get("packed") and not cfg.photos:
         raise ValueError(f"run={cfg.run}: its photos are in shards: name their folder with photos=FOLDER")
     own = run_dir_of(checkpoint) / CORRECTIONS_FILE
-    arguments = inference_data_args(settings) | ({"on_corrupt": cfg.on_corrupt} if cfg.on_corrupt else {})
+    arguments = run_images_args(settings, cfg.photos, "photos")
+    arguments |= {"on_corrupt": cfg.on_corrupt} if cfg.on_corrupt else {}
     arguments |= {"packed": False, "corrections": cfg.corrections or (own if own.is_file() else None)}
-    data = ImageDataModule(cfg.photos or settings["root"], **arguments)
+    data = ImageDataModule(**arguments)
     # Random features tell nothing of the labels: without weights, only the trained backbone can.
     is_pretrained = hparams["config"]["model"]["weights"] is not None
     model = model_before_training(checkpoint, hparams) if is_pretrained else load_classifier(checkpoint)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
 
-from flowers.data.datamodule import ImageDataModule, inference_data_args
+from flowers.data.datamodule import ImageDataModule, run_images_args
 from flowers.evaluation.evaluator import extract_features, predict_features, resolve_engine
 from flowers.evaluation.metrics import score, score_line
 from flowers.evaluation.predictions import Predictions
@@ -47,13 +47,12 @@ def run_soup(cfg: DictConfig) -> float:
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"output={cfg.output}: the folder is not empty: give a new one")
     runs = rank_runs(to_container(cfg)["runs"], cfg.multirun)
-    checkpoints = [read_checkpoint(run / BEST_CHECKPOINT) for run in runs]
+    checkpoints = [read_checkpoint(run / BEST_CHECKPOINT, is_run=True) for run in runs]
     check_members(runs, checkpoints)
     hparams = checkpoints[0]["hyper_parameters"]
     requested = {key: cfg[key] for key in ("accelerator", "precision") if cfg[key] is not None}
     config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | requested}
-    settings = config["data"]
-    data = ImageDataModule(settings["root"], split_file=runs[0] / SPLIT_FILE, **inference_data_args(settings))
+    data = ImageDataModule(split_file=runs[0] / SPLIT_FILE, **run_images_args(config["data"], cfg.root))
     model = load_classifier(runs[0] / BEST_CHECKPOINT)
 
     console = Console(highlight=False, markup=False, emoji=False)
