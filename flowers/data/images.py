@@ -16,6 +16,7 @@ from typing import IO, NamedTuple, Protocol, runtime_checkable
 import imagehash
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from flowers.data.image_bombs import check_scans, limit_tags
 from flowers.data.pixels import to_rgb
 from flowers.runtime.files import cache_dir, cache_lock, chunk_by_time, read_cache, write_cache
 from flowers.runtime.logging import progress_bar
@@ -32,9 +33,10 @@ MAX_FILE_BYTES = 2**29  # of an image file: about MAX_PIXELS of RGB with 16 bits
 DECODE_BYTES = 2**30  # what all threads of the process together take to decode images
 
 # The most that decoding takes, measured by the peak of the process. Pillow has 4 bytes for a pixel of most modes, and
-# so has the result.
-_PEAK_BYTES_PER_PIXEL = {"JPEG": 12, "PNG": 8, "BMP": 8, "GIF": 9, "TIFF": 12, "WEBP": 20}
+# so has the result. A progressive JPEG has its coefficients beside them, an animated WebP two frames.
+_PEAK_BYTES_PER_PIXEL = {"PNG": 9, "BMP": 9, "GIF": 9, "JPEG": 13, "MPO": 13, "TIFF": 13, "WEBP": 17}
 _decoding = MemoryBudget(DECODE_BYTES)
+limit_tags()
 
 _CHECKS_FORMAT = 1  # of the cached checks; another number makes all of them stale
 _CHUNK_BYTES = 1 << 20
@@ -123,9 +125,11 @@ def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {max_pixels:,}")
         # Some decoders copy the whole file.
-        needed = file_bytes + image.width * image.height * _PEAK_BYTES_PER_PIXEL.get(str(image.format), 12)
+        needed = file_bytes + image.width * image.height * _PEAK_BYTES_PER_PIXEL[str(image.format)]
         with _decoding.share(needed):
             try:
+                if "progressive" in image.info:
+                    check_scans(file)
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
                 return to_rgb(image)

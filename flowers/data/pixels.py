@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-_TILE_PIXELS = 1 << 20  # of an image that is converted in tiles: their float64 copies take 8 MiB each
+_TILE_PIXELS = 1 << 18  # of an image that is converted in tiles: their float64 copies take 2 MiB each
 
 Box = tuple[int, int, int, int]
 
