@@ -81,11 +81,12 @@ NEEDS: dict[str, dict[str, list[str]]] = {
     "predict": {
         "*": ["run={run}", *_EXACT, "output={out}/predictions.csv", "num_workers=0"],
         "run": ["photos={few}", *_EXACT, "output={out}/predictions.csv", "num_workers=0"],
+        "root": ["run={run}", "photos={few}", *_EXACT, "output={out}/predictions.csv", "num_workers=0"],
     },
     "explain": {"*": ["run={run}", *_EXACT, "output={out}/maps"], "run": ["photos={few}", *_EXACT, "output={out}/maps"]},
     "export": {"*": ["run={run}", "output={out}/hub", "formats=[hub]", "rounds=1", "seconds=0.001", "batch=1"]},
     "app": {"*": ["port=0", *_EXACT]},
-    "soup": {"*": ["output={out}/soup", *_EXACT]},
+    "soup": {"*": ["output={out}/soup", *_EXACT], "root": ["multirun={multirun}", "output={out}/soup", *_EXACT]},
     "pack": {"*": ["photos={photos}", "output={out}/shards", "workers=1", "shard_mb=0.05"]},
     "benchmark": {
         "*": [*_SMALL, "data.root={photos}", "trainer=cpu", "rounds=1", "seconds=0.001", "head.epochs=1"],
@@ -98,6 +99,7 @@ NEEDS: dict[str, dict[str, list[str]]] = {
     "learning_curve": {
         "*": [*_SMALL, "data.root={photos}", "fractions=[0.3,0.6,1.0]", "seeds=[0,1]", "output={out}/curve", *_EXACT],
         "run": ["fractions=[0.3,0.6,1.0]", "seeds=[0,1]", "output={out}/curve", *_EXACT],
+        "root": ["run={run}", "fractions=[0.3,0.6,1.0]", "seeds=[0,1]", "output={out}/curve", *_EXACT],
         "data.root shards": ["data=shards", *_PIXELS, *_NETWORK, "fractions=[0.3,0.6,1.0]", "seeds=[0,1]", *_EXACT],
         "model.weights": [*_SMALL[:-1], "data.root={photos}", "fractions=[0.3,0.6,1.0]", "seeds=[0,1]", *_EXACT],
     },
