@@ -241,7 +241,7 @@ def _finish(events: int, status: int) -> None:
 
 
 class _Hook:
-    """Write down what a process does: `! FINDING` for what it must not do, `< FILE` for what it reads of the stranger."""
+    """Write down what a process does: `! FINDING` for what it must not do, `< FILE` for what it reads."""
 
     def __init__(self, case: Confinement, events: int) -> None:
         self.events, self.serves, self.is_busy = events, case.serves, False
@@ -267,7 +267,9 @@ class _Hook:
             "ctypes.dlopen": self._loaded,
             "webbrowser.open": lambda address: f"opened {address!r} in a browser",
             "urllib.Request": lambda address, *_: f"requested {address!r}",
-            **dict.fromkeys(("os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.chown", "os.utime"), self._changed),
+            **dict.fromkeys(
+                ("os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.chown", "os.utime"), self._changed
+            ),
             **dict.fromkeys(("os.mkdir", "shutil.rmtree", "shutil.chown"), self._changed),
             "os.rename": lambda source, target, *rest: self._changed(source, *rest[:1]) or self._changed(target),
             "os.link": lambda source, target, *_: self._changed(target),
@@ -294,8 +296,7 @@ class _Hook:
         name = os.path.realpath(os.fsdecode(path))
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
             return self._changed(path)
-        plain = os.path.abspath(os.fsdecode(path))
-        for each in (name, plain):
+        for each in (name, os.path.normpath(Path.cwd() / os.fsdecode(path))):
             if each.startswith(f"{self.watched}/"):
                 self._write(f"< {os.path.relpath(each, self.watched)}")
         return None

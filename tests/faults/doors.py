@@ -16,12 +16,20 @@ from torchvision.models import get_model
 
 from flowers.data.corrections import CORRECTION_COLUMNS
 from flowers.data.synthetic import generate_dataset
+from flowers.deploy.hub_folder import write_hub_folder
 from flowers.evaluation.review_page import LABEL_COLUMNS
-from flowers.runtime.run_folder import SPLIT_FILE, TRACKERS_FILE, write_start
+from flowers.models.classifier import load_classifier
+from flowers.runtime.run_folder import (
+    BEST_CHECKPOINT,
+    HYDRA_OVERRIDES_FILE,
+    SPLIT_FILE,
+    TRACKERS_FILE,
+    write_start,
+)
 from flowers.runtime.schema.programs import PROGRAM_SCHEMAS
 from tests.faults.confinement import Confinement, run_confined
 
-# What a setting of any program takes: the names of EXHIBITS that it may be given.
+# What a setting of any program takes: the names of EXHIBITS below that it may be given.
 TAKES: dict[str, tuple[str, ...]] = {
     "run": ("run", "hub"),
     "runs": ("run",),
@@ -45,7 +53,7 @@ NOT_OF_A_STRANGER: dict[str, str] = {
     **dict.fromkeys(("logger.mlflow.experiment_name", "logger.wandb.project", "token", "host"), "a name"),
     **dict.fromkeys(("allowed_hosts", "label", "peer_experiment"), "a name"),
     **dict.fromkeys(("data.s3_endpoint", "logger.mlflow.tracking_uri", "sweep.storage"), "an address of the user"),
-    **dict.fromkeys(("s3_endpoint",), "an address of the user"),
+    "trainer.max_time": "a duration",
     **dict.fromkeys(("settings", "sweep.settings", "sweep.options", "peer_settings", "recipe.base"), "a command line"),
     **dict.fromkeys(("recipe.best", "recipe.parts"), "a command line"),
     "resume": "repeats a command line: see SECURITY.md",
@@ -83,7 +91,10 @@ NEEDS: dict[str, dict[str, list[str]]] = {
         "run": ["photos={few}", *_EXACT, "output={out}/predictions.csv", "num_workers=0"],
         "root": ["run={run}", "photos={few}", *_EXACT, "output={out}/predictions.csv", "num_workers=0"],
     },
-    "explain": {"*": ["run={run}", *_EXACT, "output={out}/maps"], "run": ["photos={few}", *_EXACT, "output={out}/maps"]},
+    "explain": {
+        "*": ["run={run}", *_EXACT, "output={out}/maps"],
+        "run": ["photos={few}", *_EXACT, "output={out}/maps"],
+    },
     "export": {"*": ["run={run}", "output={out}/hub", "formats=[hub]", "rounds=1", "seconds=0.001", "batch=1"]},
     "app": {"*": ["port=0", *_EXACT]},
     "soup": {"*": ["output={out}/soup", *_EXACT], "root": ["multirun={multirun}", "output={out}/soup", *_EXACT]},
@@ -174,41 +185,44 @@ def doors() -> list[Door]:
     return found
 
 
-EXHIBITS = ("run", "hub", "multirun", "search", "shards", "photos", "pool", "corrections", "split", "labels", "weights")
+# The groups of files of each exhibit (`group_of`); a test compares them with the files.
+_RUN = ("checkpoint", "safetensors", "json", "yaml", "csv", "photo", "other")
+EXHIBITS: dict[str, tuple[str, ...]] = {
+    "run": _RUN,
+    "hub": ("safetensors", "json", "other"),
+    "multirun": _RUN,
+    "search": _RUN,
+    "shards": ("json", "csv", "npy", "tar"),
+    "photos": ("photo", "json"),
+    "pool": ("photo",),
+    **dict.fromkeys(("corrections", "split", "labels"), ("csv",)),
+    "weights": ("checkpoint",),
+}
 
 
-def make_exhibits(folder: Path, method: str = "forkserver", small: bool = False) -> None:
-    """Make a folder with everything that a stranger may give, each made by the program that makes it for a user.
+def cell_names() -> dict[str, tuple[Door, str]]:
+    """Return each door and each group of files that comes through it, by the name of their cells."""
+    return {f"{door}-{group}": (door, group) for door in doors() for group in EXHIBITS[door.exhibit]}
 
-    Args:
-        folder: The folder, which is made.
-        method: See `run_confined`.
-        small: Make the multirun of copies of one run, no search, and a run without what other programs add to it.
-    """
+
+def make_exhibits(folder: Path) -> None:
+    """Make a folder with everything that a stranger may give, each made by the program that makes it for a user."""
 
     def make(name: str, *arguments: str) -> None:
         work = folder.with_name(f"{folder.name}-made")
-        ended = run_confined(Confinement(name, arguments, work, folder / "nothing", (folder,)), method)
+        ended = run_confined(Confinement(name, arguments, work, folder / "nothing", (folder,)))
         assert (ended.status, ended.findings) == (0, []), f"{name} {' '.join(arguments)}: {ended}"
 
-    folder.mkdir()
     _make_photos(folder)
-    torch.save(get_model("shufflenet_v2_x0_5", weights=None).state_dict(), folder / "weights.pth")
     recipe = [*_SMALL, *_TRAINING, f"data.root={folder}/photos", f"data.corrections={folder}/corrections.csv"]
     recipe += ["data.test_fraction=0.1", "reject=0.2", "logger=[tensorboard,csv]", "features.cache=false"]
     recipe += ["optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=false"]  # last.ckpt stays small
     runs = [folder / "multirun" / name for name in "01"]
-    if small:
-        make("train", *recipe, f"hydra.run.dir={runs[0]}", "optimizer.lr=0.01")
-        shutil.copytree(*runs)
-    else:
-        make("train", "-m", "optimizer.lr=0.01,0.02", *recipe, "finetune.epochs=1", f"hydra.sweep.dir={runs[0].parent}")
-        make("learning_curve", f"run={runs[0]}", "fractions=[0.3,0.6,1.0]", "seeds=[0,1]", *_EXACT)
-        search = ["sweep.trials=2", "sweep/sampler=random", f"sweep.folder={folder}/search"]
-        make("sweep", *search, *recipe, "optimizer.lr=0.01,0.02")
+    make("train", "-m", "optimizer.lr=0.01,0.02", *recipe, "finetune.epochs=1", f"hydra.sweep.dir={runs[0].parent}")
+    make("learning_curve", f"run={runs[0]}", "fractions=[0.3,0.6,1.0]", "seeds=[0,1]", *_EXACT)
+    make("sweep", "sweep.trials=2", "sweep/sampler=random", f"sweep.folder={folder}/search", *recipe, "seed=0,1")
     for run in runs:
-        if not small:
-            make("evaluate", f"run={run}", *_EXACT)
+        make("evaluate", f"run={run}", *_EXACT)
         write_start(run, ["seed=1"], is_resumed=True)
         (run / TRACKERS_FILE).write_text('{"mlflow": "0123456789abcdef0123456789abcdef", "wandb": "a1b2c3d4"}\n')
     shutil.copytree(runs[0], folder / "run")
@@ -218,9 +232,31 @@ def make_exhibits(folder: Path, method: str = "forkserver", small: bool = False)
     make("pack", f"photos={folder}/photos", f"output={folder}/shards", "workers=1", "shard_mb=0.05")
 
 
+def collect_exhibits(folder: Path, run: Path, shards: Path) -> None:
+    """Make such a folder of a run and shards that are there; it has no search.
+
+    Args:
+        folder: The folder, which is made.
+        run: A run folder, of the 60 photos of `generate_dataset` with 48 pixels.
+        shards: The shards.
+    """
+    _make_photos(folder)
+    shutil.copytree(shards, folder / "shards")
+    for name in ("run", "multirun/0", "multirun/1"):
+        shutil.copytree(run, folder / name)
+        (folder / name / HYDRA_OVERRIDES_FILE).parent.mkdir()
+        (folder / name / HYDRA_OVERRIDES_FILE).write_text(f"- seed={name[-1]}\n")
+    shutil.copy(run / SPLIT_FILE, folder / "split.csv")
+    (folder / "hub").mkdir()
+    model = load_classifier(run / BEST_CHECKPOINT)
+    write_hub_folder(folder / "hub", model.eval(), {"temperature": 1.0, "tta": "none", "split_digest": ""}, None)
+
+
 def _make_photos(folder: Path) -> None:
     """Make photos with labels, others without, and the tables about them that a person saves in a page."""
+    folder.mkdir()
     generate_dataset(folder / "photos", number=60, size=48)
+    torch.save(get_model("shufflenet_v2_x0_5", weights=None).state_dict(), folder / "weights.pth")
     for name, count in (("few", 3), ("pool", 12)):
         (folder / name).mkdir()
         for number in range(count):
@@ -244,5 +280,3 @@ def files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [Path()]
     return sorted(each.relative_to(path) for each in path.rglob("*") if each.is_file())
-
-

@@ -6,12 +6,13 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.faults.confinement import STRANGER_MODULES, Confinement, Ended, run_confined
 from tests.faults.doors import WRITES, Door, exhibit_path, files_of
-from tests.faults.payloads import SECRET, Place, apply, changes_of, group_of, sample
+from tests.faults.payloads import ANY, SECRET, Place, apply, changes_of, group_of, sample
 
 # How many payloads a file gets that a program opens, by its group; one that it does not open gets one.
 COUNTS = {"checkpoint": 5, "safetensors": 3, "json": 4, "yaml": 3, "csv": 4, "npy": 3, "tar": 2, "photo": 5, "other": 1}
@@ -75,6 +76,12 @@ class Matrix:
         if changes := [(file, generator.choice(list(changes_of(self._place(path / file))))) for file in others]:
             yield Cell(door, tuple(changes))
 
+    def wide_cell(self, door: Door, group: str) -> Cell:
+        """Return a cell in which each file of a group holds a payload of `ANY`."""
+        path = exhibit_path(self.exhibits, door.exhibit)
+        files = [file for file in files_of(path) if group_of(path / file) == group]
+        return Cell(door, tuple(zip(files, cycle(sample(list(ANY), len(ANY), f"{door}{group}")), strict=False)))
+
     def problems(self, cell: Cell) -> list[str]:
         """Run a cell and return what does not hold, one line each."""
         ended, problems = self._run(cell.door, cell)
@@ -128,7 +135,9 @@ class Matrix:
         )
         problems = list(ended.findings)
         if (_fingerprint(self.secret.parent), _fingerprint(self.exhibits)) != before_own:
-            changed = sorted(set(before_own[0] + before_own[1]) ^ set(_fingerprint(self.secret.parent) + _fingerprint(self.exhibits)))
+            changed = sorted(
+                set(before_own[0] + before_own[1]) ^ set(_fingerprint(self.secret.parent) + _fingerprint(self.exhibits))
+            )
             mine = [line for line in changed if not Path(line.split("\t")[0]).name.startswith(prefixes or ("\0",))]
             if mine:
                 problems.append(f"changed what is not its own: {mine[0]}")
@@ -136,11 +145,15 @@ class Matrix:
         after = _fingerprint(given.parent)
         if (folder / "before").exists():
             changed = sorted(set((folder / "before").read_text(errors="surrogateescape").split("\n")) ^ set(after))
-            mine = [line for line in changed if line and not Path(line.split("\t")[0]).name.startswith(prefixes or ("\0",))]
+            mine = [
+                line for line in changed if line and not Path(line.split("\t")[0]).name.startswith(prefixes or ("\0",))
+            ]
             if mine and ended.status >= 0:
                 problems.append(f"changed the folder of the stranger: {mine[0]}")
         if SECRET in ended.output:
-            problems.append("printed the secret: " + next(line for line in ended.output.splitlines() if SECRET in line)[:300])
+            problems.append(
+                "printed the secret: " + next(line for line in ended.output.splitlines() if SECRET in line)[:300]
+            )
         for path in (folder / "out", folder / "home", folder / "work"):
             problems += [f"wrote the secret to {each.relative_to(folder)}" for each in _holding(path, SECRET)]
         return ended, problems
@@ -157,7 +170,7 @@ def _fingerprint(folder: Path) -> list[str]:
     lines = []
     for parent, names, files in os.walk(folder):
         for name in (*names, *files):
-            path = os.path.join(parent, name)
+            path = f"{parent}/{name}"
             found = os.lstat(path)
             what = (found.st_mode, found.st_ino) + ((found.st_size, found.st_mtime_ns) if name in files else ())
             shown = path.encode(errors="surrogateescape").decode(errors="backslashreplace").replace("\n", "\\n")
@@ -168,7 +181,10 @@ def _fingerprint(folder: Path) -> list[str]:
 def _holding(folder: Path, text: str) -> Iterator[Path]:
     """Yield the files below a folder that hold a text."""
     for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 28 and text.encode() in path.read_bytes():
+        if (
+            path.is_file()
+            and not path.is_symlink()
+            and path.stat().st_size < 1 << 28
+            and text.encode() in path.read_bytes()
+        ):
             yield path
-
-

@@ -458,10 +458,12 @@ def _fresh(path: Path) -> Path:
 
 def _bomb(place: Place) -> None:
     """4 GB of zeros that a zip file holds in 4 MB."""
-    with zipfile.ZipFile(_fresh(place.path), "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
-        with file.open("archive/data.pkl", "w", force_zip64=True) as entry:
-            for _ in range(4096):
-                entry.write(bytes(1 << 20))
+    with (
+        zipfile.ZipFile(_fresh(place.path), "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+        file.open("archive/data.pkl", "w", force_zip64=True) as entry,
+    ):
+        for _ in range(4096):
+            entry.write(bytes(1 << 20))
 
 
 def npy_changes(place: Place) -> dict[str, Change]:
@@ -475,13 +477,13 @@ def npy_changes(place: Place) -> dict[str, Change]:
 
     def huge(place: Place) -> None:
         with _fresh(place.path).open("wb") as file:
-            np.lib.format.write_array_header_1_0(
-                file, {"descr": "<i8", "fortran_order": False, "shape": (1 << 40, 3)}
-            )
+            np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (1 << 40, 3)})
             file.write(bytes(4096))
 
     return {
-        "objects": lambda place: save(lambda array: np.array([RunsCode(place.canary)], object), allow_pickle=True)(place),
+        "objects": lambda place: save(lambda array: np.array([RunsCode(place.canary)], object), allow_pickle=True)(
+            place
+        ),
         "one dimension": save(lambda array: array.reshape(-1)),
         "negative": save(lambda array: -array.astype(np.int64) - 1),
         "huge numbers": save(lambda array: array.astype(np.int64) + (1 << 50)),
@@ -534,7 +536,7 @@ def photo_changes(place: Place) -> dict[str, Change]:
 
     def renamed(name: bytes) -> Change:
         def apply(place: Place) -> None:
-            os.rename(os.fsencode(place.path), os.path.join(os.fsencode(place.path.parent), name))
+            place.path.rename(place.path.with_name(os.fsdecode(name)))
 
         return apply
 
@@ -599,11 +601,9 @@ def apply(place: Place, name: str) -> None:
 
 
 def sample(names: list[str], count: int, seed: str) -> list[str]:
-    """Return `count` of the names, half of them from ANY, the same ones for the same seed."""
+    """Return `count` of the names, if there are as many half of them from ANY; the same ones for the same seed."""
     generator = random.Random(seed)
     general = [name for name in names if name in ANY]
     special = [name for name in names if name not in ANY]
     wanted = min(len(special), count - min(len(general), count // 2))
     return [*generator.sample(special, wanted), *generator.sample(general, min(len(general), count - wanted))]
-
-
