@@ -143,12 +143,12 @@ class Classifier:
             if reject and not (found / REJECTION_FILE).is_file():
                 advice = f"python -m flowers.evaluate run=FOLDER reject={reject:g}, and export that run again"
                 raise ValueError(f"reject={reject:g}: {found} has no {REJECTION_FILE}: {advice}")
-            rejection = load_rejection(found, reject)
+            rejection = load_rejection(found, reject, model.head.in_features)
             return cls(model.to(device), config["temperature"], resolved["precision"], tta or config["tta"], rejection)
         hparams = read_checkpoint(found)["hyper_parameters"]  # raises a clear error for a file of another origin
         temperature = (read_result(run_dir_of(found)) or {}).get("temperature", 1.0)
-        rejection = load_rejection(run_dir_of(found), reject)
         model = load_classifier(found).to(device).eval()
+        rejection = load_rejection(run_dir_of(found), reject, model.head.in_features)
         tta, backbone = tta or hparams["config"]["tta"], None
         if resolve_engine(model, hparams["config"], engine) == "int8":
             open_run = partial(open_run_images, found, hparams, root=root)

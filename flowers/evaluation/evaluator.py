@@ -107,7 +107,7 @@ def _find_rejection(
     """Return what the run rejects images with; with `reject`, make it and keep it in the run folder."""
     run_dir = run_dir_of(checkpoint)
     if not cfg.reject or cfg.photos:
-        rejection = load_rejection(run_dir, cfg.reject)
+        rejection = load_rejection(run_dir, cfg.reject, model.head.in_features)
     else:
         if cfg.split != "val":
             features = extract_features(model, data, data.dataset("val"), "val", config)

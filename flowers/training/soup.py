@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
@@ -155,7 +156,7 @@ def _write_run(output: Path, checkpoint: Mapping[str, Any], split_file: Path) ->
     (output / BEST_CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(split_file, output / SPLIT_FILE)
     config = checkpoint["hyper_parameters"]["config"] | {"run_dir": str(output)}
-    atomic_write_text(output / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(config)))
+    atomic_write_text(output / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     hparams = checkpoint["hyper_parameters"] | {"config": config}
     with atomic_write(output / BEST_CHECKPOINT) as partial:
         torch.save({**checkpoint, "hyper_parameters": hparams}, partial)
