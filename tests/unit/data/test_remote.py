@@ -105,7 +105,7 @@ def test_remote_file_cache_says_that_a_download_was_deleted(
     monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path))
     monkeypatch.setattr("flowers.data.remote.fetch_file", lose)
     file = ShardSource(str(shards), None, 0, 0).shards[0]
-    with pytest.raises(RemoteFileError, match="another program deleted it meanwhile.: leave the folder alone"):
+    with pytest.raises(RemoteFileError, match=r"another program deleted it meanwhile.: leave the folder alone"):
         RemoteFileCache(web, None, 5, 1).path(file)
 
 
