@@ -108,7 +108,7 @@ async def ask(
     done = asyncio.Event()
     answered: list[dict[str, Any]] = []
 
-    async def receive() -> dict[str, Any]:
+    async def receive() -> Any:
         if events:
             return events.pop(0)
         await done.wait()
@@ -185,7 +185,12 @@ def test_a_client_that_leaves_costs_nothing_more(trained: Path, monkeypatch: pyt
     classifier = Classifier.load(trained, "cpu", "32-true")
     batches: list[int] = []
     classify: Callable[..., Any] = classifier.classify
-    monkeypatch.setattr(classifier, "classify", lambda batch: batches.append(len(batch)) or classify(batch))
+
+    def counted(batch: Any) -> Any:
+        batches.append(len(batch))
+        return classify(batch)
+
+    monkeypatch.setattr(classifier, "classify", counted)
     server = InferenceServer(classifier, AppSettings(max_files=200))
     app = build_app(server)
 
