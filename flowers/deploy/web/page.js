@@ -273,7 +273,8 @@ function csv() {
       continue;
     }
     const shares = answer.probabilities.map((share) => share.toFixed(6));
-    const rejected = engine.rejects ? [Number(answer.strangeness.toFixed(6)), answer.isRejected] : [];
+    const strangeness = answer.strangeness === null ? "" : Number(answer.strangeness.toFixed(6)); // null: not finite
+    const rejected = engine.rejects ? [strangeness, answer.isRejected] : [];
     const number = best(answer);
     lines.push([answer.name, engine.classes[number], shares[number], ...shares, ...rejected, Boolean(answer.abstains), ""]);
   }

@@ -1,7 +1,7 @@
 // Asks the server that the page comes from.
 import { openPhoto, preview } from "./photo.js";
 
-const PAUSES = [500, 1000, 2000, 4000]; // milliseconds before each new try
+const PAUSES = [500, 1000, 2000]; // milliseconds before each new try
 const MAX_PAUSE = 10_000; // of what a server may ask for
 const BUSY = [502, 503, 504]; // the last two also from a proxy
 const KEY = "flowers token";
