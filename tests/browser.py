@@ -100,7 +100,13 @@ def write_stand_in_page(folder: Path) -> Path:
     return folder
 
 
-class _QuietFiles(http.server.SimpleHTTPRequestHandler):
+class QuietFiles(http.server.SimpleHTTPRequestHandler):
+    """Serves the files of a folder."""
+
+    @classmethod
+    def of(cls, folder: Path) -> Any:
+        return partial(cls, directory=str(folder))
+
     def log_message(self, *arguments: object) -> None:
         pass
 
@@ -190,9 +196,9 @@ class _ServerPage(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def serve_stand_in(engine: str, folder: Path) -> Iterator[StandIn]:
     """Serve the page: with the engine "onnx", which is exported to the folder, or with the engine "server"."""
-    handler = _ServerPage
+    handler: Any = _ServerPage
     if engine == "onnx":
-        handler = partial(_QuietFiles, directory=str(write_stand_in_page(folder / "exported" / "web")))
+        handler = QuietFiles.of(write_stand_in_page(folder / "exported" / "web"))
     with StandIn(handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
