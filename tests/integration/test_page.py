@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from flowers.export import main as export
+from flowers.predict import main as predict
 from tests.browser import QuietFiles, open_chromium
-from tests.helpers import configuration, program
+from tests.helpers import configuration
 
 
 @contextmanager
@@ -66,8 +67,7 @@ def photos(painted: Path, tmp_path: Path) -> list[Path]:
 def predicted(rejecting: Path, photos: list[Path], tmp_path: Path) -> list[dict[str, str]]:
     """What flowers.predict answers."""
     arguments = [f"run={rejecting}", f"photos=[{','.join(map(str, photos))}]", f"output={tmp_path / 'predicted.csv'}"]
-    done = program(*arguments, "accelerator=cpu", "precision=32-true", name="predict")
-    assert done.returncode == 0, done.stderr
+    predict(configuration(*arguments, "accelerator=cpu", "precision=32-true", name="predict"))
     with (tmp_path / "predicted.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
