@@ -24,7 +24,8 @@ from flowers.deploy.export.formats import EXPORTERS, ExportSource, ImageProgram,
 from flowers.deploy.export.model_card import render_model_card
 from flowers.deploy.export.pipeline import TrainedRun, write_programs
 from flowers.deploy.export.web_page import RUNTIME_FILES
-from flowers.deploy.web_app import InferenceServer, build_app
+from flowers.deploy.inference_server import InferenceServer
+from flowers.deploy.web_app import build_app
 from flowers.evaluation.predictions import load_predictions
 from flowers.export import main
 from flowers.runtime.files import read_json
@@ -141,15 +142,15 @@ def test_run_its_folder_for_a_hub_and_its_onnx_program_answer_the_same(exported:
         app = build_app(InferenceServer(Classifier.load(run, "cpu", "32-true"), AppSettings()))
         with TestClient(app, base_url="http://localhost") as client:
             model = client.get("/model").json()
-            answers.append([client.post("/predict", files=sent).json(), model["digests"], model["classes"]])
+            answers.append((client.post("/predict", files=sent).json()["predictions"], model["digests"]))
     assert answers[0] == answers[1]
-    predictions = answers[0][0]["predictions"]
+    predictions, _ = answers[0]
     assert len(predictions) == 50
     program = onnxruntime.InferenceSession(exported / "model.onnx")
     for file, answer in zip(files, predictions, strict=True):
         photos = np.asarray(read_image(file)).transpose(2, 0, 1)[None]
         (probabilities,) = program.run(["probabilities"], {"photos": photos})
-        named = dict(zip(answers[0][2], probabilities[0].tolist(), strict=True))
+        named = dict(zip(model["classes"], probabilities[0].tolist(), strict=True))
         assert named == pytest.approx(answer["probabilities"], abs=2e-3)
 
 
