@@ -60,7 +60,10 @@ def run_comparison(cfg: DictConfig) -> None:
     else:
         check_same_corrections(folders)
     best, *others = sorted(predictions, key=lambda run: -score(predictions[run])["accuracy"])
-    comparisons = compare_with_best(predictions[best], {other: predictions[other] for other in others})
+    try:
+        comparisons = compare_with_best(predictions[best], {other: predictions[other] for other in others})
+    except ValueError as error:
+        raise ValueError(f"{one_line(best)} against {error}") from error
     folder, names = _shorten_paths([best, *others])
     if cfg.corrections:
         n = len(predictions[best])
@@ -154,9 +157,14 @@ def compare_with_best(best: Predictions, others: Mapping[str, Predictions]) -> d
     """Return `mcnemar(other, best)` for each of the others, with `p` adjusted by `holm`.
 
     Raises:
-        ValueError: See `mcnemar`.
+        ValueError: See `mcnemar`; the message names the other.
     """
-    comparisons = {name: mcnemar(other, best) for name, other in others.items()}
+    comparisons = {}
+    for name, other in others.items():
+        try:
+            comparisons[name] = mcnemar(other, best)
+        except ValueError as error:
+            raise ValueError(f"{one_line(name)}: {error}") from error
     adjusted = holm([comparison["p"] for comparison in comparisons.values()])
     return {name: pair | {"p": p} for (name, pair), p in zip(comparisons.items(), adjusted, strict=True)}
 

@@ -94,7 +94,7 @@ def preload() -> None:
 
     names = [each.name for each in pkgutil.walk_packages(flowers.__path__, "flowers.")]
     for name in (*(name for name in names if "__main__" not in name and "peers" not in name), *_HEAVY):
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(ImportError), warnings.catch_warnings(action="ignore"):
             importlib.import_module(name)
 
 

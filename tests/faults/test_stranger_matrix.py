@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flowers.runtime.schema.programs import PROGRAM_SCHEMAS
-from tests.faults.confinement import start_server
+from tests.faults.confinement import preload, start_server
 from tests.faults.doors import (
     EXHIBITS,
     NOT_OF_A_STRANGER,
@@ -31,7 +31,7 @@ FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "run_format_1"
 def sampled() -> list[str]:
     """Return names of cells in which each program occurs, and each kind of file in two programs that are quick."""
     first = {door.program: f"{door}-{EXHIBITS[door.exhibit][0]}" for door in reversed(doors()) if not door.is_refused}
-    quick = ("compare-runs-run", "compare-multirun-multirun", "predict-run-hub", "predict-photos-photos")
+    quick = ("compare-runs-run", "compare-multirun-multirun-yaml", "predict-run-hub", "predict-photos-photos")
     return [*dict.fromkeys([*first.values(), *(name for name in CELLS if name.startswith(quick))])]
 
 
@@ -49,6 +49,7 @@ def small_matrix(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Matr
     """The matrix on a run of an earlier version."""
     folder = tmp_path_factory.mktemp("matrix")
     collect_exhibits(folder / "exhibits", FORMAT_1, shards)
+    preload()
     return Matrix(folder / "exhibits", folder / "cells", "fork")
 
 

@@ -57,6 +57,12 @@ def test_compare_with_best_adjusts_the_p_values():
     assert adjusted["a"]["p"] == pytest.approx(mcnemar(others["a"], best)["p"])
 
 
+def test_compare_with_best_names_the_run_that_was_scored_on_other_images():
+    best, other = (Predictions([path], torch.tensor([0]), torch.eye(2)[:1], ["a", "b"]) for path in ("1", "2"))
+    with pytest.raises(ValueError, match=r"^runs/x: the runs were scored on different images"):
+        compare_with_best(best, {"runs/x": other})
+
+
 def test_ranking_table_folds_names_and_never_cuts_them():
     names = ["a" * 200 + "1", "a" * 200 + "2"]
     console = Console(width=60, record=True, file=io.StringIO())
