@@ -13,10 +13,20 @@ from typing import NamedTuple
 
 from tests.faults.confinement import STRANGER_MODULES, Confinement, Ended, run_confined
 from tests.faults.doors import WRITES, Door, exhibit_path, files_of
-from tests.faults.payloads import ANY, SECRET, Place, apply, changes_of, group_of, sample
+from tests.faults.payloads import ANY, SECRET, Place, apply, changes_of, group_of, is_wrong, sample
 
 # How many payloads a file gets that a program opens, by its group; one that it does not open gets one.
-COUNTS = {"checkpoint": 5, "safetensors": 3, "json": 4, "yaml": 3, "csv": 4, "npy": 3, "tar": 2, "photo": 5, "other": 1}
+COUNTS = {
+    "checkpoint": 6,
+    "safetensors": 5,
+    "json": 6,
+    "yaml": 10,
+    "csv": 5,
+    "npy": 3,
+    "tar": 2,
+    "photo": 5,
+    "other": 1,
+}
 
 
 class Cell(NamedTuple):
@@ -46,6 +56,7 @@ class Matrix:
         for path in (self.secret, self.victim):
             path.write_text(f"{SECRET}\n" * 3)
         self.references: dict[Door, Ended] = {}
+        self.answers: dict[Door, str] = {}
 
     def groups(self, exhibit: str) -> set[str]:
         """Return the groups of the files of an exhibit."""
@@ -56,6 +67,7 @@ class Matrix:
         """Return how the program ends with an exhibit as it is."""
         if door not in self.references:
             self.references[door] = self._run(door, None)[0]
+            self.answers[door] = self._answers()
         return self.references[door]
 
     def cells(self, door: Door, group: str) -> Iterator[Cell]:
@@ -86,6 +98,9 @@ class Matrix:
     def problems(self, cell: Cell) -> list[str]:
         """Run a cell and return what does not hold, one line each."""
         ended, problems = self._run(cell.door, cell)
+        answers = self.answers.get(cell.door, "")
+        if not ended.status and answers and all(is_wrong(payload) for _, payload in cell.changes):
+            problems += ["gave other answers"] * (self._answers() != answers)
         lines = ended.output.splitlines()
         errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
         if problems or not ended.status:
@@ -99,6 +114,11 @@ class Matrix:
         if not self._names("\n".join(lines[errors[0] :]), cell):
             return [f"does not name the file: {lines[-1]}"]
         return []
+
+    def _answers(self) -> str:
+        """Return what `flowers.predict` wrote in the last cell; empty for other programs."""
+        path = self.folder / "cell" / "out" / "predictions.csv"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
 
     def _names(self, error: str, cell: Cell) -> bool:
         """Return whether an error names the file, or the folder that was given."""
@@ -119,7 +139,7 @@ class Matrix:
         for name in STRANGER_MODULES if door.exhibit not in ("photos", "pool") else ():
             module = (given if given.is_dir() else given.parent) / f"{name}.py"
             module.write_text(f"open({str(self.canary)!r}, 'w').close()\n")
-        before_own = _fingerprint(self.secret.parent), _fingerprint(self.exhibits)
+        before_own = [*_fingerprint(self.secret.parent), *_fingerprint(self.exhibits)]
         changes = [(self._place(given / file), payload) for file, payload in cell.changes] if cell else []
         prefixes = WRITES.get(door.program, ())
         planted = (
@@ -140,22 +160,14 @@ class Matrix:
             self.method,
         )
         problems = list(ended.findings)
-        if (_fingerprint(self.secret.parent), _fingerprint(self.exhibits)) != before_own:
-            changed = sorted(
-                set(before_own[0] + before_own[1]) ^ set(_fingerprint(self.secret.parent) + _fingerprint(self.exhibits))
-            )
-            mine = [line for line in changed if not Path(line.split("\t")[0]).name.startswith(prefixes or ("\0",))]
-            if mine:
-                problems.append(f"changed what is not its own: {mine[0]}")
-            self.canary.unlink(missing_ok=True)
-        after = _fingerprint(given.parent)
-        if (folder / "before").exists():
-            changed = sorted(set((folder / "before").read_text(errors="surrogateescape").split("\n")) ^ set(after))
-            mine = [
-                line for line in changed if line and not Path(line.split("\t")[0]).name.startswith(prefixes or ("\0",))
-            ]
-            if mine and ended.status >= 0:
-                problems.append(f"changed the folder of the stranger: {mine[0]}")
+        after_own = [*_fingerprint(self.secret.parent), *_fingerprint(self.exhibits)]
+        if changed := _changed(before_own, after_own, prefixes):
+            problems.append(f"changed what is not its own: {changed[0]}")
+        self.canary.unlink(missing_ok=True)
+        if (folder / "before").exists() and ended.status >= 0:
+            before = (folder / "before").read_text(errors="surrogateescape").split("\n")
+            if changed := _changed(before, _fingerprint(given.parent), prefixes):
+                problems.append(f"changed the folder of the stranger: {changed[0]}")
         if SECRET in ended.output:
             problems.append(
                 "printed the secret: " + next(line for line in ended.output.splitlines() if SECRET in line)[:300]
@@ -187,6 +199,12 @@ def _fingerprint(folder: Path) -> list[str]:
             shown = path.encode(errors="surrogateescape").decode(errors="backslashreplace").replace("\n", "\\n")
             lines.append(f"{shown}\t{what}")
     return lines
+
+
+def _changed(before: Sequence[str], after: Sequence[str], allowed: Sequence[str]) -> list[str]:
+    """Return the lines of two fingerprints that differ, but for files whose names begin with one of `allowed`."""
+    lines = sorted({*before, ""} ^ {*after, ""})
+    return [line for line in lines if not Path(line.split("\t")[0]).name.startswith(tuple(allowed) or ("\0",))]
 
 
 def _holding(folder: Path, text: str) -> Iterator[Path]:

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import random
+import re
 import stat
 import struct
 import tarfile
@@ -147,6 +148,7 @@ def values(place: Place) -> dict[str, Any]:
         "hub": {"_target_": "torch.hub.load", "repo_or_dir": str(place.path.parent), "source": "local", "model": "x"},
         "partial": {"_target_": "os.system", "_partial_": True, "command": f"touch {place.canary}"},
         "variable": VARIABLE,
+        "overriding variable": f"x={VARIABLE}",
         "address": ADDRESS,
         "bucket": BUCKET,
         "secret": str(place.secret),
@@ -214,6 +216,9 @@ def document_changes(document: Any, place: Place) -> Iterator[tuple[str, Callabl
     if isinstance(document, dict):
         yield "one more", _setter([("stranger",)], VARIABLE)
         yield "a target", _setter([("_target_",)], "os.abort")
+        calls = values(place)["hub"]
+        if "logger" in document:
+            yield "trackers that call", _setter([("logger",)], {"mlflow": calls, "wandb": calls, "tensorboard": calls})
         yield "a later format", _setter([("format_version",)], 99)
 
 
@@ -600,10 +605,38 @@ def apply(place: Place, name: str) -> None:
     changes_of(place)[name](place)
 
 
+# Endings of the names of payloads, by what they try: code, the environment and files of the user, addresses, numbers.
+_TRIES = (
+    ("trackers that call",),
+    ("=target", "=hub", "=partial", "tag", "code in it", "code, legacy", "objects"),
+    ("each text=overriding variable",),
+    ("=variable", "=secret"),
+    ("=address", "=bucket", "=weights"),
+    ("=nan", "=minus one", "=zero", "=infinity", ": nan", ": infinity", "=depth", "is missing"),
+)
+
+# Payloads that make a file wrong: what reads it must refuse it, or answer as before.
+_WRONG = re.compile(
+    r"=nan$|=infinity$|(?<!mean\.\d)=minus one$|: |(?<!temperature) is missing$|tensors$|one more tensor$"
+)
+
+
+def is_wrong(payload: str) -> bool:
+    """Return whether no program may answer anything else because of a payload."""
+    return bool(_WRONG.search(payload))
+
+
 def sample(names: list[str], count: int, seed: str) -> list[str]:
-    """Return `count` of the names, if there are as many half of them from ANY; the same ones for the same seed."""
+    """Return `count` of the names, if there are as many half of them from ANY; the same ones for the same seed.
+
+    Of the others, the first ones each try another thing.
+    """
     generator = random.Random(seed)
     general = [name for name in names if name in ANY]
     special = [name for name in names if name not in ANY]
+    tries = [[name for name in special if name.endswith(ends)] for ends in _TRIES]
+    first = [generator.choice(fitting) for fitting in tries if fitting]
+    rest = generator.sample(special, len(special))
     wanted = min(len(special), count - min(len(general), count // 2))
-    return [*generator.sample(special, wanted), *generator.sample(general, min(len(general), count - wanted))]
+    chosen = [*dict.fromkeys([*first, *rest])][:wanted]
+    return [*chosen, *generator.sample(general, min(len(general), count - len(chosen)))]
