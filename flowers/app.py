@@ -1,20 +1,35 @@
-"""Serve a trained run as a web page: `python -m flowers.app --help`."""
+"""Serve a trained run to browsers and programs: `python -m flowers.app --help`."""
 
-from omegaconf import DictConfig
+import sys
+from typing import TYPE_CHECKING
 
-from flowers.cli import program
-from flowers.runtime.config import require_extra
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
-def app(cfg: DictConfig) -> None:
-    """Serve the page until it is interrupted."""
-    require_extra("the web page", "app", "gradio", "captum")
+def app(cfg: "DictConfig") -> None:
+    """Serve until the process is interrupted."""
+    from flowers.deploy.app_settings import read_settings
+    from flowers.runtime.config import check_settings, require_extra, to_container
+
+    require_extra("the server", "app", "fastapi", "uvicorn", "captum")
+    check_settings(cfg, "app")
+    values = to_container(cfg)
+    settings = read_settings(values)
     from flowers.deploy.web_app import serve_app
 
-    serve_app(cfg)
+    serve_app(values, settings)
 
 
-main = program(app, "app")
+def main(cfg: "DictConfig | None" = None) -> None:
+    """Serve as the command line says, or as `cfg` does."""
+    if cfg is None and not any(argument.startswith("-") for argument in sys.argv[1:]):
+        sys.stdout.write("flowers app: loading; Ctrl-C stops it\n")  # before the imports, which take seconds
+        sys.stdout.flush()
+    from flowers.cli import program
+
+    program(app, "app")(cfg)
+
 
 if __name__ == "__main__":
     main()

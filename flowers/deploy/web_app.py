@@ -1,348 +1,521 @@
-"""A web page that classifies images, built with Gradio and served on this machine only."""
+"""The inference server: a page, and answers to photos that are sent to it."""
 
-import errno
+import asyncio
+import io
 import json
+import math
 import os
 import re
-import shutil
-import socket
-import tempfile
-import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from fnmatch import fnmatch
-from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from hmac import compare_digest
+from http import HTTPStatus
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import PlainTextResponse
-from omegaconf import DictConfig
+import starlette.exceptions
+import torch
+from fastapi import Depends, FastAPI, HTTPException, Path, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from PIL import Image
+from pydantic import BaseModel
 from rich.console import Console
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 
-from flowers.data.images import IMAGE_FORMATS, read_error_reason, read_image
-from flowers.deploy.classifier import Classifier
-from flowers.deploy.explain import Explanation, ImageCrops, crop_image, explain_images
+from flowers import __version__
+from flowers.data.images import IMAGE_FORMATS, MAX_PIXELS, read_error_reason, read_image
+from flowers.deploy.app_settings import AppSettings, bind, is_known_host, is_loopback, is_own_origin
+from flowers.deploy.batches import Batches, BatchThread
+from flowers.deploy.classifier import Classifier, Prediction
+from flowers.deploy.explain import ImageCrops, crop_image, explain_images
+from flowers.deploy.gradcam import grad_cam
+from flowers.deploy.http_server import serve
 from flowers.deploy.hub_folder import find_classifier
-from flowers.runtime.config import check_settings, require_extra
+from flowers.deploy.page_files import SERVER_PAGE, read_page
+from flowers.deploy.request_body import RequestBodies, Upload, busy
+from flowers.models.backbones import state_dict_sha256
 from flowers.runtime.hardware import available_cores
-from flowers.runtime.text import escape_markdown, one_line
 
-_HOST = "127.0.0.1"
+_JPEG_QUALITY = 90
+_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+}
 
-
-_LOCAL_NAMES = (_HOST, "localhost")
-
-
-# With this policy a browser contacts no other host, whatever the version of Gradio puts into its page.
-_CONTENT_SECURITY_POLICY = (
-    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self' data: blob: ws: wss:"
-)
+T = TypeVar("T")
 
 
-_MAX_BATCH = 16  # uploads; on a CPU, the frozen backbone computes batches of this size
+class FileAnswer(BaseModel):
+    """The answer to one file; without values if it cannot be read, and `error` says why."""
+
+    name: str | None
+    label: str | None = None
+    probability: float | None = None
+    probabilities: dict[str, float] | None = None
+    strangeness: float | None = None
+    rejected: bool | None = None
+    abstains: bool | None = None
+    error: str | None = None
 
 
-_MULTIPART_BYTES = 100_000  # of an upload, beside the file
+class Answers(BaseModel):
+    """The answers to the files of a request, in their order."""
+
+    predictions: list[FileAnswer]
 
 
-def serve_app(cfg: DictConfig) -> None:
-    """Serve the page until the process is interrupted.
+class Preprocessing(BaseModel):
+    """How images are prepared for the network."""
 
-    Args:
-        cfg: Composed from conf/app.yaml.
-
-    Raises:
-        ValueError: A setting is wrong, the port is in use, or there is no run.
-    """
-    require_extra("the web app", "app", "gradio", "uvicorn", "captum")
-    import uvicorn
-
-    check_settings(cfg, "app")
-    _check_port(cfg.port)
-    run = find_classifier(cfg.run)
-    classifier = Classifier.load(run, cfg.accelerator, cfg.precision, reject=cfg.reject)
-    settings = PageSettings(
-        str(cfg.run), cfg.confidence, cfg.max_megapixels, cfg.max_upload_mb, list(cfg.allowed_hosts)
-    )
-    app = build_app(classifier, settings)
-    console = Console(highlight=False)
-    console.print(f"open http://{_HOST}:{cfg.port} in a browser on this machine; Ctrl-C stops the server")
-    # A client that waits for its turn uses its connection again after more than the default of 5 seconds.
-    uvicorn.run(app, host=_HOST, port=cfg.port, log_level="warning", timeout_keep_alive=75)
+    image_size: int
+    resize: int
+    interpolation: str
+    mean: list[float]
+    std: list[float]
 
 
-def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except (OSError, OverflowError) as error:
-            in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-            raise ValueError(f"port={port}: {'in use' if in_use else error}; give another port") from error
+class Digests(BaseModel):
+    """SHA-256 of the weights and of the split that the model was trained on."""
+
+    weights: str
+    split: str | None
 
 
-def build_app(classifier: Classifier, settings: "PageSettings") -> FastAPI:
-    """Build the web application.
+class Limits(BaseModel):
+    """Of a request."""
 
-    Args:
-        classifier: The trained classifier.
-        settings: The settings of the page.
-
-    Returns:
-        The application. It deletes the uploaded images when it shuts down.
-    """
-    uploads = Path(tempfile.mkdtemp(prefix="flowers-app-")).resolve()
-    _configure_gradio(uploads)
-    import gradio as gr
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        shutil.rmtree(uploads, ignore_errors=True)
-
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    _guard_requests(app, uploads, settings)
-    return gr.mount_gradio_app(  # type: ignore[no-any-return]
-        app,
-        _build_page(classifier, settings),
-        path="/",
-        server_name=_HOST,
-        footer_links=[],
-        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        max_file_size=int(settings.max_upload_mb * 1e6),
-        show_error=False,
-        ssr_mode=False,
-    )
+    files: int
+    request_bytes: int
+    pixels: int
 
 
-def _configure_gradio(uploads: Path) -> None:
-    """Set what Gradio reads from the environment, partly when it is imported."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_RUN_HISTORY"] = "False"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # the default folder is shared with other apps of this machine
-
-
-def _build_page(classifier: Classifier, settings: "PageSettings") -> Any:
-    import gradio as gr
-
-    def markdown(text: str = "") -> Any:
-        return gr.Markdown(text, latex_delimiters=[])  # a class name may hold dollars
-
-    # PyTorch keeps threads and memory for each thread that calls it, and Gradio calls from dozens of threads.
-    worker = ThreadPoolExecutor(1)
-
-    def answer(files: Sequence[dict[str, str] | None]) -> tuple[list[Any], ...]:
-        paths = [file["path"] if file else None for file in files]
-        computed = worker.submit(answer_uploads, classifier, paths, settings.confidence, settings.max_megapixels)
-        answers = computed.result()
-        labels = [
-            # A label shows the most likely class in large letters, as the answer, unless it has no heading.
-            gr.Label(value=answer.probabilities, show_heading=not answer.abstains)
-            for answer in answers
-        ]
-        return [answer.message for answer in answers], labels, [answer.picture for answer in answers]
-
-    with gr.Blocks(title="flowers", analytics_enabled=False, delete_cache=(600, 600)) as page:
-        markdown(f"## Which class: {', '.join(map(escape_markdown, classifier.classes))}?")
-        with gr.Row():
-            image = gr.Image(
-                label="Drop, paste or choose an image", sources=["upload", "clipboard"], buttons=[], height=420
-            )
-            with gr.Column():
-                message = markdown()
-                label = gr.Label(show_label=False, num_top_classes=min(10, len(classifier.classes)))
-        heat_map = gr.Image(
-            label="What the model looks at (Grad-CAM)",
-            interactive=False,
-            buttons=["fullscreen"],
-            format="jpeg",  # the compression of WebP takes 20 times as long, and as long as the network itself
-        )
-        name = escape_markdown(settings.name)
-        markdown(f"Probabilities are calibrated on validation images. Model: {name}. Images stay on this machine.")
-        # Without preprocessing the function gets the uploaded file itself. `read_image` knows more formats than Gradio
-        # and says what is wrong with a file. The uploads that wait are answered together.
-        image.change(
-            answer,
-            image,
-            [message, label, heat_map],
-            preprocess=False,
-            api_visibility="private",
-            batch=True,
-            max_batch_size=_MAX_BATCH,
-        )
-    return page
-
-
-class PageSettings(NamedTuple):
-    """What the owner of the page may choose.
-
-    Attributes:
-        name: The name of the run, shown on the page.
-        confidence: The probability below which the page says that it does not know. None to always name a class.
-        max_megapixels: Images with more pixels are refused.
-        max_upload_mb: Files of more megabytes are refused.
-        allowed_hosts: Host names, beside localhost, under which a reverse proxy serves the page. "*.example.com" and
-            "*" are patterns.
-    """
+class ModelFacts(BaseModel):
+    """What is served."""
 
     name: str
-    confidence: float | None = None
-    max_megapixels: float = 50.0
-    max_upload_mb: float = 20.0
-    allowed_hosts: Sequence[str] = ()
+    version: str
+    classes: list[str]
+    preprocessing: Preprocessing
+    tta: str
+    digests: Digests
+    rejects: bool
+    confidence: float | None
+    explains: bool
+    limits: Limits
 
 
-class Answer(NamedTuple):
-    """What the page shows for an upload.
+class Health(BaseModel):
+    """The server answers."""
 
-    Attributes:
-        message: Markdown; empty if there is nothing to say.
-        probabilities: The probability of each class, as it is displayed. None if there is no readable image.
-        picture: The image beside its heat map. None if there is no readable image.
-        abstains: Whether the page does not know the class.
-    """
-
-    message: str = ""
-    probabilities: dict[str, float] | None = None
-    picture: Image.Image | None = None
-    abstains: bool = False
+    status: str
 
 
-def answer_uploads(
-    classifier: Classifier, files: Sequence[str | None], confidence: float | None, max_megapixels: float
-) -> list[Answer]:
-    """Classify and explain uploaded files, all in one batch.
+class RequestError(BaseModel):
+    """Why a request was not answered, in one line."""
+
+    error: str
+
+
+class JSON(Response):
+    """JSON in ASCII: a class name may hold bytes that are not UTF-8."""
+
+    media_type = "application/json"
+
+    def render(self, content: BaseModel | dict[str, Any]) -> bytes:
+        """Return the body."""
+        plain = content.model_dump() if isinstance(content, BaseModel) else content
+        return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+_FILE = {"type": "string", "format": "binary"}
+_UPLOADS = {
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "properties": {"files": {"type": "array", "items": _FILE, "minItems": 1}},
+            "required": ["files"],
+        }
+    },
+    "image/*": {"schema": _FILE},
+    "application/octet-stream": {"schema": _FILE},
+}
+_BODY = {"requestBody": {"required": True, "content": _UPLOADS}}
+_ERRORS = {
+    400: "no valid request, or no image in it",
+    401: "the token is missing or another one",
+    403: "the request comes from the page of another site",
+    404: "no such path",
+    405: "no such method of this path",
+    408: "the request was sent too slowly",
+    413: "the request is too large",
+    415: "a type of body that is not known",
+    421: "the request is for a host that is not allowed",
+    422: "the image cannot be read",
+    503: "too many requests at the same time; Retry-After says when to try again",
+}
+
+
+def _responses(*more: int, answer: dict[str, Any] | None = None) -> dict[int | str, dict[str, Any]]:
+    errors = {
+        code: {"model": RequestError, "description": _ERRORS[code]} for code in sorted({400, 403, 408, 421, *more})
+    }
+    return {**({200: answer} if answer else {}), **errors}
+
+
+class InferenceServer:
+    """Answers requests with a classifier. Nothing of a request is written to a disk, or is kept after its answer.
 
     Args:
         classifier: The trained classifier.
-        files: The paths. None if an upload was removed from the page.
-        confidence: See `PageSettings`.
-        max_megapixels: See `PageSettings`.
+        settings: Who may ask, and how much.
     """
-    read = list(_readers().map(lambda file: _read_upload(classifier, file, max_megapixels), files))
-    crops = [upload for upload in read if isinstance(upload, ImageCrops)]
-    explanations = explain_images(classifier, crops) if crops else iter(())
-    return [_answer(next(explanations), confidence) if isinstance(each, ImageCrops) else Answer(each) for each in read]
+
+    def __init__(self, classifier: Classifier, settings: AppSettings) -> None:
+        self.classifier, self.settings = classifier, settings
+        self.max_pixels = min(settings.max_pixels, MAX_PIXELS)
+        self.facts = _describe(classifier, settings, self.max_pixels)
+        self.bodies = RequestBodies(settings.max_request_bytes, settings.max_files)
+        self.in_flight = 0
+        # Threads suffice: Pillow and torch release the interpreter lock while they decode and resize.
+        self._readers = ThreadPoolExecutor(available_cores())
+        size = classifier.backbone.batch_size
+        thread = BatchThread()
+        self._predict = Batches(lambda batch: classifier.classify(torch.stack(list(batch))), size, thread)
+        self._explain = Batches(self._heat_maps, size, thread)
+        self._room = asyncio.Semaphore(2 * size)  # decoded images: a batch that is computed, and the next one
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """End the requests that wait."""
+        self._stopping.set()
+
+    async def predict(self, request: Request) -> Response:
+        """Classify the files of a request."""
+
+        async def answer(uploads: list[Upload]) -> Response:
+            return JSON(Answers(predictions=await asyncio.gather(*map(self._answer, uploads))))
+
+        return await self._with_uploads(request, answer)
+
+    async def explain(self, request: Request) -> Response:
+        """Draw an image beside its heat map."""
+
+        async def answer(uploads: list[Upload]) -> Response:
+            if len(uploads) != 1:
+                raise HTTPException(400, f"expected one image, found {len(uploads)}")
+            async with self._room:
+                crops = await self._in_reader(self._read_crops, uploads[0])
+                if isinstance(crops, str):
+                    raise HTTPException(422, crops)
+                return Response(await self._explain(crops), media_type="image/jpeg")
+
+        if not self.facts.explains:
+            raise HTTPException(404, "this model has no heat map")
+        return await self._with_uploads(request, answer)
+
+    async def _with_uploads(self, request: Request, answer: Callable[[list[Upload]], Awaitable[Response]]) -> Response:
+        try:
+            async with self.bodies.uploads(request) as uploads:
+                if self.in_flight >= self.settings.max_in_flight:
+                    raise busy()
+                self.in_flight += 1
+                try:
+                    return await self._unless_gone(request, answer(uploads))
+                finally:
+                    self.in_flight -= 1
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
+
+    async def _unless_gone(self, request: Request, answer: Awaitable[Response]) -> Response:
+        """Wait for an answer, but not after the client has gone or the server stops: then what waits is not computed.
+
+        Raises:
+            ClientDisconnect: The client has gone.
+            HTTPException: The server stops.
+        """
+        tasks = [asyncio.ensure_future(each) for each in (answer, request.receive(), self._stopping.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                return tasks[0].result()  # type: ignore[return-value]
+            raise ClientDisconnect if tasks[1].done() else HTTPException(503, "the server stops")
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _answer(self, upload: Upload) -> FileAnswer:
+        async with self._room:
+            pixels = await self._in_reader(self._read_pixels, upload)
+            if isinstance(pixels, str):
+                return FileAnswer(name=upload.name, error=pixels)
+            return _file_answer(upload.name, await self._predict(pixels), self.settings.confidence)
+
+    async def _in_reader(self, read: Callable[[Upload], T], upload: Upload) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read, upload)
+
+    def _read_pixels(self, upload: Upload) -> Tensor | str:
+        """Return the input of the network, or why there is none."""
+        return self._read(upload, lambda image: torch.as_tensor(self.classifier.eval_transform(pil_to_tensor(image))))
+
+    def _read_crops(self, upload: Upload) -> ImageCrops | str:
+        return self._read(upload, lambda image: crop_image(self.classifier, image))
+
+    def _read(self, upload: Upload, prepare: Callable[[Any], T]) -> T | str:
+        if not upload.content:
+            return "empty"
+        try:
+            file = io.BytesIO(upload.content)
+            with Image.open(file, formats=IMAGE_FORMATS) as header:  # the pixels are not decoded yet
+                if header.width * header.height > self.max_pixels:
+                    return f"{header.width} x {header.height} pixels, over the limit of {self.max_pixels:,}"
+            return prepare(read_image(file))
+        except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file
+            return read_error_reason(error)
+
+    def _heat_maps(self, batch: Sequence[ImageCrops]) -> list[bytes]:
+        """Return the pictures of a batch as JPEG files."""
+        files = []
+        for explanation in explain_images(self.classifier, batch):
+            file = io.BytesIO()
+            explanation.picture.save(file, "JPEG", quality=_JPEG_QUALITY)
+            files.append(file.getvalue())
+        return files
 
 
-@cache
-def _readers() -> ThreadPoolExecutor:
-    # Threads suffice: Pillow and torch release the interpreter lock while they decode and resize.
-    return ThreadPoolExecutor(available_cores())
-
-
-def _read_upload(classifier: Classifier, file: str | None, max_megapixels: float) -> ImageCrops | str:
-    """Return what the network sees of a file, or the message, in Markdown, why it sees nothing."""
-    if file is None:
-        return ""
+def _describe(classifier: Classifier, settings: AppSettings, max_pixels: int) -> ModelFacts:
+    hparams = classifier.model.hparams
+    size = hparams["image_size"]
     try:
-        with Image.open(file, formats=IMAGE_FORMATS) as header:  # the pixels are not decoded yet
-            megapixels = header.width * header.height / 1e6
-            if megapixels > max_megapixels:
-                size = f"{header.width} x {header.height} pixels, {megapixels:.1f} megapixels"
-                return (
-                    f"### This image is too large\nIt has {size}. This page takes up to {max_megapixels:g} megapixels."
-                )
-        return crop_image(classifier, read_image(file))
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file
-        return f"### This file cannot be read as an image\n{escape_markdown(read_error_reason(error))}"
+        grad_cam(classifier, torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        explains = True
+    except ValueError:  # this architecture has no feature map
+        explains = False
+    return ModelFacts(
+        name=settings.name,
+        version=__version__,
+        classes=classifier.classes,
+        preprocessing=Preprocessing(
+            image_size=size,
+            resize=hparams["resize"],
+            interpolation=hparams["interpolation"],
+            mean=list(hparams["mean"]),
+            std=list(hparams["std"]),
+        ),
+        tta=classifier.tta,
+        digests=Digests(weights=state_dict_sha256(classifier.model), split=hparams["split_digest"]),
+        rejects=classifier.rejection is not None,
+        confidence=settings.confidence,
+        explains=explains,
+        limits=Limits(files=settings.max_files, request_bytes=settings.max_request_bytes, pixels=max_pixels),
+    )
 
 
-def _answer(explanation: Explanation, confidence: float | None) -> Answer:
-    label, probability, probabilities, strangeness, rejected = explanation.prediction
-    # Gradio names the file of a picture by its content, and writes it again while another request may be reading it.
-    explanation.picture.info["comment"] = uuid.uuid4().hex
-    shown = {one_line(name): value for name, value in probabilities.items()}
-    if rejected:
-        message = (
-            f"### None of these\nThe image is stranger ({strangeness:.3g}) than nearly all images of the classes. "
-            f"The most likely class would be {escape_markdown(label)}."
+def _file_answer(name: str | None, prediction: Prediction, confidence: float | None) -> FileAnswer:
+    label, probability, probabilities, strangeness, rejected = prediction
+    return FileAnswer(
+        name=name,
+        label=label,
+        probability=probability,
+        probabilities=probabilities,
+        strangeness=strangeness if strangeness is not None and math.isfinite(strangeness) else None,
+        rejected=rejected,
+        abstains=confidence is not None and probability < confidence,
+    )
+
+
+def build_app(server: InferenceServer) -> FastAPI:
+    """Return the application: the routes below, and nothing else.
+
+    Args:
+        server: What answers.
+    """
+    settings, page = server.settings, read_page(SERVER_PAGE)
+    app = FastAPI(
+        title="flowers",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        default_response_class=JSON,
+    )
+    bearer = HTTPBearer(auto_error=False, description="The token of the server")
+
+    def check_token(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+        expected = settings.token or ""
+        if given is None or not compare_digest(given.credentials.encode(), expected.encode()):
+            raise HTTPException(
+                401, "this server needs its token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+            )
+
+    guarded = [Depends(check_token)] if settings.token is not None else []
+
+    def file(path: str) -> Response:
+        return Response(page[path], media_type=_TYPES[path.rpartition(".")[2]])
+
+    @app.get("/", response_class=Response, responses=_responses(answer={"content": {"text/html": {}}}))
+    async def index() -> Response:
+        """The page."""
+        return file("index.html")
+
+    names = [path.removeprefix("static/") for path in page if path.startswith("static/")]
+
+    @app.get(
+        "/static/{name}",
+        response_class=Response,
+        responses=_responses(404, answer={"content": {"text/css": {}, "text/javascript": {}}}),
+    )
+    async def static(name: Annotated[str, Path(json_schema_extra={"enum": names})]) -> Response:
+        """What the page loads."""
+        if name not in names:
+            raise HTTPException(404)
+        return file(f"static/{name}")
+
+    @app.get("/model", dependencies=guarded, responses=_responses(401))
+    async def model() -> ModelFacts:
+        """What is served."""
+        return JSON(server.facts)  # type: ignore[return-value]
+
+    @app.get("/health", responses=_responses())
+    async def health() -> Health:
+        """Whether the server answers."""
+        return JSON(Health(status="ok"))  # type: ignore[return-value]
+
+    @app.get("/openapi.json", responses=_responses())
+    async def openapi() -> dict[str, Any]:
+        """This description."""
+        return JSON(app.openapi())  # type: ignore[return-value]
+
+    @app.post("/predict", dependencies=guarded, responses=_responses(401, 413, 415, 503), openapi_extra=_BODY)
+    async def predict(request: Request) -> Answers:
+        """Classify one or several images."""
+        return await server.predict(request)  # type: ignore[return-value]
+
+    @app.post(
+        "/explain",
+        dependencies=guarded,
+        response_class=Response,
+        responses=_responses(401, 404, 413, 415, 422, 503, answer={"content": {"image/jpeg": {"schema": _FILE}}}),
+        openapi_extra=_BODY,
+    )
+    async def explain(request: Request) -> Response:
+        """Draw an image beside its Grad-CAM heat map."""
+        return await server.explain(request)
+
+    async def answer_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, starlette.exceptions.HTTPException)
+        text = error.detail if error.detail != HTTPStatus(error.status_code).phrase else _ERRORS[error.status_code]
+        return JSON({"error": text}, error.status_code, error.headers)
+
+    async def answer_mistake(_: Request, __: Exception) -> Response:
+        return JSON({"error": "a mistake of the server, which its log describes"}, 500)
+
+    app.add_exception_handler(starlette.exceptions.HTTPException, answer_error)
+    app.add_exception_handler(Exception, answer_mistake)
+    app.add_middleware(Gate, settings=settings, policy=_content_security_policy(page["index.html"]))
+    return app
+
+
+def _content_security_policy(page: bytes) -> str:
+    """Return the policy that the page names itself. As a header it also keeps other pages from framing this one."""
+    found = re.search(rb'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert found is not None
+    return f"{found[1].decode()}; frame-ancestors 'none'"
+
+
+class Gate:
+    """Refuses requests for other hosts and from other sites, and adds the headers that every answer has.
+
+    A site that a browser shows cannot use this server: not under a name that leads here (DNS rebinding), and not by a
+    form or a script.
+
+    Args:
+        app: The application behind it.
+        settings: The settings of the server.
+        policy: The Content-Security-Policy.
+    """
+
+    def __init__(self, app: ASGIApp, settings: AppSettings, policy: str) -> None:
+        self.app, self.settings = app, settings
+        self._headers = {
+            "Content-Security-Policy": policy,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Cache-Control": "no-store",
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self._headers)
+            await send(message)
+
+        refusal = self._refusal(Request(scope)) if scope["type"] == "http" else None
+        await (refusal or self.app)(scope, receive, send_with_headers)
+
+    def _refusal(self, request: Request) -> Response | None:
+        hosts, origins = request.headers.getlist("host"), request.headers.getlist("origin")
+        if self.settings.proxy and (forwarded := request.headers.getlist("x-forwarded-host")):
+            hosts = [forwarded[-1].rpartition(",")[2].strip()]  # the last proxy is the one that was meant
+        if len(hosts) != 1 or not is_known_host(hosts[0], self.settings.allowed_hosts):
+            return JSON({"error": "this host is not among allowed_hosts"}, 421)
+        if not all(is_own_origin(origin, hosts[0]) for origin in origins):
+            return JSON({"error": "the request comes from another site"}, 403)
+        return None
+
+
+def serve_app(values: dict[str, Any], settings: AppSettings) -> None:
+    """Serve a classifier until SIGINT or SIGTERM, then end the process: a batch that it computes cannot be interrupted.
+
+    Args:
+        values: As conf/app.yaml holds them.
+        settings: Made of them.
+
+    Raises:
+        ValueError: The port is in use, or there is no run.
+    """
+    run = find_classifier(values["run"])
+    with bind(settings.host, settings.port) as bound:
+        classifier = Classifier.load(run, values["accelerator"], values["precision"], reject=values["reject"])
+        server = InferenceServer(classifier, settings)
+        console = Console(highlight=False, soft_wrap=True, markup=False)
+
+        def say_ready() -> None:
+            for line in _ready_lines(server, bound.getsockname()[1]):
+                console.print(line)
+
+        serve(build_app(server), bound, settings.request_seconds, say_ready, server.stop)
+    console.print("stopped")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _ready_lines(server: InferenceServer, port: int) -> list[str]:
+    settings, facts = server.settings, server.facts
+    named = [name for name in settings.allowed_hosts if "*" not in name]
+    host = settings.host if is_loopback(settings.host) else next(iter(named), settings.host)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    lines = [
+        f"serving {facts.name}: {len(facts.classes)} classes; none of these: {'yes' if facts.rejects else 'no'}; "
+        f"heat maps: {'yes' if facts.explains else 'no'}",
+    ]
+    if settings.token is not None:
+        lines.append(
+            f"open {address}#token=… in a browser, with the token after the sign =; programs send it as a header"
         )
-        return Answer(message, shown, explanation.picture, abstains=True)
-    if confidence is None or probability >= confidence:
-        return Answer("", shown, explanation.picture)
-    message = (
-        f"### I don't know\nThe most likely class is {escape_markdown(label)}, but its probability is below "
-        f"{confidence:.2f}"
-    )
-    return Answer(message, shown, explanation.picture, abstains=True)
-
-
-def _guard_requests(app: FastAPI, uploads: Path, settings: PageSettings) -> None:
-    """Refuse requests that are too large, for other host names, from other sites, and for files that were not uploaded.
-
-    Gradio itself checks files only in apps that it launches, not in a mounted app. It would copy any file of this
-    machine, or of a public address, into its cache and serve it.
-    """
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Any) -> Response:
-        if not _is_own_origin(request, settings.allowed_hosts):
-            return PlainTextResponse("the request comes from another site", 403)
-        if "transfer-encoding" in request.headers:  # of unknown length; no browser sends it
-            return PlainTextResponse("the request has no length", 411)
-        if int(request.headers.get("content-length", 0)) > settings.max_upload_mb * 1e6 + _MULTIPART_BYTES:
-            return PlainTextResponse(f"this page takes up to {settings.max_upload_mb:g} MB", 413)
-        if not await _names_only_uploads(request, uploads):
-            return PlainTextResponse("only uploaded files can be used", 403)
-        response: Response = await call_next(request)
-        response.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY
-        return response
-
-    # Added last, so it runs first.
-    app.add_middleware(
-        TrustedHostMiddleware, allowed_hosts=[*_LOCAL_NAMES, *settings.allowed_hosts], www_redirect=False
-    )
-
-
-def _is_own_origin(request: Request, allowed_hosts: Sequence[str]) -> bool:
-    """Return whether the request comes from the page itself, or from a program that sends no origin."""
-    origin = request.headers.get("origin")
-    if origin is None:
-        return True
-    address = urlsplit(origin)
-    is_same = address.netloc == request.headers.get("host")
-    return is_same or any(fnmatch(address.hostname or "", pattern) for pattern in allowed_hosts)
-
-
-async def _names_only_uploads(request: Request, uploads: Path) -> bool:
-    """Return whether every file that the request names is an uploaded one."""
-    route = request.url.path
-    if (served := re.search("/file[=/](.*)", route, re.DOTALL)) and not _is_below(served[1], uploads):
-        return False
-    if request.method in ("GET", "HEAD", "OPTIONS") or route.endswith("/upload"):
-        return True
-    try:
-        body = json.loads(await request.body() or b"null")
-    except (ValueError, RecursionError):
-        return False
-    return all(_is_below(path, uploads) for path in _paths_in(body))
-
-
-def _paths_in(body: Any) -> Iterator[str]:
-    """Yield each file path in a JSON body. Gradio describes a file as an object whose "path" is a text."""
-    waiting = [body]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            if isinstance(path := value.get("path"), str):
-                yield path
-            waiting.extend(value.values())
-        elif isinstance(value, list):
-            waiting.extend(value)
-
-
-def _is_below(path: str, folder: Path) -> bool:
-    """Return whether `path`, with its symbolic links resolved, is inside `folder`."""
-    try:
-        return Path(path).resolve().is_relative_to(folder)
-    except (ValueError, OSError, RuntimeError):  # a null byte, a name that is too long, a loop of links
-        return False
+    else:
+        lines.append(f"open {address} in a browser")
+        if not is_loopback(settings.host):
+            lines.append(f"token=null: everyone who reaches port {port} of this machine may use it")
+    return [
+        *lines,
+        f"programs POST images to {address}predict; {address}openapi.json describes it; Ctrl-C stops the server",
+    ]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowers.data.images import MAX_PIXELS
+from flowers.deploy.page_files import EXPORT_PAGE, read_page
 from flowers.runtime.files import atomic_write_text
 from flowers.runtime.text import one_line
 
@@ -24,7 +25,6 @@ RUNTIME_FILES = {
 }
 
 _MAX_BYTES = 2**27  # of one file of the package
-_TEMPLATES = Path(__file__).parent / "web"
 
 
 class WebRuntime(NamedTuple):
@@ -98,9 +98,10 @@ def write_web_page(folder: Path, facts: Mapping[str, Any], runtime: WebRuntime) 
     """
     import onnxruntime
 
-    for template in _TEMPLATES.iterdir():
-        shutil.copyfile(template, folder / template.name)
-    (folder / "ort").mkdir()
+    for name in ("static", "ort"):
+        (folder / name).mkdir()
+    for name, content in read_page(EXPORT_PAGE).items():
+        (folder / name).write_bytes(content)
     for name, content in runtime.files.items():
         (folder / "ort" / name).write_bytes(content)
     for notice in ("LICENSE", "ThirdPartyNotices.txt"):  # the package for browsers has none

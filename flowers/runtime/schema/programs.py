@@ -133,10 +133,16 @@ class App(Group):
     run: Text | None
     confidence: Probability | None
     reject: Fraction | None
+    host: Text
     port: Annotated[int, Field(ge=0, le=65535)]
-    max_megapixels: Positive
-    max_upload_mb: Positive
+    token: Text | None
     allowed_hosts: list[Text]
+    proxy: bool
+    max_megapixels: Positive
+    max_request_mb: Positive
+    max_files: AtLeastOne
+    max_in_flight: AtLeastOne
+    request_seconds: Positive
     accelerator: Device | None
     precision: Precision | None
 

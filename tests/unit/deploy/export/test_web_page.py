@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from flowers.deploy.export.web_page import RUNTIME_FILES, read_web_runtime, write_web_page
+from flowers.deploy.page_files import EXPORT_PAGE
 from flowers.runtime.files import read_json
 
 FACTS: dict[str, Any] = {
@@ -111,7 +112,7 @@ def test_read_web_runtime_follows_no_link_in_an_archive(tmp_path: Path):
 def test_page_is_a_folder_of_static_files(page: Path):
     names = {path.relative_to(page).as_posix() for path in page.rglob("*") if path.is_file()}
     runtime = {f"ort/{name}" for name in (*RUNTIME_FILES.values(), "LICENSE", "ThirdPartyNotices.txt")}
-    own = {"index.html", "page.css", "page.js", "worker.js", "settings.json", "model.onnx", "LICENSE.txt"}
+    own = {*EXPORT_PAGE, "settings.json", "model.onnx", "LICENSE.txt"}
     assert names == own | runtime
     settings = read_json(page / "settings.json")
     assert settings["classes"] == FACTS["classes"]
@@ -126,7 +127,7 @@ def test_page_names_no_other_origin(page: Path):
     assert directives["script-src"] == "'self' 'wasm-unsafe-eval'"
     allowed = {"'none'", "'self'", "'wasm-unsafe-eval'", "blob:", "data:"}
     assert {source for sources in directives.values() for source in sources.split()} <= allowed
-    for name in ("index.html", "page.css", "page.js", "worker.js"):
+    for name in EXPORT_PAGE:
         text = (page / name).read_text().replace("http://localhost:8000", "")  # in a message
         assert not re.search(r"(https?:)?//\w+\.", text)
         assert "http:" not in text
@@ -135,12 +136,12 @@ def test_page_names_no_other_origin(page: Path):
 def test_page_shows_names_as_text_only(page: Path):
     markup, script = (
         (page / "index.html").read_text(),
-        (page / "page.js").read_text() + (page / "worker.js").read_text(),
+        (page / "static" / "page.js").read_text() + (page / "static" / "worker.js").read_text(),
     )
     assert not re.search(r"<script>|<script [^>]*>[^<]|\son\w+=|style=|javascript:", markup)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|DOMParser", script)
-    for path in page.glob("*.*"):
-        assert path.name == "settings.json" or "alert(1)" not in path.read_text()
+    for name in EXPORT_PAGE:
+        assert "alert(1)" not in (page / name).read_text()
 
 
 @pytest.fixture

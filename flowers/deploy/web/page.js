@@ -59,7 +59,7 @@ function start() {
   byId("clear").addEventListener("click", clear);
   say("Loading the model…");
   // A worker from a blob keeps the content security policy of this page. One from a file would have none.
-  const script = `import ${JSON.stringify(new URL("worker.js", location.href).href)};`;
+  const script = `import ${JSON.stringify(new URL("static/worker.js", location.href).href)};`;
   worker = new Worker(URL.createObjectURL(new Blob([script], { type: "text/javascript" })), { type: "module" });
   worker.onerror = ({ message }) => say(`${BROKEN}: ${message || "a file is missing, or this browser is too old"}`, true);
   worker.onmessage = ({ data }) => {
@@ -75,7 +75,7 @@ function begin(data) {
   const more = classes.length > MAX_NAMES ? ` and ${classes.length - MAX_NAMES} more` : "";
   const others = rejects ? "It answers “none of these” for most photos of other things."
     : "It answers with one of them for every photo, also for a photo of something else.";
-  byId("about").textContent = `It knows ${names}${more}. ${others} Photos do not leave this device.`;
+  byId("about").textContent = `It knows ${names}${more}. ${others} ${data.privacy ?? "Photos do not leave this device."}`;
   if (pending.length) next();
   else say("Ready.");
 }

@@ -1,9 +1,9 @@
 // Reads and classifies photos in a thread of its own, so that the page stays responsive.
-import * as ort from "./ort/ort.wasm.min.js";
+import * as ort from "../ort/ort.wasm.min.js";
 
 const PREVIEW = 480;  // longest side in pixels
 const MAX_MARKERS = 2000;  // of a JPEG file before its size
-const here = (path) => new URL(path, import.meta.url).href;
+const here = (path) => new URL(`../${path}`, import.meta.url).href;
 
 async function fetched(path, query = "", options = {}) {
   const response = await fetch(here(path + query), options).catch(() => ({ status: "missing, or not the one in settings.json" }));
