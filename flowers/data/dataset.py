@@ -16,7 +16,9 @@ from torchvision.transforms import v2
 from flowers.data.images import (
     ImageBytes,
     ImageFileError,
+    ImageMemoryError,
     ImageRoot,
+    named_memory_error,
     read_error_reason,
     read_image,
     read_unchanged,
@@ -162,7 +164,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         cached = self.cache.get(index) if self.cache else None
         if cached is not None:
             return cached
-        image = self.prepare(v2.functional.pil_to_tensor(self._read(index)))
+        with named_memory_error(self.paths[index]):
+            image = self.prepare(v2.functional.pil_to_tensor(self._read(index)))
         if self.cache:
             self.cache.put(index, image)
         return image
@@ -172,7 +175,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         content = source.content() if isinstance(source, ImageBytes) else read_unchanged(source, digest)
         try:
             return read_image(io.BytesIO(content))
-        except MemoryError:
+        except ImageMemoryError:
             raise
         except Exception as error:  # shards that others have packed: their images were not checked here
             raise ImageFileError(f"{one_line(self.paths[index])}: {read_error_reason(error)}") from error

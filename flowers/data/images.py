@@ -7,17 +7,20 @@ import logging
 import os
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol, runtime_checkable
 
 import imagehash
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from flowers.data.image_bombs import check_scans, limit_tags
+from flowers.data.pixels import to_rgb
 from flowers.runtime.files import cache_dir, cache_lock, chunk_by_time, read_cache, write_cache
 from flowers.runtime.logging import progress_bar
+from flowers.runtime.memory_budget import MemoryBudget
 from flowers.runtime.text import one_line
 
 log = logging.getLogger(__name__)
@@ -26,8 +29,19 @@ log = logging.getLogger(__name__)
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 READ_VERSION = 1  # raise it with every change of `read_image` that changes pixels: features are then computed again
 MAX_PIXELS = 89_478_485  # the limit above which Pillow warns: a quarter of a GiB as RGB
+MAX_FILE_BYTES = 2**29  # of an image file: about MAX_PIXELS of RGB with 16 bits, without compression
+DECODE_BYTES = 2**30  # what all threads of the process together take to decode images
+
+# The most that decoding takes, measured by the peak of the process. Pillow has 4 bytes for a pixel of most modes, and
+# so has the result. A progressive JPEG has its coefficients beside them, an animated WebP two frames.
+_PEAK_BYTES_PER_PIXEL = {"PNG": 9, "BMP": 9, "GIF": 9, "JPEG": 13, "MPO": 13, "TIFF": 13, "WEBP": 17}
+_decoding = MemoryBudget(DECODE_BYTES)
+limit_tags()
 
 _CHECKS_FORMAT = 1  # of the cached checks; another number makes all of them stale
+_CHUNK_BYTES = 1 << 20
+_EMPTY_SHA256 = hashlib.sha256().hexdigest()
+_MORE_MEMORY = "make it smaller, end other programs, or set fewer workers"
 _NOT_REGULAR = "not a regular file"
 _HASH_SIZE = 16  # a perceptual hash has 16 x 16 bits
 
@@ -41,6 +55,10 @@ class ImageFileError(ValueError):
     def __init__(self, text: str) -> None:
         name = f"{type(self).__module__}.{type(self).__qualname__}: "
         super().__init__(text.strip().rpartition("\n")[2].removeprefix(name))
+
+
+class ImageMemoryError(ImageFileError, MemoryError):
+    """There is not enough memory for an image. It is no fault of the file, which may be read another time."""
 
 
 @runtime_checkable
@@ -76,45 +94,120 @@ class ImageCheck(NamedTuple):
     reason: str
 
 
-def read_image(path: str | Path | IO[bytes] | ImageBytes) -> Image.Image:
+def read_image(source: str | Path | IO[bytes] | ImageBytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return an image as RGB with 8 bits per channel, rotated as its EXIF tag says.
 
-    Transparency becomes white. Grayscale of 16 bits is scaled to 8 bits. Of an animation, the first frame is read.
+    Transparency becomes white. Grayscale of 16 bits is scaled to 8 bits. Of an animation, the first frame is read. All
+    threads of the process together decode DECODE_BYTES at a time; whoever needs more waits until the others are done.
+
+    Args:
+        source: A path, an open binary file, or an image in a shard.
+        max_pixels: The limit of width x height.
 
     Raises:
-        ValueError: For more than MAX_PIXELS pixels.
-        OSError: For a file that cannot be opened or read; for damaged files, Pillow raises various other exceptions.
+        ImageMemoryError: There is not enough memory.
+        ValueError: For more than `max_pixels` pixels or MAX_FILE_BYTES bytes.
+        OSError: For a file that cannot be opened or read, or is not a regular file; for damaged files, Pillow raises
+            various other exceptions.
     """
-    if isinstance(path, (str, Path)):
-        _check_regular(Path(path))
-    file = io.BytesIO(path.content()) if isinstance(path, ImageBytes) else path
+    if isinstance(source, (str, Path)):
+        with named_memory_error(source), open_regular(source) as file:
+            return _decode(file, max_pixels)
+    return _decode(io.BytesIO(source.content()) if isinstance(source, ImageBytes) else source, max_pixels)
+
+
+def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
+    if not file.seekable():
+        file = io.BytesIO(file.read(MAX_FILE_BYTES + 1))
+    file_bytes = file.seek(0, os.SEEK_END)
+    _check_size(file_bytes)
     with Image.open(file, formats=IMAGE_FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,}")
-        image.load()
-        return to_upright_rgb(image)
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {max_pixels:,}")
+        # Some decoders copy the whole file.
+        needed = file_bytes + image.width * image.height * _PEAK_BYTES_PER_PIXEL[str(image.format)]
+        with _decoding.share(needed):
+            try:
+                if "progressive" in image.info:
+                    check_scans(file)
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+                return to_rgb(image)
+            except Exception as error:
+                if not is_memory_error(error):
+                    raise
+                size = f"{image.width} x {image.height} pixels, which take up to {needed / 1e6:,.0f} MB"
+                raise ImageMemoryError(f"not enough memory to decode {size}: {_MORE_MEMORY}") from error
 
 
-def to_upright_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode as RGB with 8 bits per channel, rotated as its EXIF tag says."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _scale_to_8_bits(image).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """Open a regular file, or a link to one, of at most MAX_FILE_BYTES bytes.
+
+    Raises:
+        OSError: It cannot be opened, or is a FIFO, on which opening waits for a writer, a device, which may have no
+            end, a socket or a folder.
+        ValueError: It has more bytes.
+    """
+    _check_regular(Path(path).stat())  # opening a device may already do something
+    # The file may have been replaced since: opening without blocking, and asking again, leaves no gap.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    file = open(os.open(path, flags), "rb")  # noqa: PTH123, SIM115  # of a descriptor; the caller closes it
+    try:
+        status = os.fstat(file.fileno())
+        _check_regular(status)
+        _check_size(status.st_size)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
-def _scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale grayscale of more than 8 bits from the range of its type, or for floats from the range of its values."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    if image.mode == "F":
-        low, high = values.min(), values.max()
-    else:
-        low, high = 0.0, 65_535.0 if values.max() > 255 else 255.0
-    scaled = (values - low) / max(high - low, 1e-12) * 255
-    return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(_NOT_REGULAR)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ValueError(f"{size:,} bytes, over the limit of {MAX_FILE_BYTES:,}")
+
+
+def image_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of an image file, hexadecimal; see `open_regular` for what it raises."""
+    with open_regular(path) as file:
+        return _sha256(file)
+
+
+def _sha256(file: IO[bytes]) -> str:
+    digest, size = hashlib.sha256(), 0
+    while chunk := file.read(_CHUNK_BYTES):
+        size += len(chunk)
+        _check_size(size)  # another process may append to it
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Return whether there was not enough memory. Pillow and torch also have errors of their own for that."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and "out of memory" in text)
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in text)
+    )
+
+
+@contextmanager
+def named_memory_error(name: str | Path) -> Iterator[None]:
+    """Raise ImageMemoryError with the name of an image if the block has not enough memory for it."""
+    try:
+        yield
+    except Exception as error:
+        if not is_memory_error(error):
+            raise
+        reason = str(error) if isinstance(error, ImageMemoryError) else f"not enough memory: {_MORE_MEMORY}"
+        start = f"{one_line(name)}: "
+        raise ImageMemoryError(start + reason.removeprefix(start)) from error
 
 
 def read_unchanged(path: Path, sha256: str) -> bytes:
@@ -125,23 +218,15 @@ def read_unchanged(path: Path, sha256: str) -> bytes:
     """
     again = "restore it, or start a new run"
     try:
-        content = _read_regular(path)
-    except OSError as error:
+        with named_memory_error(path), open_regular(path) as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except ImageMemoryError:
+        raise
+    except (OSError, ValueError) as error:
         raise ImageFileError(f"{one_line(path)} {read_error_reason(error)}, but was checked before: {again}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ImageFileError(f"{one_line(path)} has changed since it was checked: {again}")
     return content
-
-
-def _read_regular(path: Path) -> bytes:
-    _check_regular(path)
-    return path.read_bytes()
-
-
-def _check_regular(path: Path) -> None:
-    """Raise OSError for a FIFO, on which opening waits for a writer, a device, which may have no end, and a socket."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(_NOT_REGULAR)
 
 
 def read_error_reason(error: Exception) -> str:
@@ -214,16 +299,19 @@ def _file_state(path: Path) -> str:
 
 def _check_file(path: Path) -> ImageCheck:
     try:
-        content = _read_regular(path)
-    except OSError as error:
+        file = open_regular(path)
+    except (OSError, ValueError) as error:
         return ImageCheck("", "", read_error_reason(error))
-    digest = hashlib.sha256(content).hexdigest()
-    if not content:
-        return ImageCheck(digest, "", "empty")
-    try:
-        image = read_image(io.BytesIO(content))
-        return ImageCheck(digest, str(imagehash.phash(image, hash_size=_HASH_SIZE)), "")
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files make Pillow raise anything from EOFError to struct.error
-        return ImageCheck(digest, "", read_error_reason(error))
+    with file, named_memory_error(path):
+        try:
+            digest = _sha256(file)
+        except (OSError, ValueError) as error:
+            return ImageCheck("", "", read_error_reason(error))
+        if digest == _EMPTY_SHA256:
+            return ImageCheck(digest, "", "empty")
+        try:
+            return ImageCheck(digest, str(imagehash.phash(read_image(file), hash_size=_HASH_SIZE)), "")
+        except Exception as error:  # damaged files make Pillow raise anything from EOFError to struct.error
+            if is_memory_error(error):
+                raise
+            return ImageCheck(digest, "", read_error_reason(error))

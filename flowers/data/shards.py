@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from flowers.data.images import ImageFileError
+from flowers.data.images import MAX_FILE_BYTES, ImageFileError
 from flowers.data.remote import RemoteFile, RemoteFileCache, RemoteFileError, file_sha256, is_remote
 from flowers.data.splits import ImageRecord, SplitRecord, is_sha256, load_split
 from flowers.runtime.text import one_line
@@ -35,7 +35,6 @@ SHARD_FORMAT = 1
 MAX_MANIFEST_BYTES = 128 * 2**20  # a million shards
 
 _MAX_FILE_BYTES = 2**50
-_MAX_IMAGE_BYTES = 2**30  # an image is read into memory; MAX_PIXELS of 16-bit RGBA take 0.7 GiB without compression
 _MAX_DOWNLOADS = 5  # of a shard that another process removes each time
 
 
@@ -183,7 +182,7 @@ class ShardSource:
             raise ValueError(wrong)
         index = np.array(mapped, order="C")
         shard, start, size = index.T
-        if index.min() < 0 or shard.max() >= len(self.shards) or size.max() > _MAX_IMAGE_BYTES:
+        if index.min() < 0 or shard.max() >= len(self.shards) or size.max() > MAX_FILE_BYTES:
             raise ValueError(f"{wrong}: a shard number or a size is out of range")
         if (start > np.array([file.size for file in self.shards])[shard] - size).any():
             raise ValueError(f"{wrong}: an image ends after its shard")

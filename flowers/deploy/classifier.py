@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from flowers.data.images import read_error_reason, read_image, to_upright_rgb
+from flowers.data.images import named_memory_error, read_error_reason, read_image
+from flowers.data.pixels import to_upright_rgb
 from flowers.data.transforms import eval_transform
 from flowers.deploy.hub_folder import find_classifier, is_hub_folder, read_hub_folder
 from flowers.evaluation.evaluator import open_run_images, predict_logits, resolve_engine
@@ -162,7 +163,7 @@ class Classifier:
             The prediction.
 
         Raises:
-            ValueError: The image has too many pixels.
+            ValueError: The image has too many pixels or bytes, or there is not enough memory for it.
             OSError: The file cannot be read. Pillow may raise other exceptions for a damaged file.
         """
         return self.classify(self.pixels(image)[None])[0]
@@ -256,8 +257,9 @@ def _answers(model: ImageClassifier, rejection: Rejection | None, features: Tens
 
 
 def _read_pixels(image: str | Path | IO[bytes] | Image.Image, transform: Callable[[Tensor], Tensor]) -> Tensor:
-    rgb = to_upright_rgb(image) if isinstance(image, Image.Image) else read_image(image)
-    return torch.as_tensor(transform(v2.functional.pil_to_tensor(rgb)))
+    with named_memory_error(image if isinstance(image, (str, Path)) else "the image"):
+        rgb = to_upright_rgb(image) if isinstance(image, Image.Image) else read_image(image)
+        return torch.as_tensor(transform(v2.functional.pil_to_tensor(rgb)))
 
 
 class _ImageFiles(Dataset[tuple[str, Tensor | None, str]]):

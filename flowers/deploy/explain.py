@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from flowers.data.folder import expand_image_paths
-from flowers.data.images import read_error_reason, read_image
+from flowers.data.images import ImageMemoryError, read_error_reason, read_image
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.gradcam import grad_cam
@@ -186,7 +186,7 @@ def _read_or_warn(file: Path) -> Image.Image | None:
     """Return the image. Log a warning and return None if the file cannot be read."""
     try:
         return read_image(file)
-    except MemoryError:
+    except ImageMemoryError:
         raise
     except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file
         log.warning("skipped %s: %s", one_line(file), one_line(read_error_reason(error)))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps, ImageStat
 from torch import Tensor
 
-from flowers.data.images import ImageRoot, read_image
+from flowers.data.images import ImageRoot, named_memory_error, read_image
 from flowers.data.splits import ImageRecord, SplitRecord, assign_folds, group_near_duplicates
 from flowers.features.linear_probe import cross_validated_logits, principal_components
 from flowers.runtime.hardware import available_cores
@@ -304,11 +304,12 @@ def class_overlap(
 def preview_images(root: ImageRoot, paths: Sequence[str], side: int = _PREVIEW_SIDE) -> list[Preview]:
     """Make thumbnails of photos, `side` x `side` pixels, and measure brightness and sharpness. Read each photo once."""
     with ThreadPoolExecutor(available_cores()) as pool:
-        return list(
-            progress_bar(
-                pool.map(lambda path: preview_image(read_image(root / path), side), paths), "Photos", len(paths)
-            )
-        )
+        return list(progress_bar(pool.map(lambda path: _read_preview(root, path, side), paths), "Photos", len(paths)))
+
+
+def _read_preview(root: ImageRoot, path: str, side: int) -> Preview:
+    with named_memory_error(path):
+        return preview_image(read_image(root / path), side)
 
 
 def preview_image(image: Image.Image, side: int = _PREVIEW_SIDE) -> Preview:

@@ -1,6 +1,5 @@
 """Score a trained run on its own split or on other images."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from flowers.data.datamodule import ImageDataModule, inference_data_args
 from flowers.data.dataset import ImageDataset
 from flowers.data.folder import expand_image_paths
+from flowers.data.images import image_sha256, read_error_reason
 from flowers.data.splits import SPLITS, load_split, split_sha256
 from flowers.evaluation.gallery import save_mistakes, score_images
 from flowers.evaluation.metrics import compute_metrics
@@ -124,10 +124,17 @@ def _stranger_features(
     """Return the features of all images below a folder."""
     data = ImageDataModule(folder, **inference_data_args(config["data"]) | {"packed": False})
     files = expand_image_paths(folder)
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    digests = [_stranger_sha256(file) for file in files]
     names = [str(file.absolute()) for file in files]
     dataset = ImageDataset(Path("/"), names, [0] * len(files), digests, data.eval_transform)
     return extract_features(model, data, dataset, "strangers", config, open_run)
+
+
+def _stranger_sha256(file: Path) -> str:
+    try:
+        return image_sha256(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"strangers={one_line(file)}: {read_error_reason(error)}: remove it") from error
 
 
 def _open_images(

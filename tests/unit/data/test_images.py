@@ -1,13 +1,26 @@
 import errno
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from flowers.data.images import ImageFileError, check_images, read_image
+from flowers.data.images import (
+    DECODE_BYTES,
+    ImageFileError,
+    ImageMemoryError,
+    check_images,
+    image_sha256,
+    named_memory_error,
+    open_regular,
+    read_image,
+    read_unchanged,
+)
 
 RED_OVER_BLUE = np.zeros((40, 60, 3), np.uint8)
 RED_OVER_BLUE[:20, :, 0] = RED_OVER_BLUE[20:, :, 2] = 255
@@ -115,8 +128,9 @@ def test_check_images_resumes_after_an_interruption(tmp_path: Path, photo, monke
         photo(number).save(tmp_path / file)
     read, last = read_image, (tmp_path / files[3]).read_bytes()
 
-    def interrupt(file: io.BytesIO) -> Image.Image:
-        if file.getvalue() == last:
+    def interrupt(file: IO[bytes]) -> Image.Image:
+        file.seek(0)
+        if file.read() == last:
             raise KeyboardInterrupt
         return read(file)
 
@@ -138,7 +152,7 @@ def test_check_images_tries_a_file_again_that_could_not_be_opened(
 ):
     photo(0).save(tmp_path / "a.png")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        patch.setattr(Path, "stat", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
         assert "Permission denied" in check_images(tmp_path, ["a.png"])["a.png"].reason
     assert check_images(tmp_path, ["a.png"])["a.png"].reason == ""
 
@@ -187,9 +201,9 @@ def test_check_images_reads_a_cache_that_it_cannot_write(
     photo(1).save(tmp_path / "images" / "b.png")
     for name in ("filelock.FileLock.acquire", "pathlib.Path.mkdir", "pathlib.Path.write_bytes", "os.utime"):
         monkeypatch.setattr(name, refuse)
-    read = list[io.BytesIO]()
+    read = list[IO[bytes]]()
 
-    def count(file: io.BytesIO) -> Image.Image:
+    def count(file: IO[bytes]) -> Image.Image:
         read.append(file)
         return read_image(file)
 
@@ -218,3 +232,133 @@ def test_image_file_error_of_a_worker_is_one_line():
         "Caught ImageFileError in a worker.\nTraceback:\nflowers.data.images.ImageFileError: a.jpg has changed"
     )
     assert str(error) == "a.jpg has changed"
+
+
+def make_irregular(kind: str, path: Path) -> None:
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(40 * 2**30)  # without a block on the disk
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "sparse"])
+def test_every_reader_refuses_what_is_no_file_of_a_photo(tmp_path: Path, kind: str):
+    make_irregular(kind, tmp_path / "a.jpg")
+    reason = "over the limit of 536,870,912" if kind == "sparse" else "not a regular file"
+    assert reason in check_images(tmp_path, ["a.jpg"])["a.jpg"].reason
+    readers = (read_image, image_sha256, lambda path: read_unchanged(path, "0" * 64))
+    for read in readers:
+        with pytest.raises((OSError, ValueError), match=reason):
+            read(tmp_path / "a.jpg")
+
+
+def test_read_image_takes_a_link_to_a_photo(tmp_path: Path, photo):
+    photo(0).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("a.png")
+    assert read_image(tmp_path / "b.png").tobytes() == photo(0).tobytes()
+
+
+def test_open_regular_notices_a_fifo_that_replaced_the_file_after_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
+    status = (tmp_path / "file").stat()
+    monkeypatch.setattr(Path, "stat", lambda _: status)
+    with pytest.raises(OSError, match="not a regular file"):
+        open_regular(tmp_path / "fifo")
+
+
+def test_read_image_refuses_more_pixels_than_asked_for(tmp_path: Path):
+    Image.new("L", (20, 10)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", max_pixels=200).size == (20, 10)
+    with pytest.raises(ValueError, match="20 x 10 pixels, over the limit of 199"):
+        read_image(tmp_path / "a.png", max_pixels=199)
+
+
+def test_read_image_reads_a_stream_that_cannot_seek(photo):
+    content = io.BytesIO()
+    photo(0).save(content, "PNG")
+    source, target = os.pipe()
+    with open(target, "wb") as writer, open(source, "rb") as reader:  # noqa: PTH123
+        writer.write(content.getvalue())
+        writer.close()
+        assert read_image(reader).tobytes() == photo(0).tobytes()
+
+
+PEAK = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from flowers.data.images import read_image
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def size(path): return read_image(path).size
+before = peak()
+with ThreadPoolExecutor(int(sys.argv[2])) as pool:
+    sizes = set(pool.map(size, [sys.argv[1]] * int(sys.argv[2])))
+print(sizes.pop()[0], peak() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("file_format", "mode", "options", "per_pixel"),
+    [
+        ("PNG", "I;16", {}, 6),
+        ("PNG", "RGBA", {}, 8),
+        ("PNG", "P", {"transparency": bytes(256)}, 5),
+        ("TIFF", "F", {}, 8),
+        ("TIFF", "CMYK", {"compression": "tiff_adobe_deflate"}, 8),
+        ("JPEG", "RGB", {"progressive": True, "subsampling": 0}, 10),
+        ("WEBP", "RGB", {"method": 0}, 16),
+    ],
+)
+def test_read_image_takes_little_memory_in_every_format(
+    tmp_path: Path, file_format: str, mode: str, options: dict[str, object], per_pixel: int
+):
+    side = 3000
+    Image.new(mode, (side, side)).save(tmp_path / "a", file_format, **options)
+    found = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "a", "1"], capture_output=True, text=True, check=True
+    )
+    assert int(found.stdout.split()[1]) < per_pixel * side**2 + (tmp_path / "a").stat().st_size + 24e6
+
+
+@pytest.mark.slow
+def test_read_image_decodes_no_more_at_a_time_than_all_threads_may(tmp_path: Path):
+    Image.new("I;16", (8000, 8000)).save(tmp_path / "a.png")
+    found = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "a.png", "6"], capture_output=True, text=True, check=True
+    )
+    assert int(found.stdout.split()[1]) < DECODE_BYTES  # 6 x 6 bytes x 64 million pixels are 2.3 GB
+
+
+def test_a_memory_error_names_the_photo_and_is_no_verdict_on_it(tmp_path: Path, photo, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> Image.Image:
+        raise MemoryError
+
+    photo(0).save(tmp_path / "a.png")
+    with monkeypatch.context() as patch:
+        patch.setattr("flowers.data.images.to_rgb", fail)
+        for read in (lambda: read_image(tmp_path / "a.png"), lambda: check_images(tmp_path, ["a.png"])):
+            with pytest.raises(ImageMemoryError, match=r"a\.png: not enough memory to decode .* pixels") as caught:
+                read()
+            assert "\n" not in str(caught.value)
+    assert check_images(tmp_path, ["a.png"])["a.png"].reason == ""
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError("out of memory when reading image file"), RuntimeError("can't allocate memory: 9")]
+)
+def test_named_memory_error_names_a_photo_once(error: Exception):
+    match = r"^a\.jpg: not enough memory: make it smaller"
+    with pytest.raises(ImageMemoryError, match=match), named_memory_error("a.jpg"), named_memory_error("a.jpg"):
+        raise error
+
+
+def test_named_memory_error_leaves_other_errors():
+    with pytest.raises(ZeroDivisionError), named_memory_error("a.jpg"):
+        raise ZeroDivisionError
