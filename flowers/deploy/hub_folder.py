@@ -15,8 +15,11 @@ from flowers.evaluation.rejection import Rejection
 from flowers.models.classifier import ImageClassifier
 from flowers.models.published_names import PublishedClassifier, publish, read_published
 from flowers.models.timm_backbones import pretrained_settings
-from flowers.runtime.files import atomic_write, read_json, write_json
+from flowers.runtime.files import atomic_write, open_regular, read_json, write_json
 from flowers.runtime.run_folder import find_checkpoint
+from flowers.runtime.schema.run_files import Hub
+from flowers.runtime.text import one_line
+from flowers.runtime.validation import check_file
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
@@ -110,23 +113,23 @@ def read_hub_folder(folder: Path) -> tuple[ImageClassifier, dict[str, Any]]:
     """
     config = read_json(folder / CONFIG_FILE)
     if config.get("format_version") != _FORMAT:
-        found = config.get("format_version", "missing")
+        found = one_line(str(config.get("format_version", "missing"))[:20])
         raise ValueError(
             f"{folder / CONFIG_FILE}: its format_version is {found}, expected {_FORMAT}, as formats=[hub] of "
             "flowers.export writes it"
         )
+    check_file(folder / CONFIG_FILE, config, Hub)
     try:
-        state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+        with open_regular(folder / WEIGHTS_FILE):
+            state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder / WEIGHTS_FILE} cannot be read: it is damaged") from error
+    published = PublishedClassifier(
+        config["library"], config["architecture"], config["model_args"], tuple(config["classifier"]), state
+    )
     try:
-        published = PublishedClassifier(
-            config["library"], config["architecture"], config["model_args"], tuple(config["classifier"]), state
-        )
-        pixels = {name: config["pixels"][name] for name in _PIXELS}
-        pixels |= {name: [float(value) for value in pixels[name]] for name in ("mean", "std")}
-        config["temperature"], config["tta"] = float(config["temperature"]), str(config["tta"])
-        hparams = pixels | {"split_digest": str(config["split_digest"])}
+        digest = config["split_digest"]
+        hparams = config["pixels"] | {"split_digest": digest["split"] if isinstance(digest, dict) else digest}
         return read_published(published, config["label_names"], **hparams), config
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{folder} cannot be read: {str(error).splitlines()[0]}") from error

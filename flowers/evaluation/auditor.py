@@ -90,7 +90,7 @@ def _open_folder(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier, dic
 def _open_run(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier, dict[str, Any]]:
     """Return the photos of a run, with the corrections that it was trained with, and its pretrained backbone."""
     checkpoint = find_checkpoint(cfg.run)
-    hparams = read_checkpoint(checkpoint)["hyper_parameters"]
+    hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
     settings = hparams["config"]["data"]
     if settings.get("packed") and not cfg.photos:
         raise ValueError(f"run={cfg.run}: its photos are in shards: name their folder with photos=FOLDER")

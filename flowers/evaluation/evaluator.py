@@ -53,7 +53,7 @@ def run_evaluation(cfg: DictConfig) -> float:
         hint = did_you_mean(cfg.split, SPLITS)
         raise ValueError(f"split={cfg.split}: expected one of {', '.join(SPLITS)}{hint}")
     checkpoint = find_checkpoint(cfg.run)
-    hparams = read_checkpoint(checkpoint)["hyper_parameters"]
+    hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
     requested = {key: cfg[key] for key in ("accelerator", "precision") if cfg[key] is not None}
     config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | requested}
     config |= {"tta": cfg.tta or config["tta"]}

@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 
 from flowers.runtime.files import read_json
+from flowers.runtime.schema.run_files import LearningCurve
+from flowers.runtime.validation import check_file
 
 CURVE_FILE = "learning_curve.json"  # in a run folder
 
@@ -147,11 +149,10 @@ def read_learning_curve(run_dir: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     content = read_json(path)
-    try:
-        describe_learning_curve(content)
-        assert all(len(content["curve"][key]) for key in ("photos", "accuracy", "low", "high"))
-    except (AssertionError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{path} is damaged: delete it, or run flowers.learning_curve again") from error
+    advice = "delete it, or run flowers.learning_curve again"
+    check_file(path, content, LearningCurve, advice)
+    if len({len(values) for values in content["curve"].values()}) > 1:
+        raise ValueError(f"{path} is damaged: curve: expected four lists of the same length: {advice}")
     return content
 
 

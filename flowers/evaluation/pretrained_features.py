@@ -64,7 +64,7 @@ def pretrained_model_of_run(run: str) -> tuple[ImageDataModule, ImageClassifier]
         ValueError: There is no such run, its images have changed, or its first weights cannot be had again.
     """
     checkpoint = find_checkpoint(run)
-    hparams = read_checkpoint(checkpoint)["hyper_parameters"]
+    hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
     return open_run_images(checkpoint, hparams), model_before_training(checkpoint, hparams)
 
 

@@ -81,7 +81,7 @@ def write_report(
         by_f1=sort_by_f1(scores),
         rows=MATRIX_CLASSES,
         few=FEW_IMAGES,
-        result=read_result(run_dir),
+        result=_whole_result(run_dir),
         counts=_split_counts(run_dir),
         curves=_curves(run_dir),
         learning=learning and figure_to_svg(plot_learning_curve(learning, is_page=True)),
@@ -99,6 +99,14 @@ def write_report(
         ],
     )
     atomic_write_text(path, text)
+
+
+def _whole_result(run_dir: Path) -> dict[str, Any] | None:
+    """Return result.json; None if the run has not finished, or if what the page shows is not in it."""
+    result = read_result(run_dir)
+    shown = ("best_epoch", "device", "precision", "versions", "digest")
+    is_whole = result is not None and all(result.get(key) is not None for key in shown)
+    return result if is_whole and result and result["cost"].get("peak_memory_bytes") is not None else None
 
 
 def _printable(value: Any) -> Any:

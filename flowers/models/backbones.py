@@ -11,7 +11,8 @@ import copy
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torchvision import models
 
+from flowers.models.network_options import check_options, declared_options
 from flowers.models.timm_backbones import (
     classifier_layers,
     convert_state_dict,
@@ -30,10 +33,12 @@ from flowers.models.timm_backbones import (
     timm_weights_names,
 )
 from flowers.runtime.suggestions import did_you_mean
+from flowers.runtime.text import one_line
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {}  # architectures that neither torchvision nor timm has
 
 _TIMM_PREFIX = "timm/"
+_CLASSIFIER_LAYERS, _CLASSIFIER_NUMBERS = 64, 2**27  # of any network: VGG's has 6 parameters and 2**27 numbers
 
 
 def check_backbone(architecture: str, weights: str | Path | None, options: Mapping[str, Any]) -> None:
@@ -139,10 +144,12 @@ def _builder(architecture: str) -> Callable[..., nn.Module]:
     """Return a function of the options that builds the network with random weights."""
     if (timm := timm_name(architecture)) is not None:
         return lambda **options: create_timm_network(timm, options, pretrained=False)
+    declared = declared_options(BACKBONES.get(architecture) or models.get_model_builder(architecture))
     function = BACKBONES.get(architecture) or functools.partial(models.get_model, architecture, weights=None)
 
     def build(**options: Any) -> nn.Module:
         try:
+            check_options(options, declared)
             return function(**options)
         except (TypeError, ValueError) as error:
             if not options:
@@ -151,6 +158,75 @@ def _builder(architecture: str) -> Callable[..., nn.Module]:
             raise ValueError(f"model.options={{{given}}}: {architecture} does not take them: {error}") from error
 
     return build
+
+
+def backbone_shapes(
+    architecture: str, options: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> tuple[dict[str, torch.Size], int]:
+    """Return the shape of each parameter and buffer of a backbone, and its feature width. It takes no memory.
+
+    Args:
+        architecture: See `build_backbone`.
+        options: See `build_backbone`.
+        weights: What a file has for the network. One that is much larger is not built to its end.
+
+    Raises:
+        ValueError: A name or an option is unknown, or the network is larger than the weights.
+    """
+    _check_names(architecture, None)
+    builder = _builder(architecture)
+    try:
+        with (
+            _no_larger_than(weights) if options else nullcontext(),
+            torch.device("meta"),
+        ):  # the size of a name alone is known
+            network = builder(**options)
+    except (NotImplementedError, RuntimeError):  # RegNet computes its widths with tensors
+        with _no_larger_than(weights):
+            network = builder(**options)
+    if timm_name(architecture) is not None:
+        width = int(network.head_hidden_size)  # type: ignore[arg-type]
+    else:
+        name, head = last_linear(architecture, network)
+        network.set_submodule(name, nn.Identity())
+        width = head.in_features
+    return {name: value.shape for name, value in network.state_dict().items()}, width
+
+
+@contextmanager
+def _no_larger_than(weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Refuse to build a network with more parameters than there are weights, but for the classifier that is replaced.
+
+    A file of a few bytes may ask for a network of any size.
+    """
+    count, numbers = len(weights) + _CLASSIFIER_LAYERS, sum(map(Tensor.numel, weights.values())) + _CLASSIFIER_NUMBERS
+
+    def subtract(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count, numbers
+        if parameter is not None:
+            count, numbers = count - 1, numbers - parameter.numel()
+        if min(count, numbers) < 0:
+            raise ValueError("the network is larger than its weights")
+
+    hook = register_module_parameter_registration_hook(subtract)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def weights_problem(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> str:
+    """Say which weights are missing, too many, or of another shape: how many, and the first three; empty if none."""
+    problems = {
+        "missing": [key for key in expected if key not in found],
+        "unexpected": [key for key in found if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(found[key])}, expected {tuple(shape)}"
+            for key, shape in expected.items()
+            if found.get(key, shape) != shape
+        ],
+    }
+    return "; ".join(f"{len(keys)} {kind} ({_abbreviate(keys)})" for kind, keys in problems.items() if keys)
 
 
 def _build_on_meta(builder: Callable[..., nn.Module], options: Mapping[str, Any]) -> nn.Module:
@@ -252,16 +328,8 @@ def _load_weights(network: nn.Module, state: Mapping[str, Tensor], heads: Sequen
     # Auxiliary classifiers help only when training from scratch; torchvision drops them from its own weights, too.
     found = {key: shape for key, shape in found.items() if key in expected or not key.startswith(("aux", "AuxLogits"))}
     # Files from before PyTorch 0.4.1 lack num_batches_tracked.
-    missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in found if key not in expected]
-    mismatched = [
-        f"{key} {tuple(found[key])}, expected {tuple(shape)}"
-        for key, shape in expected.items()
-        if found.get(key, shape) != shape
-    ]
-    if missing or unexpected or mismatched:
-        problems = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
-        listed = "; ".join(f"{len(keys)} {kind} ({_abbreviate(keys)})" for kind, keys in problems.items() if keys)
+    counters = [key for key in expected if key.endswith("num_batches_tracked")]
+    if listed := weights_problem(expected, {key: expected[key] for key in counters} | found):
         raise ValueError(
             f"{source}: the weights do not fit {type(network).__name__} (are they for another architecture?): {listed}"
         )
@@ -272,4 +340,4 @@ def _load_weights(network: nn.Module, state: Mapping[str, Tensor], heads: Sequen
 
 
 def _abbreviate(keys: list[str], limit: int = 3) -> str:
-    return ", ".join(keys[:limit]) + (", …" if len(keys) > limit else "")
+    return ", ".join(one_line(key[:200]) for key in keys[:limit]) + (", …" if len(keys) > limit else "")

@@ -1,13 +1,29 @@
 """The format of checkpoints: what is accepted, and how an older format is upgraded."""
 
+import pickletools
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
+from flowers.runtime.files import open_regular
 from flowers.runtime.overrides import rename_old_keys
+from flowers.runtime.schema.run_files import Hyperparameters
+from flowers.runtime.text import one_line
+from flowers.runtime.validation import check_file, check_stored_config
 
 CHECKPOINT_FORMAT = 2  # also of result.json; format 1 has no `format_version`
+
+_MAX_PICKLE = 32 * 2**20  # a few hundred bytes a tensor, and the names of classes
+
+_TYPES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+# What the pickle in a checkpoint may name, as "module name": tensors, and plain containers in the states of callbacks.
+_GLOBALS = {
+    *(f"torch {name}Storage" for name in _TYPES),
+    *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch.nn.parameter Parameter"),
+    *("torch Size", "torch device", "collections OrderedDict", "collections Counter", "__builtin__ set"),
+}
 
 _CALLBACKS_1 = {"Clock": "StageTimer", "WithinEpoch": "MidEpochCheckpoint", "Pruning": "PruningCallback"}
 
@@ -25,6 +41,60 @@ def check_checkpoint(checkpoint: Mapping[str, Any]) -> None:
     found = checkpoint.get("format_version", 1)
     if found not in range(1, CHECKPOINT_FORMAT + 1):
         raise ValueError(f"its format_version is {found}, expected at most {CHECKPOINT_FORMAT}: update flowers")
+
+
+def check_pickle(path: str | Path) -> None:
+    """Check the part of a checkpoint file that is not tensors, before it is loaded.
+
+    torch loads it without running code of the file. But among what it may call is what takes any amount of memory.
+
+    Raises:
+        ValueError: It is compressed, too large, or names what no checkpoint of this project does.
+        OSError: The file is no regular file, or cannot be read.
+    """
+    with open_regular(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("it is compressed, which no checkpoint of flowers is")
+                (entry,) = (each for each in archive.infolist() if PurePath(each.filename).name == "data.pkl")
+                if entry.file_size > _MAX_PICKLE:
+                    raise ValueError(
+                        f"{entry.filename} has {entry.file_size:,} bytes, expected at most {_MAX_PICKLE:,}"
+                    )
+                content = archive.read(entry)
+            for opcode, argument, _ in pickletools.genops(content):
+                if "GLOBAL" in opcode.name and argument not in _GLOBALS:
+                    raise ValueError(f"it names {one_line(argument)[:100]}, which no checkpoint of flowers does")
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+            raise ValueError("not a checkpoint of flowers") from error
+
+
+def check_hyperparameters(path: str | Path, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hyperparameters of a checkpoint, with lists for tuples, once they are checked.
+
+    Raises:
+        ValueError: One is unknown, missing, of another type or out of range.
+    """
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in hparams.items()}
+    if unknown := sorted(map(str, plain.keys() - Hyperparameters.model_fields.keys())):
+        raise ValueError(
+            f"{one_line(path)} cannot be read: unknown hyperparameters {one_line(', '.join(unknown))[:200]}"
+        )
+    check_file(path, plain, Hyperparameters)
+    return plain
+
+
+def check_run_config(path: str | Path, config: Mapping[str, Any]) -> None:
+    """Check what programs read of the configuration of a run; see `check_stored_config`.
+
+    Raises:
+        ValueError: A value is wrong.
+    """
+    try:
+        check_stored_config(config)
+    except ValueError as error:
+        raise ValueError(f"{one_line(path)} is damaged: {error}") from None
 
 
 def upgrade_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

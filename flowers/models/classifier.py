@@ -15,12 +15,20 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from flowers.models.backbones import build_backbone, state_dict_sha256
-from flowers.models.checkpoint_format import CHECKPOINT_FORMAT, check_checkpoint, upgrade_checkpoint
+from flowers.models.backbones import backbone_shapes, build_backbone, state_dict_sha256, weights_problem
+from flowers.models.checkpoint_format import (
+    CHECKPOINT_FORMAT,
+    check_checkpoint,
+    check_hyperparameters,
+    check_pickle,
+    check_run_config,
+    upgrade_checkpoint,
+)
 from flowers.models.cuda_graph import CudaGraph
 from flowers.models.losses import LossFunction, cross_entropy
 from flowers.models.mixing import Mixing
 from flowers.models.parameter_groups import backbone_groups, freeze_first_blocks, frozen_modules
+from flowers.runtime.schema.run_files import Hyperparameters
 from flowers.runtime.seeding import PADDING_INDEX, epoch_seed, seeded
 
 Stage = Literal["head", "finetune"]
@@ -28,20 +36,7 @@ Stage = Literal["head", "finetune"]
 Schedule = Callable[[Optimizer, int], LRScheduler]  # from the optimizer and the steps of the stage; stepped every step
 
 # The hyperparameters of a checkpoint: what `ImageClassifier` is built from.
-_SAVED_HPARAMS = {
-    "architecture",
-    "classes",
-    "options",
-    "image_size",
-    "resize",
-    "interpolation",
-    "mean",
-    "std",
-    "split_digest",
-    "weights_digest",
-    "config",
-    "seed",
-}
+_SAVED_HPARAMS = set(Hyperparameters.model_fields)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -51,28 +46,37 @@ def normalize(mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
     return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
 
 
-def read_checkpoint(path: str | Path, mmap: bool = True) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, mmap: bool = True, is_run: bool = False) -> dict[str, Any]:
     """Return the content of a checkpoint in today's format, without running code in it.
 
     Args:
         path: The checkpoint.
         mmap: Leave the tensors on disk until they are used.
+        is_run: Whether the configuration of a run must be in it, which is then checked.
 
     Raises:
-        ValueError: The file is missing, is not a checkpoint of this project, or is of a later format.
+        ValueError: The file is missing, is not a checkpoint of this project, is of a later format, or has
+            hyperparameters that are unknown or out of range.
     """
     try:
+        check_pickle(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        check_checkpoint(checkpoint if isinstance(checkpoint, dict) else {})
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     except Exception as error:  # on arbitrary bytes, torch.load raises anything from OSError to UnpicklingError
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a checkpoint of flowers"
         raise ValueError(f"{path} cannot be read: {reason}") from error
+    checkpoint["hyper_parameters"] = check_hyperparameters(path, checkpoint["hyper_parameters"])
     try:
-        check_checkpoint(checkpoint if isinstance(checkpoint, dict) else {})
-        return upgrade_checkpoint(checkpoint)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
+        upgraded = upgrade_checkpoint(checkpoint)
+        assert all(isinstance(value, Tensor) for value in upgraded["state_dict"].values())
+        assert all(type(upgraded["progress"][key]) is int for key in ("epochs_done", "steps"))
+    except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{path} cannot be read: not a checkpoint of flowers") from error
+    if is_run or checkpoint["hyper_parameters"].get("config"):
+        check_run_config(path, upgraded["hyper_parameters"]["config"])
+    return upgraded
 
 
 def load_classifier(path: str | Path) -> "ImageClassifier":
@@ -82,21 +86,47 @@ def load_classifier(path: str | Path) -> "ImageClassifier":
     hyperparameters name.
 
     Raises:
-        ValueError: See `read_checkpoint`; or the file has hyperparameters that this version does not know, or weights
-            that do not fit them.
+        ValueError: See `read_checkpoint`; or the weights are incomplete, not finite, or do not fit the hyperparameters.
     """
     checkpoint = read_checkpoint(path)
-    hparams = checkpoint["hyper_parameters"]
-    if unknown := sorted(hparams.keys() - _SAVED_HPARAMS):
-        raise ValueError(f"{path} cannot be read: unknown hyperparameters {', '.join(map(str, unknown))}")
+    hparams, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+    if not any(name.startswith("backbone.") for name in state):
+        raise ValueError(
+            f"{path}: this head-stage checkpoint needs the backbone that the run started from: resume the run, or use "
+            "best.ckpt"
+        )
+    try:
+        check_weights(hparams["architecture"], hparams.get("options") or {}, len(hparams["classes"]), state)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     model = ImageClassifier(**hparams)
     model.on_load_checkpoint(checkpoint)
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        reason = "its weights do not fit its hyperparameters"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
+    model.load_state_dict(state)
     return model
+
+
+def check_weights(architecture: str, options: Mapping[str, Any], class_count: int, state: Mapping[str, Tensor]) -> None:
+    """Check that weights are complete and finite and fit a classifier, before that is built.
+
+    Args:
+        architecture: See `build_backbone`.
+        options: See `build_backbone`.
+        class_count: The number of classes.
+        state: The weights by the names of `ImageClassifier`.
+
+    Raises:
+        ValueError: They are not.
+    """
+    shapes, width = backbone_shapes(architecture, options, state)
+    expected = {f"backbone.{name}": shape for name, shape in shapes.items()}
+    expected |= {"head.weight": torch.Size([class_count, width]), "head.bias": torch.Size([class_count])}
+    if problem := weights_problem(expected, {name: value.shape for name, value in state.items()}):
+        raise ValueError(f"the weights do not fit {architecture}: {problem}")
+    for name, value in state.items():
+        # A view may repeat a few numbers any number of times.
+        is_whole = value.layout is torch.strided and value.untyped_storage().nbytes() >= value.nbytes
+        if not is_whole or (value.is_floating_point() and value.numel() and not value.abs().amax().isfinite()):
+            raise ValueError(f"some numbers in its weights {name} are infinite or missing: train the run again")
 
 
 class ImageClassifier(LightningModule):

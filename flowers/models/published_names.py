@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from flowers.models.backbones import BACKBONES, last_linear, timm_name
-from flowers.models.classifier import ImageClassifier
+from flowers.models.classifier import ImageClassifier, check_weights
 from flowers.models.timm_backbones import classifier_layers
 
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # classifiers of GoogLeNet and Inception that only training uses
@@ -95,16 +95,21 @@ def read_published(published: PublishedClassifier, classes: Sequence[str], **hpa
     """
     is_timm = published.library == "timm"
     architecture = f"timm/{published.architecture}" if is_timm else published.architecture
-    model = ImageClassifier(architecture, classes, None, published.model_args, **hparams)
-    state = model.state_dict()  # also that of metrics, which stays as it is
+    state: dict[str, Tensor] = {}
+    heads: dict[str, set[str]] = {layer: set() for layer in published.classifier}
     for name, value in published.state_dict.items():
         layer, _, key = name.rpartition(".")
-        own = f"head.{key}" if layer in published.classifier else f"backbone.{name}"
-        state[own] = value.flatten(1) if own == "head.weight" else value
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"the weights do not fit {published.architecture}: {_last_line(error)}") from error
+        if layer in heads:
+            heads[layer].add(key)
+        state[f"head.{key}" if layer in heads else f"backbone.{name}"] = (
+            value.flatten(1) if layer in heads and key == "weight" and value.ndim > 1 else value
+        )
+    check_weights(architecture, published.model_args, len(classes), state)
+    lacking = [f"{layer}.{key}" for layer, keys in heads.items() for key in ("weight", "bias") if key not in keys]
+    if lacking:
+        raise ValueError(f"the weights do not fit {published.architecture}: {', '.join(lacking)} missing")
+    model = ImageClassifier(architecture, classes, None, published.model_args, **hparams)
+    model.load_state_dict(state)
     return model.eval()
 
 

@@ -11,12 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from flowers.models.network_options import check_options, declared_options
 from flowers.runtime.config import require_extra
 from flowers.runtime.text import one_line
 
-# Arguments of `timm.create_model` that load something, or that the program sets itself.
-_RESERVED_OPTIONS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
-_RESERVED_OPTIONS |= {"num_classes", "features_only", "pretrained_model_args"}
+_COMMON_OPTIONS = {"drop_rate", "drop_path_rate", "in_chans", "img_size"}  # what `timm.create_model` documents
 
 
 def is_installed() -> bool:
@@ -64,11 +63,10 @@ def create_timm_network(name: str, options: Mapping[str, Any], pretrained: bool)
     """
     import timm
 
-    if reserved := sorted(_RESERVED_OPTIONS & options.keys()):
-        raise ValueError(f"model.options={{{reserved[0]}: …}}: set by the program, expected an option of the network")
     if pretrained:
         _check_download(name)
     try:
+        check_options(options, declared_options(timm.model_entrypoint(name)) | _COMMON_OPTIONS)
         network = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except Exception as error:  # huggingface_hub and httpx have their own errors, which have no common base
         reason = one_line((str(error).splitlines() or [type(error).__name__])[0])

@@ -8,13 +8,16 @@ import logging
 import os
 import platform
 import re
+import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
+import yaml
 from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
@@ -25,6 +28,11 @@ CHUNK_SECONDS = 30.0  # a killed program loses at most this much work
 
 _DIGEST_BYTES = 32  # of SHA-256, at the start of a cache file
 _LOCK_POLL_SECONDS = 0.5
+_LONGEST_STEM = 128  # bytes; a file system takes names of 255, and the name of a machine may have 64
+_PART = re.compile(r".*\.([0-9]{1,10})(?:\.[0-9a-f]{16})?\.part", re.DOTALL)  # with the process that it belongs to
+
+MAX_JSON_BYTES = 16 * 2**20  # parsed, the worst text takes 25 times as much
+MAX_YAML_BYTES = 2**20  # a thousand times what a configuration takes; parsing it takes seconds
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -200,11 +208,11 @@ def chunk_by_time(items: Iterable[T]) -> Iterator[list[T]]:
 
 @contextmanager
 def atomic_write(path: Path, size: int = 0, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; rename it to `path` if the block ends without an error.
+    """Yield the path of an empty new file next to `path`; rename it to `path` if the block ends without an error.
 
-    A process that is killed inside the block leaves `path` unchanged. The temporary name contains the host name and
-    the process id, so that two processes can write the same file: the last rename wins. What dead processes of this
-    machine left behind of the same file is deleted.
+    A process that is killed inside the block leaves `path` unchanged. Nobody can guess the temporary name, and nothing
+    that is there already is opened: in a folder of a stranger, a link would lead elsewhere. The name contains the host
+    name and the process id. What dead processes of this machine left behind of the same file is deleted.
 
     Args:
         path: The file.
@@ -214,15 +222,22 @@ def atomic_write(path: Path, size: int = 0, durable: bool = True) -> Iterator[Pa
 
     Raises:
         DiskFullError: The disk is full, by `size` or by an error of the block.
+        OSError: Something else is at the temporary path after the block.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale_parts(path.parent, glob.escape(path.name))
-    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
+    remove_stale_parts(path.parent, glob.escape(_part_stem(path.name)))
+    temporary = _part_of(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         check_free_space(path, size)
-        yield temporary
-        if durable:
-            _sync(temporary)
+        created = os.open(temporary, flags, 0o666)
+        try:
+            yield temporary
+            _check_same(created, temporary)
+            if durable:
+                _sync(temporary)
+        finally:
+            os.close(created)  # not before: another file might get the same number
         temporary.replace(path)
         if durable:
             _sync(path.parent)
@@ -234,18 +249,39 @@ def atomic_write(path: Path, size: int = 0, durable: bool = True) -> Iterator[Pa
         temporary.unlink(missing_ok=True)
 
 
+def _part_of(path: Path) -> Path:
+    """Return a new temporary name for a file or a folder, which tells `remove_stale_parts` its process."""
+    return path.with_name(f".{_part_stem(path.name)}.{platform.node()}.{os.getpid()}.{secrets.token_hex(8)}.part")
+
+
+def _part_stem(name: str) -> str:
+    """Return what temporary names begin with: `name`, or a digest of one that leaves no room for the rest."""
+    content = os.fsencode(name)
+    return name if len(content) <= _LONGEST_STEM else hashlib.sha256(content).hexdigest()
+
+
+def _check_same(created: int, temporary: Path) -> None:
+    """Raise OSError if a path does not lead to the open file `created`."""
+    ours, found = os.fstat(created), os.lstat(temporary)
+    if (ours.st_dev, ours.st_ino) != (found.st_dev, found.st_ino):
+        raise OSError(errno.EEXIST, f"another program has replaced {temporary}", str(temporary))
+
+
 def remove_stale_parts(folder: Path, name: str = "*") -> None:
-    """Delete the temporary files in `folder` of processes of this machine that have ended.
+    """Delete the temporary files in `folder` of processes of this machine that have ended. A link is left as it is.
 
     Args:
         folder: The folder; its subfolders are not searched.
         name: A glob pattern for the names of the finished files.
     """
-    for path in folder.glob(f".{name}.{glob.escape(platform.node())}.*.part"):
-        process = path.name.split(".")[-2]
-        if process.isdigit() and not _is_running(int(process)):
+    node = glob.escape(platform.node())
+    earlier = folder.glob(f".{name}.{node}.*[0-9].part")  # of earlier versions, whose names had no random part
+    for path in [*folder.glob(f".{name}.{node}.*[0-9].{'[0-9a-f]' * 16}.part"), *earlier]:
+        found = _PART.fullmatch(path.name)
+        if found and not _is_running(int(found[1])):
             with suppress(OSError):
-                path.unlink()
+                if stat.S_ISREG(os.lstat(path).st_mode):
+                    path.unlink()
 
 
 def _is_running(process: int) -> bool:
@@ -279,9 +315,14 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
     Raises:
         DiskFullError: The disk is full.
     """
-    temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in folder.parent.glob(f".{glob.escape(_part_stem(folder.name))}.*.part"):
+        found = _PART.fullmatch(stale.name)
+        if found and platform.node() in stale.name and not _is_running(int(found[1])):
+            _remove_part(stale)
+    _remove_part(folder.with_name(f".{folder.name}.part"))  # of an earlier version
+    temporary = _part_of(folder)
+    temporary.mkdir()
     try:
         yield temporary
         temporary.replace(folder)
@@ -292,6 +333,12 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_part(folder: Path) -> None:
+    """Delete a temporary folder; what is a link, or a file, stays."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def atomic_write_text(path: Path, text: str, durable: bool = True) -> None:
@@ -315,14 +362,76 @@ def write_json(content: Mapping[str, Any], path: str | Path) -> None:
     atomic_write_text(Path(path), escaped + "\n")
 
 
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Open a file for reading, if it is a regular one or a link to one. Opening a FIFO or a device may block, or act.
+
+    Raises:
+        OSError: It is something else, or cannot be opened.
+    """
+    _check_regular(Path(path).stat(), path)
+    # It may be another file by now: O_NONBLOCK opens a FIFO without waiting for its writer.
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123, SIM115
+    try:
+        _check_regular(os.fstat(file.fileno()), path)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(status: os.stat_result, path: str | Path) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_bounded(path: str | Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: It is no regular file, has more than `max_bytes` bytes, or cannot be read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(max_bytes + 1) if size <= max_bytes else b""
+        if max(size, len(content)) > max_bytes:
+            found = max(size, len(content))
+            raise OSError(errno.EFBIG, f"it has {found:,} bytes, expected at most {max_bytes:,}", str(path))
+        return content
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a file that `write_json` wrote.
 
     Raises:
-        ValueError: The file is missing or holds something else.
+        ValueError: The file is missing, too large, or holds something else.
     """
     try:
-        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        return dict(json.loads(read_bounded(path, MAX_JSON_BYTES).decode("utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is damaged"
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Plain values, without aliases: ten lines of them are a billion values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Return plain values from a YAML file of this project. Nothing in it is resolved: `${…}` is a text.
+
+    Raises:
+        ValueError: The file is missing, too large, or no plain YAML.
+    """
+    try:
+        text = read_bounded(path, MAX_YAML_BYTES).decode("utf-8", errors="surrogateescape")
+        return yaml.load(text, _PlainLoader)  # a safe loader
+    except (OSError, ValueError, TypeError, yaml.YAMLError, AttributeError, OverflowError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is damaged"
         raise ValueError(f"{path} cannot be read: {reason}") from error

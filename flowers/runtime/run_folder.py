@@ -11,10 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
-from flowers.runtime.files import atomic_write_text, read_json, remove_stale_parts
+from flowers.runtime.files import atomic_write_text, read_json, read_yaml, remove_stale_parts
 from flowers.runtime.launch import (
     exit_with_parent,
     exit_with_parent_if_requested,
@@ -22,6 +21,8 @@ from flowers.runtime.launch import (
     share_run_dir,
 )
 from flowers.runtime.overrides import quote_override
+from flowers.runtime.schema.run_files import Result, Resume, Start
+from flowers.runtime.validation import check_file
 
 log = logging.getLogger(__name__)
 
@@ -76,15 +77,13 @@ def read_start(folder: Path) -> tuple[str, list[str]]:
     Raises:
         ValueError: A file of the run is damaged, or the run was started from Python, where no overrides are known.
     """
-    (start,) = _read_yaml(folder / START_FILE, "start a new run with the settings in config.yaml")
+    start = _read_start(folder / START_FILE)
     if start["overrides"] is None:
         raise ValueError(
             f"{folder} was started from Python: resume it there, with run_dir={folder} and resume={folder} beside its "
             "own overrides"
         )
-    resumes = []
-    if (folder / RESUMES_FILE).is_file():
-        resumes = _read_yaml(folder / RESUMES_FILE, "delete it to resume with the settings of the start")
+    resumes = _read_resumes(folder / RESUMES_FILE, "delete it to resume with the settings of the start")
     # A resume with a setting that made it fail must not be repeated: it counts once a checkpoint has been written.
     counted = [each for each in resumes if each["checkpoint"] != _checkpoint_state(folder)]
     return start["cwd"], [line for each in [start, *counted] for line in each["overrides"]]
@@ -107,7 +106,7 @@ def write_start(folder: Path, overrides: Sequence[str] | None, is_resumed: bool)
     known = {line.lstrip("+") for line in read_start(folder)[1]}
     if own := [line for line in own if line.lstrip("+") not in known]:
         path = folder / RESUMES_FILE
-        earlier = _read_yaml(path, "delete it") if path.is_file() else []
+        earlier = _read_resumes(path, "delete it")
         entry = {"cwd": str(Path.cwd()), "overrides": own, "checkpoint": _checkpoint_state(folder)}
         atomic_write_text(path, OmegaConf.to_yaml([*earlier, entry]))
 
@@ -118,20 +117,28 @@ def _checkpoint_state(folder: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def _read_yaml(path: Path, advice: str) -> list[dict[str, Any]]:
-    """Return the entries of a file that `write_start` wrote: each with `cwd` and `overrides`."""
+def _read_start(path: Path) -> dict[str, Any]:
+    advice = "start a new run with the settings in config.yaml"
+    content = _read_yaml(path, advice)
+    check_file(path, content, Start, advice)
+    return dict(content)
+
+
+def _read_resumes(path: Path, advice: str) -> list[dict[str, Any]]:
+    """Return the entries of resumed.yaml; none if there is no such file."""
+    if not path.is_file():
+        return []
+    entries = _read_yaml(path, advice)
+    for entry in entries if isinstance(entries, list) else [entries]:
+        check_file(path, entry, Resume, advice)
+    return [{"checkpoint": 0, **entry} for entry in (entries if isinstance(entries, list) else [entries])]
+
+
+def _read_yaml(path: Path, advice: str) -> Any:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8", errors="surrogateescape"))
-        entries = content if isinstance(content, list) else [content]
-        for entry in entries:
-            assert isinstance(entry["cwd"], str)
-            is_from_python = entry is content and entry["overrides"] is None
-            assert is_from_python or isinstance(entry["overrides"], list)
-            assert is_from_python or all(isinstance(line, str) for line in entry["overrides"])
-            entry.setdefault("checkpoint", 0)
-    except (OSError, yaml.YAMLError, AssertionError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {advice}") from error
-    return entries
+        return read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: {advice}") from error
 
 
 @contextmanager
@@ -185,14 +192,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     result = read_json(path)
-    try:
-        assert all(isinstance(result["val"][key], (int, float)) for key in ("accuracy", "loss", "n"))
-        low, high = map(float, result["val"]["interval"])
-        assert low <= high
-        assert sum(result["cost"]["seconds"].values()) >= 0
-        assert isinstance(result.get("temperature", 1.0), (int, float))
-    except (AssertionError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: delete it and resume the run to write it again") from error
+    check_file(path, result, Result, "delete it and resume the run to write it again")
     return result
 
 
@@ -203,12 +203,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: The file is missing or damaged.
     """
     path = folder / CONFIG_FILE
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8", errors="surrogateescape"))
-        assert isinstance(content, dict)
-    except (OSError, yaml.YAMLError, ValueError, AssertionError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is damaged"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} cannot be read: it is damaged")
     return content
 
 
@@ -236,9 +233,20 @@ def require_run_dir(folder: str | Path | None) -> Path:
 
 
 def iterate_multirun(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield each run folder of a Hydra multirun and its overrides, sorted by name; failed runs are included."""
+    """Yield each run folder of a Hydra multirun and its overrides, sorted by name; failed runs are included.
+
+    The overrides are as they were given: `${…}` in them is not resolved.
+
+    Raises:
+        ValueError: A file of overrides is damaged.
+    """
     for path in sorted(folder.glob(f"*/{HYDRA_OVERRIDES_FILE}")):
-        yield path.parents[1], [str(line) for line in OmegaConf.load(path)]
+        content = read_yaml(path)
+        lines = content if isinstance(content, list) else [None]
+        # Hydra writes texts, but for one that is a number or the like to YAML.
+        if any(isinstance(line, (list, dict)) or line is None for line in lines):
+            raise ValueError(f"{path} is damaged: expected a list of overrides")
+        yield path.parents[1], [str(line) for line in lines]
 
 
 def provenance() -> dict[str, Any]:

@@ -5,12 +5,18 @@ Python shows as lone surrogates ("surrogateescape").
 """
 
 import csv
+import errno
 import io
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
-from flowers.runtime.files import atomic_write
+from flowers.runtime.files import atomic_write, open_regular
+
+MAX_CSV_BYTES = 512 * 2**20  # split.csv of three million photos
+_LONGEST_LINE = 2**22  # characters; the logits of 200,000 classes
 
 # C0 and C1 controls but for tab and newline, line separators, the marks that reverse the order of a text (bidi), and
 # lone surrogates.
@@ -66,21 +72,33 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
             file.write(to_csv([row]))
 
 
-def read_csv(path: str | Path) -> list[list[str]]:
+def read_csv(path: str | Path, max_bytes: int = MAX_CSV_BYTES) -> list[list[str]]:
     """Return the rows of a file that `write_csv` wrote, or of any CSV file in UTF-8.
 
     Raises:
         ValueError: It is not CSV, with the reason.
-        OSError: It cannot be read.
+        OSError: It cannot be read, is no regular file, or has more than `max_bytes` bytes.
     """
-    text = Path(path).read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    if "\0" in text:
-        raise ValueError("it holds a null byte")
-    try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except csv.Error as error:
-        raise ValueError(str(error)) from error
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, expected at most {max_bytes:,}", str(path))
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        try:
+            rows = list(csv.reader(_csv_lines(text), strict=True))
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
     return [[cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell for cell in row] for row in rows if row]
+
+
+def _csv_lines(file: IO[str]) -> Iterator[str]:
+    """Yield the lines of a file. One that is too long, or has a null byte, ends it before it is read as a whole."""
+    while line := file.readline(_LONGEST_LINE):
+        if "\0" in line:
+            raise ValueError("it holds a null byte")
+        if len(line) == _LONGEST_LINE:
+            raise ValueError(f"a line has more than {_LONGEST_LINE:,} characters")
+        yield line
 
 
 def _csv_cell(value: object) -> str:

@@ -1,17 +1,31 @@
 """Check settings against their schema, and put what is wrong into one line."""
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from flowers.runtime.schema import PROGRAM_SCHEMAS
-from flowers.runtime.schema.training import Folder, Shards
+from flowers.runtime.schema.training import Folder, Shards, Train
 from flowers.runtime.schema.values import Expected, Group
 from flowers.runtime.suggestions import did_you_mean, suggest_key
+from flowers.runtime.text import one_line
+
+_SHOWN = 200  # characters of a value in a message
+
+# What programs read of the configuration that a run was trained with, beside `tta`. All versions have stored these.
+_READ_GROUPS = {("data",), ("model",), ("features",), ("trainer",), ("seed",)}
+_READ_KEYS = {
+    *(("data", key) for key in ("root", "image_size", "resize", "batch_size", "num_workers")),
+    *(("trainer", key) for key in ("accelerator", "precision", "deterministic")),
+    *(("model", "weights"), ("features", "cache"), ("features", "cache_gb")),
+}
 
 
 def check_values(values: Mapping[str, Any], schema: type[Group], prefix: str = "") -> None:
@@ -34,6 +48,62 @@ def check_values(values: Mapping[str, Any], schema: type[Group], prefix: str = "
         raise ValueError(_first_problem(error, model, values, prefix)) from None
     for message in _joint_problems(values, prefix):
         raise ValueError(message)
+
+
+def check_file(path: str | Path, content: object, schema: type[Group], advice: str = "") -> None:
+    """Check the content of a file that may come from a stranger.
+
+    Args:
+        path: The file, for messages.
+        content: What it holds, as plain Python.
+        schema: One of `schema.run_files`.
+        advice: What to do about a damaged file.
+
+    Raises:
+        ValueError: Something is wrong. The line names the file, the key, the value, and what was expected.
+    """
+    try:
+        if not isinstance(content, Mapping):
+            raise ValueError("expected keys and values")
+        check_values(content, schema)
+    except ValueError as error:
+        raise ValueError(f"{one_line(path)} is damaged: {error}{advice and f': {advice}'}") from None
+
+
+def check_stored_config(config: Mapping[str, Any]) -> None:
+    """Check the configuration that a run was trained with, as far as it is read.
+
+    Earlier versions had other keys: what is missing or unknown is no error, unless each program needs it.
+
+    Raises:
+        ValueError: A value is wrong. The message names the key, the value, and what was expected.
+    """
+    data = config.get("data")
+    model = _narrow(Train, Shards if isinstance(data, Mapping) and "packed" in data else Folder)
+    try:
+        model.model_validate(config)
+    except ValidationError as error:
+        known = [each for each in error.errors() if _counts(each)]
+        if known:
+            raise ValueError(_problem(known[0], model, config, "config.")) from None
+    for group in ("data", "model", "features", "trainer"):
+        for key, value in _numbers(config.get(group)):
+            if not math.isfinite(value):
+                raise ValueError(f"config.{group}.{key}={value}: expected a finite number")
+
+
+def _counts(error: ErrorDetails) -> bool:
+    """Return whether an error in a stored configuration is one: see `check_stored_config`."""
+    if error["type"] == "missing":
+        return error["loc"] in _READ_KEYS or error["loc"] in _READ_GROUPS
+    return error["type"] not in ("extra_forbidden", "string_unicode")  # a path may have bytes that are not UTF-8
+
+
+def _numbers(group: object) -> Iterator[tuple[str, float]]:
+    for key, value in group.items() if isinstance(group, Mapping) else ():
+        for each in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(each, float):
+                yield str(key), each
 
 
 @cache
@@ -70,20 +140,29 @@ def _joint_problems(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
 def _first_problem(error: ValidationError, schema: type[Group], values: Mapping[str, Any], prefix: str) -> str:
     """Put the first error into words: an unknown key before a wrong value, which may follow from it."""
     errors = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-    keys, field = _locate(schema, errors[0]["loc"])
-    key = prefix + ".".join(keys)
-    if errors[0]["type"] == "extra_forbidden":
+    return _problem(errors[0], schema, values, prefix)
+
+
+def _problem(error: ErrorDetails, schema: type[Group], values: Mapping[str, Any], prefix: str) -> str:
+    keys, field = _locate(schema, error["loc"])
+    key = prefix + ".".join(map(_shorten, keys))
+    if error["type"] == "extra_forbidden":
         return f"{key}: no such key{suggest_key(key, [prefix + name for name in key_names(schema)])}"
-    if errors[0]["type"] == "missing":
+    if error["type"] == "missing":
         return f"{key} is missing: expected {field_text(field)}"
     value: Any = values
     for name in keys:
         value = value[name]
-    hint = did_you_mean(str(value), _choices(field)) if field else ""
-    if keys[-1] == "image_size" and isinstance(value, int) and value > 0:
-        batch_size = values.get("data", values)["batch_size"]
+    shown = _shorten(format_setting(value))
+    hint = did_you_mean(shown, _choices(field)) if field else ""
+    batch_size = values.get("data", values).get("batch_size")
+    if keys[-1] == "image_size" and isinstance(value, int) and value > 0 and isinstance(batch_size, int):
         hint = f" (a batch of {batch_size} such images takes {12 * value**2 * batch_size / 1e9:,.1f} GB)"
-    return f"{key}={format_setting(value)}: expected {field_text(field)}{hint}"
+    return f"{key}={shown}: expected {field_text(field)}{hint}"
+
+
+def _shorten(text: str) -> str:
+    return one_line(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
 def _locate(schema: type[Group], location: tuple[int | str, ...]) -> tuple[list[str], FieldInfo | None]:

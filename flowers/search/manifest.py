@@ -1,12 +1,13 @@
 """What a search writes into its folder when it first starts, and resumes from. It imports no Optuna."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
-from flowers.runtime.files import atomic_write_text
+from flowers.runtime.files import atomic_write_text, read_yaml
+from flowers.runtime.schema.run_files import SearchStart
+from flowers.runtime.validation import check_file
 
 SEARCH_FILE = "search.yaml"
 
@@ -43,15 +44,10 @@ def read_manifest(folder: Path) -> SearchManifest | None:
     path = folder / SEARCH_FILE
     if not path.is_file():
         return None
+    advice = "start the search again in a new sweep.folder"
     try:
-        content: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        manifest = SearchManifest(**{"options": [], **content})  # a search of an earlier version saved no options
-        assert isinstance(manifest.owner, str)
-        assert isinstance(manifest.cwd, str)
-        assert isinstance(manifest.shared, bool)
-        for lines in (manifest.settings, manifest.options):
-            assert isinstance(lines, list)
-            assert all(isinstance(line, str) for line in lines)
-    except (OSError, ValueError, yaml.YAMLError, AssertionError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: start the search again in a new sweep.folder") from error
-    return manifest
+        content = read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: {advice}") from error
+    check_file(path, content, SearchStart, advice)
+    return SearchManifest(**{"options": [], **content})  # a search of an earlier version saved no options

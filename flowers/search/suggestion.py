@@ -138,7 +138,7 @@ def suggest_photos(
         ValueError: There is no such run or folder, or nothing is left of it.
     """
     checkpoint = find_checkpoint(run)
-    hparams = read_checkpoint(checkpoint)["hyper_parameters"]
+    hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
     config = hparams["config"]
     requested = {key: value for key, value in (device or {}).items() if value is not None}
     config |= {"trainer": config["trainer"] | requested, "engine": "pytorch"}

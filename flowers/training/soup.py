@@ -47,7 +47,7 @@ def run_soup(cfg: DictConfig) -> float:
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"output={cfg.output}: the folder is not empty: give a new one")
     runs = rank_runs(to_container(cfg)["runs"], cfg.multirun)
-    checkpoints = [read_checkpoint(run / BEST_CHECKPOINT) for run in runs]
+    checkpoints = [read_checkpoint(run / BEST_CHECKPOINT, is_run=True) for run in runs]
     check_members(runs, checkpoints)
     hparams = checkpoints[0]["hyper_parameters"]
     requested = {key: cfg[key] for key in ("accelerator", "precision") if cfg[key] is not None}

@@ -17,7 +17,6 @@ from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from pydantic import ValidationError
 
 from flowers.runtime.files import read_json, write_json
 from flowers.runtime.launch import is_rank_zero
@@ -25,6 +24,7 @@ from flowers.runtime.overrides import flatten
 from flowers.runtime.run_folder import TRACKERS_FILE
 from flowers.runtime.schema.run_files import TrackerIds
 from flowers.runtime.text import one_line, printable
+from flowers.runtime.validation import check_file
 from flowers.training.csv_logger import RunCSVLogger, image_file, make_csv_logger
 from flowers.training.tensorboard import chart_names
 
@@ -138,14 +138,11 @@ def read_tracker_ids(run_dir: Path) -> dict[str, str | None]:
         ValueError: The file is damaged, or holds what is no plain name and id.
     """
     path = run_dir / TRACKERS_FILE
-    try:
-        return TrackerIds.model_validate(read_json(path)).root if path.is_file() else {}
-    except ValidationError as error:
-        found = one_line(repr(error.errors()[0]["input"])[:80])
-        raise ValueError(
-            f"{one_line(path)}: {found}: expected names of trackers and their ids, of at most 128 letters, digits, "
-            "points, dashes and underscores"
-        ) from None
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    check_file(path, {"ids": content}, TrackerIds)
+    return content
 
 
 def error_line(error: BaseException) -> str:

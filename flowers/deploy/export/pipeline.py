@@ -146,7 +146,7 @@ class TrainedRun:
         tta: str | None = None,
         reject: float | None = None,
     ) -> None:
-        self.hparams = read_checkpoint(checkpoint)["hyper_parameters"]
+        self.hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
         self.result = _read_result(checkpoint)
         settings = self.hparams["config"]["data"]
         self.root = str(root or settings["root"])

@@ -103,9 +103,29 @@ def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path):
         ({"format_version": 9}, "its format_version is 9, expected 1"),
         ({"architecture": "resnet1"}, "cannot be read: model.architecture=resnet1"),
         ({"label_names": ["a"]}, "the weights do not fit mobilenet_v3_small"),
-        ({"pixels": {}}, "cannot be read: 'image_size'"),
-        ({"model_args": 3}, "cannot be read"),
-        ({"pixels": config["pixels"] | {"mean": "x"}}, "cannot be read"),
+        ({"pixels": {}}, r"config.json is damaged: pixels.image_size is missing"),
+        ({"pixels": config["pixels"] | {"mean": "x"}}, r"pixels.mean=x: expected three finite numbers"),
+        (
+            {"pixels": config["pixels"] | {"std": [1, 0, 1]}},
+            r"pixels.std=\[1,0,1\]: expected three finite numbers above 0",
+        ),
+        (
+            {"pixels": config["pixels"] | {"image_size": 10**6}},
+            r"pixels.image_size=1000000: expected .* from 1 to 4096",
+        ),
+        ({"temperature": 0}, r"config.json is damaged: temperature=0: expected a number, above 0"),
+        ({"_target_": "os.system"}, r"config.json is damaged: _target_: no such key"),
+        ({"classifier": ["features"]}, r"2 missing \(head.weight, head.bias\); 2 unexpected"),
+        ({"architecture": "../resnet18"}, r"architecture=../resnet18: expected the name of an architecture"),
+        ({"architecture": "hf-hub:a/b", "library": "timm"}, r"architecture=hf-hub:a/b: expected the name"),
+        ({"model_args": 3}, r"model_args=3: expected plain values"),
+        ({"model_args": {"weights": "IMAGENET1K_V1"}}, r"no option weights: expected an option of the network"),
+        ({"model_args": {"pretrained": True}}, r"no option pretrained"),
+        (
+            {"model_args": {"width_mult": 10**9}},
+            r"model_args={width_mult:1000000000}: expected plain values of at most 65",
+        ),
+        ({"model_args": {"width_mult": 6e4}}, r"the network is larger than its weights"),
     ):
         write_json(config | change, tmp_path / "config.json")
         with pytest.raises(ValueError, match=message) as caught:
@@ -115,6 +135,32 @@ def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(weights[:1000])
     with pytest.raises(ValueError, match=r"model.safetensors cannot be read: it is damaged"):
         Classifier.load(tmp_path, "cpu")
-    save_file({"features.0.0.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="the weights do not fit"):
-        Classifier.load(tmp_path, "cpu")
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    state = load_file(tmp_path / "model.safetensors")
+    last, first = "classifier.3.bias", "features.0.0.weight"
+    for changed, message in (
+        (
+            {last: state[last]},
+            r"the weights do not fit mobilenet_v3_small: 24\d missing \(backbone.features.0.0.weight, backbone.*, …\)",
+        ),
+        (
+            {key: value for key, value in state.items() if not key.startswith("features.1.")},
+            r"16 missing \(.*, .*, .*, …",
+        ),
+        (
+            state | {"more": torch.zeros(1)},
+            r"the weights do not fit mobilenet_v3_small: 1 unexpected \(backbone.more\)",
+        ),
+        (
+            state | {first: torch.zeros(1)},
+            r"1 of another shape \(backbone.features.0.0.weight \(1,\), expected \(16, 3, 3",
+        ),
+        (
+            state | {first: state[first] * float("nan")},
+            r"in its weights backbone.features.0.0.weight are infinite or mis",
+        ),
+    ):
+        save_file(changed, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=message) as caught:
+            Classifier.load(tmp_path, "cpu")
+        assert "\n" not in str(caught.value)

@@ -16,7 +16,10 @@ from flowers.runtime.files import (
     chunk_by_time,
     evict_least_recently_used,
     optional_cache,
+    read_bounded,
     read_json,
+    read_yaml,
+    remove_stale_parts,
     write_json,
 )
 
@@ -173,3 +176,97 @@ def test_cache_dir_needs_no_home_folder(monkeypatch: pytest.MonkeyPatch):
     with optional_cache(cache_dir()):
         cache_dir().mkdir(parents=True)
         pytest.fail("a folder was created")
+
+
+def test_atomic_write_follows_no_link_and_refuses_what_replaces_its_file(tmp_path: Path):
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / "file").symlink_to(tmp_path / "target")
+    names = set[str]()
+    for _ in range(2):
+        with atomic_write(tmp_path / "file") as temporary:
+            names.add(temporary.name)
+            temporary.write_text("new")
+    assert len(names) == 2  # nobody can plant a link under the next name
+    assert [(tmp_path / "file").is_symlink(), (tmp_path / "file").read_text()] == [False, "new"]
+
+    def replace_by_link() -> None:
+        with atomic_write(tmp_path / "file") as temporary:
+            temporary.unlink()
+            temporary.symlink_to(tmp_path / "target")
+
+    with pytest.raises(OSError, match="another program has replaced"):
+        replace_by_link()
+    assert [(tmp_path / name).read_text() for name in ("target", "file")] == ["mine", "new"]
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127])
+def test_atomic_write_takes_the_longest_name(tmp_path: Path, name: str):
+    atomic_write_text(tmp_path / name, "text")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_remove_stale_parts_deletes_own_files_of_dead_processes_only(tmp_path: Path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    own = f".file.{platform.node()}.{ended.pid}.{'0a' * 8}.part"
+    others = [
+        f".file.{platform.node()}.{os.getpid()}.{'0a' * 8}.part",  # is running
+        f".file.elsewhere.{ended.pid}.{'0a' * 8}.part",
+        f".file.{platform.node()}.{ended.pid}.notes.part",
+        f"file.{platform.node()}.{ended.pid}.{'0a' * 8}.part",
+    ]
+    for name in (own, *others):
+        (tmp_path / name).touch()
+    link, folder = (tmp_path / f".file.{platform.node()}.{ended.pid}.{digit * 16}.part" for digit in "12")
+    link.symlink_to(tmp_path / others[0])
+    folder.mkdir()
+    remove_stale_parts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*others, link.name, folder.name}
+
+
+def test_atomic_directory_deletes_what_dead_processes_left_and_follows_no_link(tmp_path: Path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, link = (tmp_path / f".new.{platform.node()}.{ended.pid}.{digit * 16}.part" for digit in "12")
+    left.mkdir()
+    (tmp_path / "kept").mkdir()
+    link.symlink_to(tmp_path / "kept")
+    with atomic_directory(tmp_path / "new"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "kept", link.name}
+
+
+def test_read_bounded_opens_regular_files_of_a_size_only(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "fifo")
+    assert read_bounded(tmp_path / "link", 5) == b"12345"
+    for name, reason in (("file", "it has 5 bytes, expected at most 4"), ("device", "not a regular file")):
+        with pytest.raises(OSError, match=reason):
+            read_bounded(tmp_path / name, 4)
+    with pytest.raises(OSError, match="not a regular file"):
+        read_bounded(tmp_path / "fifo", 4)
+    with pytest.raises(IsADirectoryError):
+        read_bounded(tmp_path, 4)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &x 1\nb: *x", "!!python/object/apply:os.mkdir [x]", "[" * 5000, "a: 1: 2", "\0", "? {}\n: 1"]
+)
+def test_read_yaml_names_what_is_no_plain_yaml(text: str, tmp_path: Path):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"x\.yaml cannot be read: it is damaged"):
+        read_yaml(tmp_path / "x.yaml")
+    (tmp_path / "x.yaml").write_text("a: ${oc.env:HOME}")
+    assert read_yaml(tmp_path / "x.yaml") == {"a": "${oc.env:HOME}"}
+
+
+def test_readers_refuse_a_sparse_file_before_they_read_it(tmp_path: Path):
+    for name in ("x.json", "x.yaml"):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, 40 * 2**30)
+    with pytest.raises(ValueError, match=r"x.json cannot be read: it has 42,949,672,960 bytes, expected at most"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(ValueError, match=r"x.yaml cannot be read: it has 42,949,672,960 bytes, expected at most"):
+        read_yaml(tmp_path / "x.yaml")

@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -83,7 +84,7 @@ def test_require_run_dir_names_the_folder_and_the_missing_file(tmp_path: Path):
 )
 def test_expand_resume_args_names_a_damaged_start(content: str, run_dir: Path):
     (run_dir / START_FILE).write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"started\.yaml is damaged: start a new run") as error:
+    with pytest.raises(ValueError, match=r"started\.yaml (is damaged|cannot be read): .*: start a new run") as error:
         expand_resume_args([f"resume={run_dir}"])
     assert "\n" not in str(error.value)
 
@@ -161,3 +162,53 @@ def test_provenance_names_versions_and_a_commit():
     found = provenance()
     assert found["versions"].keys() >= {"python", "torch", "lightning"}
     assert found["git"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found["git"])
+
+
+SCORE = {"accuracy": 0.5, "loss": 1.0, "n": 4, "interval": [0.1, 0.9]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": 0}, r"temperature=0: expected a number, above 0"),
+        ({"temperature": -1}, r"temperature=-1: expected a number, above 0"),
+        ({"temperature": float("nan")}, r"temperature=nan: expected a number, above 0"),
+        ({"temperature": float("inf")}, r"temperature=inf: expected a number, above 0"),
+        ({"temperature": "1"}, r"temperature=1: expected a number, above 0"),
+        ({"temperature": [1]}, r"temperature=\[1\]: expected a number, above 0"),
+        ({"temprature": 1.0}, r"temprature: no such key: did you mean temperature\?"),
+        ({"x" * 10**6: 1}, r"x{200}…: no such key"),
+        (
+            {"classes": ["a", "a"]},
+            r"classes=\[a,a\]: expected at least one and at most 32,768 names of classes, all dif",
+        ),
+        ({"classes": [""]}, r"classes=\[\]: expected"),
+        ({"classes": ["a\nb" * 1000]}, r"classes=\[a\\nb.*…: expected"),
+        (
+            {"val": SCORE | {"interval": [0.9, 0.1]}},
+            r"val.interval=\[0.9,0.1\]: expected \[low, high\], each from 0 to 1",
+        ),
+        ({"val": SCORE | {"n": 0}}, r"val.n=0: expected a whole number, at least 1"),
+        ({"cost": {"seconds": {"head": -1.0}}}, r"cost.seconds={head:-1.0}: expected"),
+        ({"seed": 2**70}, r"seed=1180591620717411303424: expected"),
+    ],
+)
+def test_read_result_names_file_key_value_and_what_was_expected(change: dict[str, Any], message: str, tmp_path: Path):
+    result = {"val": SCORE, "cost": {"seconds": {"head": 1.0}}} | change
+    (tmp_path / RESULT_FILE).write_text(json.dumps(result), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"result\.json is damaged: {message}") as error:
+        read_result(tmp_path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_iterate_multirun_resolves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TOKEN", "secret")
+    (tmp_path / "0" / ".hydra").mkdir(parents=True)
+    file = tmp_path / "0" / ".hydra" / "overrides.yaml"
+    file.write_text("- data.root=${oc.env:TOKEN}\n- ${oc.env:UNSET}\n- 1\n", encoding="utf-8")
+    assert next(iter(iterate_multirun(tmp_path)))[1] == ["data.root=${oc.env:TOKEN}", "${oc.env:UNSET}", "1"]
+    for text in ("a: 1", "- [a]", "- {a: b}", "- null", "", "- &a x\n- *a"):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"overrides\.yaml (is damaged|cannot be read): "):
+            list(iterate_multirun(tmp_path))

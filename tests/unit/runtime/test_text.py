@@ -60,3 +60,20 @@ def test_printable_escapes_what_changes_a_terminal():
 
 def test_escape_markdown_leaves_no_markdown_and_no_html():
     assert escape_markdown("a_b *c* <b>&amp; [x](http://y)\x1b") == (r"a\_b \*c\* \<b\>\&amp; \[x\](http\:\/\/y)\\x1b")
+
+
+@pytest.mark.parametrize(
+    ("content", "size", "reason"),
+    [(b"a" * 2**22, 2**22, "a line has more than"), (b"a,b\n", 2**32, "it has 4,294,967,296 bytes, expected at most")],
+)
+def test_read_csv_is_bounded(tmp_path: Path, content: bytes, size: int, reason: str):
+    (tmp_path / "x.csv").write_bytes(content)
+    os.truncate(tmp_path / "x.csv", size)
+    with pytest.raises((ValueError, OSError), match=reason):
+        read_csv(tmp_path / "x.csv")
+
+
+def test_read_csv_opens_no_fifo(tmp_path: Path):
+    os.mkfifo(tmp_path / "x.csv")
+    with pytest.raises(OSError, match="not a regular file"):
+        read_csv(tmp_path / "x.csv")

@@ -1,5 +1,8 @@
 import csv
+import os
 import shutil
+import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,25 @@ def write_changed(path: Path, **changes: Any) -> Path:
         ({"hyper_parameters": {"architecture": "resnet18"}}, "weights do not fit"),
         ({"format_version": 99}, "format_version is 99, expected at most"),
         ({"hyper_parameters": 3}, "not a checkpoint of flowers"),
+        ({"hyper_parameters": {"options": {"weights": "DEFAULT"}}}, "no option weights: expected an option of the net"),
+        ({"hyper_parameters": {"image_size": 100_000}}, "image_size=100000: expected a whole number from 1 to 4096"),
+        (
+            {"hyper_parameters": {"std": [1.0, 1.0, float("nan")]}},
+            r"std=\[1.0,1.0,nan\]: expected three finite numbers",
+        ),
+        (
+            {"hyper_parameters": {"classes": ["a"] * 5}},
+            r"classes=\[a,a,a,a,a\]: expected at least one and at most 32,7",
+        ),
+        ({"hyper_parameters": {"architecture": "hf-hub:a/b"}}, "architecture=hf-hub:a/b: expected the name of an arch"),
+        ({"hyper_parameters": {"config": {"tta": "flip"}}}, "config.data is missing"),
+        ({"state_dict": {"head.bias": torch.zeros(5) / 0}}, "in its weights head.bias are infinite or missing"),
+        ({"state_dict": {"head.bias": torch.zeros(1).expand(5)}}, "in its weights head.bias are infinite or missing"),
+        ({"state_dict": {"more": torch.zeros(1)}}, r"1 unexpected \(more\)"),
+        ({"state_dict": 3}, "not a checkpoint of flowers"),
+        ({"progress": 3, "format_version": 2}, "not a checkpoint of flowers"),
+        ({"extra": torch.nn.ReLU}, "it names torch.nn.modules.activation ReLU, which no checkpoint of flowers does"),
+        ({"extra": bytearray(9)}, "it names __builtin__ bytearray, which no checkpoint of flowers does"),
         ({"loops": 3}, "not a checkpoint of flowers"),
     ],
 )
@@ -104,6 +126,26 @@ def test_load_classifier_refuses_a_checkpoint_in_one_line(tmp_path: Path, change
         load_classifier(write_changed(tmp_path / "changed.ckpt", **changes))
     assert str(error.value).startswith(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("group", "change", "message"),
+    [
+        ("data", {"batch_size": 0}, r"config.data.batch_size=0: expected a whole number, at least 1"),
+        ("data", {"root": 3}, r"config.data.root=3: expected a text"),
+        ("data", {"retired": 3}, None),  # a key of an earlier version
+        ("trainer", {"accelerator": "tpu"}, r"config.trainer.accelerator=tpu: expected one of"),
+        ("features", {"cache_gb": float("inf")}, r"config.features.cache_gb=inf: expected a finite number"),
+    ],
+)
+def test_read_checkpoint_checks_the_configuration_as_far_as_it_is_read(
+    tmp_path: Path, group: str, change: dict[str, Any], message: str | None
+):
+    config = torch.load(FORMAT_1 / BEST_CHECKPOINT, weights_only=True)["hyper_parameters"]["config"]
+    config |= {group: config[group] | change}
+    path = write_changed(tmp_path / "changed.ckpt", hyper_parameters={"config": config})
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        read_checkpoint(path)
 
 
 def test_read_checkpoint_names_a_missing_and_a_foreign_file(tmp_path: Path):
@@ -118,3 +160,16 @@ def test_resume_checks_the_checkpoint_before_lightning_reads_it(painted: Path, t
     write_changed(tmp_path / LAST_CHECKPOINT, hparams={"_instantiator": "os.getcwd"})
     with pytest.raises(ValueError, match="names a function to call"):
         run_training(configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path}", f"resume={tmp_path}"))
+
+
+def test_read_checkpoint_refuses_compressed_files_and_what_is_no_regular_file(tmp_path: Path):
+    with (
+        zipfile.ZipFile(FORMAT_1 / BEST_CHECKPOINT) as source,
+        zipfile.ZipFile(tmp_path / "small.ckpt", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    os.mkfifo(tmp_path / "fifo.ckpt")
+    for name, reason in (("small.ckpt", "it is compressed"), ("fifo.ckpt", "not a regular file")):
+        with pytest.raises(ValueError, match=f"{name} cannot be read: {reason}"):
+            read_checkpoint(tmp_path / name)

@@ -165,7 +165,7 @@ def test_log_page_refuses_a_damaged_configuration(tmp_path: Path, text: str):
 )
 def test_log_page_refuses_ids_that_are_no_plain_names(tmp_path: Path, ids: dict[str, object]):
     write_json(ids, tmp_path / "trackers.json")
-    with pytest.raises(ValueError, match=r"trackers.json: .*: expected names of trackers and their ids"):
+    with pytest.raises(ValueError, match=r"trackers.json is damaged: ids=.*: expected names of trackers and their ids"):
         log_page(tmp_path, tmp_path / "report.html")
 
 
