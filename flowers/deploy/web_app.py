@@ -17,7 +17,6 @@ import starlette.exceptions
 import torch
 from fastapi import Depends, FastAPI, HTTPException, Path, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from PIL import Image
 from pydantic import BaseModel
 from rich.console import Console
 from starlette.datastructures import MutableHeaders
@@ -27,7 +26,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from flowers import __version__
-from flowers.data.images import IMAGE_FORMATS, MAX_PIXELS, read_error_reason, read_image
+from flowers.data.images import MAX_PIXELS, read_error_reason, read_image
 from flowers.deploy.app_settings import AppSettings, bind, is_known_host, is_loopback, is_own_origin
 from flowers.deploy.batches import Batches, BatchThread
 from flowers.deploy.classifier import Classifier, Prediction
@@ -161,10 +160,10 @@ _ERRORS = {
 
 
 def _responses(*more: int, answer: dict[str, Any] | None = None) -> dict[int | str, dict[str, Any]]:
-    errors = {
-        code: {"model": RequestError, "description": _ERRORS[code]} for code in sorted({400, 403, 408, 421, *more})
-    }
-    return {**({200: answer} if answer else {}), **errors}
+    responses: dict[int | str, dict[str, Any]] = {200: answer} if answer else {}
+    for code in sorted({400, 403, 408, 421, 503, *more}):
+        responses[code] = {"model": RequestError, "description": _ERRORS[code]}
+    return responses
 
 
 class InferenceServer:
@@ -185,8 +184,8 @@ class InferenceServer:
         self._readers = ThreadPoolExecutor(available_cores())
         size = classifier.backbone.batch_size
         thread = BatchThread()
-        self._predict = Batches(lambda batch: classifier.classify(torch.stack(list(batch))), size, thread)
-        self._explain = Batches(self._heat_maps, size, thread)
+        self._predict = Batches[Tensor, Prediction](self._classify, size, thread)
+        self._explain = Batches[ImageCrops, bytes](self._heat_maps, size, thread)
         self._room = asyncio.Semaphore(2 * size)  # decoded images: a batch that is computed, and the next one
         self._stopping = asyncio.Event()
 
@@ -269,13 +268,12 @@ class InferenceServer:
         if not upload.content:
             return "empty"
         try:
-            file = io.BytesIO(upload.content)
-            with Image.open(file, formats=IMAGE_FORMATS) as header:  # the pixels are not decoded yet
-                if header.width * header.height > self.max_pixels:
-                    return f"{header.width} x {header.height} pixels, over the limit of {self.max_pixels:,}"
-            return prepare(read_image(file))
+            return prepare(read_image(io.BytesIO(upload.content), self.max_pixels))
         except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file
             return read_error_reason(error)
+
+    def _classify(self, batch: Sequence[Tensor]) -> list[Prediction]:
+        return self.classifier.classify(torch.stack(list(batch)))
 
     def _heat_maps(self, batch: Sequence[ImageCrops]) -> list[bytes]:
         """Return the pictures of a batch as JPEG files."""
@@ -391,7 +389,7 @@ def build_app(server: InferenceServer) -> FastAPI:
         """This description."""
         return JSON(app.openapi())  # type: ignore[return-value]
 
-    @app.post("/predict", dependencies=guarded, responses=_responses(401, 413, 415, 503), openapi_extra=_BODY)
+    @app.post("/predict", dependencies=guarded, responses=_responses(401, 413, 415), openapi_extra=_BODY)
     async def predict(request: Request) -> Answers:
         """Classify one or several images."""
         return await server.predict(request)  # type: ignore[return-value]
@@ -400,7 +398,7 @@ def build_app(server: InferenceServer) -> FastAPI:
         "/explain",
         dependencies=guarded,
         response_class=Response,
-        responses=_responses(401, 404, 413, 415, 422, 503, answer={"content": {"image/jpeg": {"schema": _FILE}}}),
+        responses=_responses(401, 404, 413, 415, 422, answer={"content": {"image/jpeg": {"schema": _FILE}}}),
         openapi_extra=_BODY,
     )
     async def explain(request: Request) -> Response:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -64,7 +64,7 @@ def photos(painted: Path) -> list[Path]:
     return sorted(painted.glob("*/*.jpg"))
 
 
-def predictions(response: httpx.Response) -> list[dict[str, Any]]:
+def predictions(response: httpx2.Response) -> list[dict[str, Any]]:
     assert response.status_code == 200, response.text
     return list(response.json()["predictions"])
 
@@ -74,7 +74,7 @@ def test_app_has_these_routes_and_no_other(app: TestClient):
     served = set()
     for route in app.app.routes:
         assert isinstance(route, APIRoute)
-        served |= {f"{method} {route.path.replace('{name}', 'NAME')}" for method in route.methods}
+        served |= {f"{method} {route.path.replace('{name}', 'NAME')}" for method in route.methods or ()}
     described = {
         f"{method.upper()} {path.replace('{name}', 'NAME')}"
         for path, methods in app.get("/openapi.json").json()["paths"].items()
@@ -161,7 +161,7 @@ def test_app_says_which_file_cannot_be_read(app: TestClient, photos: list[Path])
 
 def test_app_explains_one_image(app: TestClient, photos: list[Path]):
     for request in ({"content": photos[0].read_bytes(), "headers": JPEG}, {"files": {"f": photos[0].read_bytes()}}):
-        response = app.post("/explain", **request)  # type: ignore[arg-type]
+        response = app.post("/explain", **request)
         assert response.headers["content-type"] == "image/jpeg"
         picture = Image.open(io.BytesIO(response.content))
         assert picture.width > picture.height
@@ -376,9 +376,9 @@ def test_app_runs_and_cuts_slow_clients_and_stops_at_once(trained: Path, photos:
         address = f"http://127.0.0.1:{port}"
         allowed = {"Authorization": "Bearer s3cret"}
         content = photos[0].read_bytes()
-        (answer,) = predictions(httpx.post(f"{address}/predict", files={"f": content}, headers=allowed))
+        (answer,) = predictions(httpx2.post(f"{address}/predict", files={"f": content}, headers=allowed))
         assert answer["abstains"] is True
-        assert httpx.get(f"{address}/model").status_code == 401
+        assert httpx2.get(f"{address}/model").status_code == 401
 
         start = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer s3cret\r\nContent-Length: 99\r\n"
         for sent, status in ((b"", b""), (b"GET / HT", b"408"), (start, b"408"), (start + b"\r\nabc", b"408")):
@@ -390,7 +390,7 @@ def test_app_runs_and_cuts_slow_clients_and_stops_at_once(trained: Path, photos:
             connection.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
             assert b"400 \r\ncontent-type: application/json" in connection.recv(1000)
 
-        with socket.create_connection(("127.0.0.1", port)) as slow, httpx.Client(base_url=address) as idle:
+        with socket.create_connection(("127.0.0.1", port)) as slow, httpx2.Client(base_url=address) as idle:
             slow.sendall(start + b"\r\nabc")
             assert idle.get("/health").status_code == 200
             started = time.monotonic()

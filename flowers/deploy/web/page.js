@@ -4,12 +4,13 @@ const MAX_NAMES = 20;
 const BROKEN = "The model cannot be loaded";
 const byId = (id) => document.getElementById(id);
 
-let worker;
-let classes = null; // until the model is loaded
-let rejects = false;
-let current = null; // the photo that the worker has
+let engine = null; // answers for photos; until it is loaded, they wait
+let broken = null; // why there is no engine
+let isWorking = false;
+let shown = null; // the answer that is shown
+let round = new AbortController(); // another one after each "Clear"
 const pending = []; // photos: {name, file}, or {name, reason} for what is none
-const answers = []; // photos with {preview, probabilities, strangeness, isRejected}, or with {reason}
+const answers = []; // photos with {preview, probabilities, strangeness, isRejected, abstains}, or with {reason}
 
 function element(name, text, properties = {}) {
   const made = Object.assign(document.createElement(name), properties);
@@ -22,7 +23,7 @@ const UNPRINTABLE = /[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\u
 const oneLine = (text) => text.replace(UNPRINTABLE, (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const counted = (count) => `${count.toLocaleString("en")} ${count === 1 ? "photo" : "photos"}`;
-const className = (number) => oneLine(classes[number]);
+const className = (number) => oneLine(engine.classes[number]);
 const best = (answer) => answer.probabilities.indexOf(Math.max(...answer.probabilities));
 
 function say(text, isBad = false) {
@@ -30,13 +31,15 @@ function say(text, isBad = false) {
   byId("status").classList.toggle("bad", isBad);
 }
 
+const verdict = (answer) => (answer.isRejected ? "None of these" : answer.abstains ? "Not sure" : className(best(answer)));
+
 function describe(answer) {
   if (answer.reason) return `${oneLine(answer.name)}: ${answer.reason}`;
-  const guess = `${className(best(answer))}, ${percent(answer.probabilities[best(answer)])}`;
-  return answer.isRejected ? `None of these. Most like ${guess}.` : `${guess}.`;
+  const guess = `${className(best(answer))}, ${percent(answer.probabilities[best(answer)])}.`;
+  return answer.isRejected || answer.abstains ? `${verdict(answer)}. Most like ${guess}` : guess;
 }
 
-function start() {
+async function start() {
   if (location.protocol === "file:") {
     say("This page needs a web server: run python -m http.server in its folder and open http://localhost:8000", true);
     return;
@@ -47,7 +50,9 @@ function start() {
       target.value = ""; // the same file can be chosen again
     });
   }
-  document.addEventListener("paste", ({ clipboardData }) => add([...clipboardData.files]));
+  document.addEventListener("paste", ({ target, clipboardData }) => {
+    if (target !== byId("token")) add([...clipboardData.files]);
+  });
   for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
     document.addEventListener(name, (event) => {
       event.preventDefault(); // or the browser would leave the page and open the photo
@@ -57,27 +62,41 @@ function start() {
   }
   byId("save").addEventListener("click", save);
   byId("clear").addEventListener("click", clear);
+  byId("explain").addEventListener("click", explain);
   say("Loading the model…");
-  // A worker from a blob keeps the content security policy of this page. One from a file would have none.
-  const script = `import ${JSON.stringify(new URL("static/worker.js", location.href).href)};`;
-  worker = new Worker(URL.createObjectURL(new Blob([script], { type: "text/javascript" })), { type: "module" });
-  worker.onerror = ({ message }) => say(`${BROKEN}: ${message || "a file is missing, or this browser is too old"}`, true);
-  worker.onmessage = ({ data }) => {
-    if (data.failure) say(`${BROKEN}: ${data.failure}`, true);
-    else if (data.classes) begin(data);
-    else receive(data);
-  };
+  try {
+    engine = await (await import("./engine.js")).load(askToken);
+  } catch (error) {
+    broken = `The model cannot be loaded: ${oneLine(error.message)}`;
+    byId("progress").hidden = true;
+    say(broken, true);
+    return;
+  }
+  const names = engine.classes.slice(0, MAX_NAMES).map((_, number) => className(number)).join(", ");
+  const more = engine.classes.length > MAX_NAMES ? ` and ${engine.classes.length - MAX_NAMES} more` : "";
+  const others = engine.rejects ? "It answers “none of these” for most photos of other things."
+    : "It answers with one of them for every photo, also for a photo of something else.";
+  const doubt = engine.confidence === null ? "" : ` Below a probability of ${percent(engine.confidence)}, it says “not sure”.`;
+  byId("about").textContent = `It knows ${names}${more}. ${others}${doubt} ${engine.privacy}`;
+  byId("choose").accept = engine.types.join();
+  say("Ready.");
+  work();
 }
 
-function begin(data) {
-  ({ classes, rejects } = data);
-  const names = classes.slice(0, MAX_NAMES).map((_, number) => className(number)).join(", ");
-  const more = classes.length > MAX_NAMES ? ` and ${classes.length - MAX_NAMES} more` : "";
-  const others = rejects ? "It answers “none of these” for most photos of other things."
-    : "It answers with one of them for every photo, also for a photo of something else.";
-  byId("about").textContent = `It knows ${names}${more}. ${others} ${data.privacy ?? "Photos do not leave this device."}`;
-  if (pending.length) next();
-  else say("Ready.");
+// Resolves to the token of the server, which the user types.
+function askToken(isWrong) {
+  say(isWrong ? "The token is not the one of this server." : "This server needs its token.", isWrong);
+  byId("login").hidden = false;
+  byId("token").focus();
+  return new Promise((resolve) => {
+    byId("login").onsubmit = (event) => {
+      event.preventDefault();
+      byId("login").hidden = true;
+      resolve(byId("token").value);
+      byId("token").value = "";
+      byId("choose").focus();
+    };
+  });
 }
 
 function dropped(transfer) {
@@ -93,41 +112,57 @@ function add(files) {
     say("There is no photo in it: choose, drop or paste image files.", true);
     return;
   }
-  for (const file of files) pending.push(file instanceof File ? { name: file.name, file } : file);
-  byId("progress").hidden = false;
-  say(classes ? `Classifying ${counted(pending.length)}…` : `Loading the model for ${counted(pending.length)}…`);
-  if (classes && !current) next();
-}
-
-function next() {
-  const total = answers.length + pending.length;
-  byId("progress").max = total;
-  byId("progress").value = answers.length;
-  current = pending.shift() ?? null;
-  if (!current) finish();
-  else if (current.reason) receive({});
-  else worker.postMessage(current.file);
-}
-
-function receive(data) {
-  if (current.isCleared) {
-    next();
+  if (broken) {
+    say(broken, true);
     return;
   }
-  const answer = Object.assign(current, data, { file: null });
+  for (const file of files) pending.push(file instanceof File ? { name: file.name, file } : file);
+  byId("progress").hidden = false;
+  say(engine ? `Classifying ${counted(pending.length)}…` : `Loading the model for ${counted(pending.length)}…`);
+  work();
+}
+
+// Classifies the photos that wait, a few at a time, and shows the answers in the order of the photos.
+async function work() {
+  if (!engine || isWorking || !pending.length) return;
+  isWorking = true;
+  const asked = [];
+  while (pending.length || asked.length) {
+    while (pending.length && asked.length < engine.parallel) asked.push(classify(pending.shift(), round.signal));
+    byId("progress").max = answers.length + asked.length + pending.length;
+    byId("progress").value = answers.length;
+    const answer = await asked.shift();
+    if (answer) receive(answer);
+  }
+  isWorking = false;
+  finish();
+}
+
+// Returns the answer, with the reason if there is none. null after "Clear".
+async function classify(photo, signal) {
+  let answer;
+  try {
+    answer = photo.reason ? photo : { ...photo, ...await engine.classify(photo.file, signal) };
+  } catch (error) {
+    answer = { ...photo, reason: oneLine(error.message || String(error)) };
+  }
+  return signal.aborted ? null : answer;
+}
+
+function receive(answer) {
   if (answer.preview) answer.preview = URL.createObjectURL(answer.preview);
+  if (!engine.explain) answer.file = null;
   answers.push(answer);
   byId("rows").append(row(answer));
   byId("answers").hidden = answers.length < 2;
-  next();
 }
 
 function finish() {
   byId("progress").hidden = true;
   if (!answers.length) return; // all were cleared
-  const unread = answers.filter((answer) => answer.reason).length;
+  const failed = answers.filter((answer) => answer.reason).length;
   show(answers.at(-1));
-  if (answers.length > 1) say(`${counted(answers.length)}: ${answers.length - unread} classified, ${unread} not readable.`);
+  if (answers.length > 1) say(`${counted(answers.length)}: ${answers.length - failed} classified, ${failed} failed.`);
 }
 
 function row(answer) {
@@ -144,7 +179,7 @@ function row(answer) {
   made.append(photo);
   if (answer.reason) made.append(element("td", answer.reason, { colSpan: 2, className: "bad" }));
   else {
-    made.append(element("td", answer.isRejected ? "none of these" : className(best(answer))));
+    made.append(element("td", answer.isRejected ? "none of these" : answer.abstains ? "not sure" : className(best(answer))));
     made.append(element("td", percent(answer.probabilities[best(answer)])));
   }
   answer.button = open;
@@ -152,16 +187,48 @@ function row(answer) {
 }
 
 function show(answer) {
+  shown = answer;
   for (const each of answers) each.button.setAttribute("aria-pressed", String(each === answer));
   say(describe(answer), Boolean(answer.reason));
   byId("answer").hidden = Boolean(answer.reason);
   if (answer.reason) return;
-  byId("preview").src = answer.preview;
+  byId("preview").hidden = !answer.preview;
+  byId("preview").src = answer.preview ?? "";
   byId("preview").alt = oneLine(answer.name);
-  byId("label").textContent = answer.isRejected ? "None of these" : className(best(answer));
+  byId("label").textContent = verdict(answer);
   byId("name").textContent = oneLine(answer.name);
-  const ordered = [...classes.keys()].sort((a, b) => answer.probabilities[b] - answer.probabilities[a]);
+  const ordered = [...engine.classes.keys()].sort((a, b) => answer.probabilities[b] - answer.probabilities[a]);
   byId("bars").replaceChildren(...ordered.slice(0, MAX_BARS).map((number) => bar(number, answer.probabilities[number])));
+  showHeatMap(answer);
+}
+
+function showHeatMap(answer) {
+  const isOpen = Boolean(answer.isExplained && answer.heatMap);
+  byId("explain").hidden = !engine.explain;
+  byId("explain").textContent = isOpen ? "Hide heat map" : "Show heat map";
+  byId("explain").setAttribute("aria-expanded", String(isOpen));
+  byId("explanation").hidden = !isOpen;
+  if (!isOpen) return;
+  byId("heat").src = answer.heatMap;
+  byId("heat").alt = `${oneLine(answer.name)}, and its heat map`;
+  byId("reading").textContent = `Red are the parts of the photo that speak most for ${className(best(answer))}.`;
+}
+
+async function explain() {
+  const answer = shown;
+  answer.isExplained = !answer.isExplained;
+  if (answer.isExplained && !answer.heatMap) {
+    say("Making the heat map…");
+    try {
+      answer.heatMap ??= URL.createObjectURL(await engine.explain(answer.file));
+    } catch (error) {
+      answer.isExplained = false;
+      if (answer === shown) say(`${oneLine(answer.name)}: ${oneLine(error.message)}`, true);
+      return;
+    }
+    if (answer === shown && answer.isExplained) say("The heat map is below the photo.");
+  }
+  if (answer === shown) showHeatMap(answer);
 }
 
 function bar(number, share) {
@@ -175,10 +242,12 @@ function bar(number, share) {
 }
 
 function clear() {
-  for (const { preview } of answers) if (preview) URL.revokeObjectURL(preview);
+  for (const url of answers.flatMap(({ preview, heatMap }) => [preview, heatMap])) if (url) URL.revokeObjectURL(url);
   answers.length = 0;
   pending.length = 0;
-  if (current) current.isCleared = true;
+  shown = null;
+  round.abort();
+  round = new AbortController();
   byId("rows").replaceChildren();
   byId("answer").hidden = true;
   byId("answers").hidden = true;
@@ -195,13 +264,19 @@ function cell(value) {
 
 // The columns of flowers.predict.
 function csv() {
-  const columns = rejects ? ["strangeness", "none_of_these"] : [];
-  const lines = [["path", "class", "probability", ...classes, ...columns, "reason"]];
+  const rejection = engine.rejects ? ["strangeness", "none_of_these"] : [];
+  const lines = [["path", "class", "probability", ...engine.classes, ...rejection, "abstain", "reason"]];
   for (const answer of answers) {
-    const shares = answer.reason ? classes.map(() => "") : answer.probabilities.map((share) => share.toFixed(6));
-    const label = answer.reason ? ["", ""] : [classes[best(answer)], shares[best(answer)]];
-    const rejection = answer.reason ? ["", ""] : [answer.strangeness?.toFixed(6), answer.isRejected];
-    lines.push([answer.name, ...label, ...shares, ...(rejects ? rejection : []), answer.reason ?? ""]);
+    if (answer.reason) {
+      const none = engine.rejects ? ["", false] : [];
+      lines.push([answer.name, "", "", ...engine.classes.map(() => ""), ...none, true, answer.reason]);
+      continue;
+    }
+    const shares = answer.probabilities.map((share) => share.toFixed(6));
+    const strangeness = answer.strangeness === null ? "" : Number(answer.strangeness.toFixed(6)); // null: not finite
+    const rejected = engine.rejects ? [strangeness, answer.isRejected] : [];
+    const number = best(answer);
+    lines.push([answer.name, engine.classes[number], shares[number], ...shares, ...rejected, Boolean(answer.abstains), ""]);
   }
   return lines.map((line) => `${line.map(cell).join(",")}\n`).join("");
 }
