@@ -131,7 +131,7 @@ def run_probe(cfg: DictConfig) -> float:
     console.print(_ranking(results, p_values))
     close = [one_line(result.name) for result, p in zip(results[1:], p_values, strict=True) if p >= 0.05]
     console.print(
-        f"not worse than {one_line(results[0].name)} as far as these images tell: {', '.join(close) or 'none'}"
+        f"cannot be told apart from {one_line(results[0].name)} on these images: {', '.join(close) or 'none'}"
         " (p at least 0.05)",
         soft_wrap=True,
     )

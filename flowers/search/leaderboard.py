@@ -172,7 +172,7 @@ def _log_outcome(
     if p_values:
         similar = sum(p >= 0.05 for p in p_values.values())
         log.info(
-            "%d of the other %d trials do not differ significantly from it (McNemar's p >= 0.05, Holm's correction)",
+            "%d of the other %d trials cannot be told apart from it (McNemar's p >= 0.05, Holm's correction)",
             similar,
             len(p_values),
         )

@@ -21,10 +21,9 @@ from flowers.data.splits import SplitRecord, load_split, save_split
 from flowers.evaluation.figures import plot_learning_curve
 from flowers.evaluation.power_law import (
     CURVE_FILE,
+    accuracy_band,
     describe_learning_curve,
     fit_learning_curve,
-    interval,
-    predict_accuracies,
 )
 from flowers.evaluation.predictions import load_run_predictions
 from flowers.evaluation.pretrained_features import (
@@ -225,7 +224,7 @@ def summarize_curve(photos: Sequence[int], correct: NDArray[np.bool_]) -> dict[s
     accuracies = correct.mean(axis=2)
     law = fit_learning_curve(photos, correct)
     drawn = np.unique(np.geomspace(photos[0], 2 * photos[-1], _POINTS).round().astype(int))
-    low, high = interval(predict_accuracies(photos, correct, drawn.tolist()))
+    low, high = accuracy_band(photos, correct, drawn.tolist())
     content: dict[str, Any] = {
         "validation_photos": correct.shape[2],
         "points": [
@@ -248,7 +247,7 @@ def summarize_curve(photos: Sequence[int], correct: NDArray[np.bool_]) -> dict[s
     }
     half = sum(size <= photos[-1] / 2 + 1 for size in photos)
     if half >= _LEAST:
-        bounds = interval(predict_accuracies(photos[:half], correct[:, :half], photos[-1:]))[:, 0].tolist()
+        bounds = accuracy_band(photos[:half], correct[:, :half], photos[-1:])[:, 0].tolist()
         predicted = fit_learning_curve(photos[:half], correct[:, :half]).accuracy(photos[-1])
         content["check"] = {"photos": int(photos[half - 1]), "accuracy": float(predicted), "interval": bounds}
     return content
