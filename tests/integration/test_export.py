@@ -14,14 +14,17 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from flowers.data.images import read_image
+from flowers.deploy.app_settings import AppSettings
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.formats import EXPORTERS, ExportSource, ImageProgram, OnnxExporter, TorchExportExporter
 from flowers.deploy.export.model_card import render_model_card
 from flowers.deploy.export.pipeline import TrainedRun, write_programs
 from flowers.deploy.export.web_page import RUNTIME_FILES
+from flowers.deploy.web_app import InferenceServer, build_app
 from flowers.evaluation.predictions import load_predictions
 from flowers.export import main
 from flowers.runtime.files import read_json
@@ -128,6 +131,26 @@ def test_web_page_has_an_int8_model_that_was_compared(exported: Path, trained: P
     assert settings["classes"] == read_json(trained / "result.json")["classes"]
     assert settings["threshold"] is None
     assert base64.b64decode(settings["model"]).hex() == facts["files"]["web/model.onnx"]
+
+
+def test_run_its_folder_for_a_hub_and_its_onnx_program_answer_the_same(exported: Path, trained: Path, painted: Path):
+    files = sorted(painted.glob("*/*"))[:50]
+    sent = [("files", (file.name, file.read_bytes())) for file in files]
+    answers = []
+    for run in (trained, exported):
+        app = build_app(InferenceServer(Classifier.load(run, "cpu", "32-true"), AppSettings()))
+        with TestClient(app, base_url="http://localhost") as client:
+            model = client.get("/model").json()
+            answers.append((client.post("/predict", files=sent).json()["predictions"], model["digests"]))
+    assert answers[0] == answers[1]
+    predictions, _ = answers[0]
+    assert len(predictions) == 50
+    program = onnxruntime.InferenceSession(exported / "model.onnx")
+    for file, answer in zip(files, predictions, strict=True):
+        photos = np.asarray(read_image(file)).transpose(2, 0, 1)[None]
+        (probabilities,) = program.run(["probabilities"], {"photos": photos})
+        named = dict(zip(model["classes"], probabilities[0].tolist(), strict=True))
+        assert named == pytest.approx(answer["probabilities"], abs=2e-3)
 
 
 def test_code_on_the_model_card_classifies_an_image(exported: Path, trained: Path, painted: Path, tmp_path: Path):
