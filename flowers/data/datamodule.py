@@ -25,7 +25,7 @@ from flowers.data.samplers import (
     SampleKeys,
     ShardShuffleBatchSampler,
 )
-from flowers.data.shards import ShardSource
+from flowers.data.shards import MANIFEST_FILE, ShardSource
 from flowers.data.splits import SplitRecord, check_split, load_split, split_sha256
 from flowers.data.transforms import (
     TRANSFORM_VERSION,
@@ -49,7 +49,38 @@ def inference_data_args(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data arguments of a training run that another program needs to show a model the same images."""
     names = ("image_size", "resize", "interpolation", "batch_size", "num_workers", "on_corrupt")
     packed = ("packed", "s3_endpoint", "retry_timeout", "cache_gb")
-    return {name: settings[name] for name in (*names, *packed) if name in settings}
+    arguments = {name: settings[name] for name in (*names, *packed) if name in settings}
+    # The settings may be those of a stranger, or of another machine: they start no thousand processes here.
+    limits = {"num_workers": max(available_cores(), 8), "batch_size": 1024}
+    return arguments | {name: min(arguments[name], most) for name, most in limits.items() if arguments.get(name)}
+
+
+def run_images_args(settings: Mapping[str, Any], given: str | None, key: str = "root") -> dict[str, Any]:
+    """Return the arguments of `ImageDataModule` for the photos of a run, as `inference_data_args`, with their root.
+
+    A run folder may come from a stranger: it does not say where to connect. An address in its settings, and the S3
+    endpoint for it, counts only if the user gives the same address.
+
+    Args:
+        settings: The group `data` of the configuration of the run.
+        given: Where the user says that the photos are now: a folder or an address. None for where the run had them.
+        key: The setting with which the user says so, for messages.
+
+    Raises:
+        ValueError: The run had its photos at an address, and none is given.
+    """
+    arguments, stored = inference_data_args(settings), str(settings["root"])
+    if given is None:
+        if "://" in stored:
+            raise ValueError(
+                f"the photos of the run are at an address, to which a run folder alone does not connect: give "
+                f"{key}={one_line(stored)} to read them there, or {key}=FOLDER"
+            )
+        return arguments | {"root": stored}
+    if given != stored:
+        is_packed = is_remote(given) or Path(given, MANIFEST_FILE).is_file()
+        arguments |= {"packed": is_packed, "s3_endpoint": None}
+    return arguments | {"root": given}
 
 
 class ImageDataModule(LightningDataModule):

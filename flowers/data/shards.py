@@ -28,11 +28,13 @@ from numpy.typing import NDArray
 from flowers.data.images import MAX_FILE_BYTES, ImageFileError
 from flowers.data.remote import RemoteFile, RemoteFileCache, RemoteFileError, file_sha256, is_remote
 from flowers.data.splits import ImageRecord, SplitRecord, is_sha256, load_split
+from flowers.runtime.files import read_bounded
+from flowers.runtime.schema.run_files import CLASSES_TEXT, are_classes
 from flowers.runtime.text import one_line
 
 MANIFEST_FILE, SHARD_SPLIT_FILE, INDEX_FILE = "shards.json", "split.csv", "places.npy"
 SHARD_FORMAT = 1
-MAX_MANIFEST_BYTES = 128 * 2**20  # a million shards
+MAX_MANIFEST_BYTES = 64 * 2**20  # half a million shards
 
 _MAX_FILE_BYTES = 2**50
 _MAX_DOWNLOADS = 5  # of a shard that another process removes each time
@@ -73,8 +75,10 @@ def parse_manifest(text: str) -> Manifest:
     photos, classes, shards = (content.get(name) for name in ("photos", "classes", "shards"))
     if not _is_size(photos):
         raise ValueError(f"photos is {photos!r:.20}: expected the number of images")
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("classes is not a list of names")
+    if not isinstance(classes, list) or not are_classes(classes):
+        raise ValueError(f"classes is not a list of names: expected {CLASSES_TEXT}")
+    if unknown := content.keys() - {"format", "photos", "classes", "split", "places", "shards"}:
+        raise ValueError(f"{min(unknown)[:100]}: no such key")
     if not isinstance(shards, list) or not shards:
         raise ValueError("shards is not a list of files")
     files = [_parse_file(file) for file in (content.get("split"), content.get("places"), *shards)]
@@ -240,9 +244,7 @@ class ShardSource:
         if self.cache:
             return self.cache.text(MANIFEST_FILE, MAX_MANIFEST_BYTES)
         path = Path(self.root) / MANIFEST_FILE
-        if path.exists() and (not path.is_file() or path.stat().st_size > MAX_MANIFEST_BYTES):
-            raise ValueError(f"expected a file of at most {MAX_MANIFEST_BYTES:,} bytes")
-        return path.read_text("utf-8")
+        return read_bounded(path, MAX_MANIFEST_BYTES).decode("utf-8")
 
     def _verified_path(self, file: RemoteFile) -> Path:
         """Return the path of a small file, whose content is the one of the manifest."""

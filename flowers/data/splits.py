@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowers.runtime.files import atomic_write_text
+from flowers.runtime.schema.run_files import CLASSES_TEXT, are_classes
 from flowers.runtime.text import one_line, read_csv, to_csv
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+
+_MAX_PATH, _MAX_GROUP = 4096, 64  # characters
 
 _COLUMNS = ("path", "class", "split", "group", "sha256")  # of split.csv
 
@@ -236,6 +239,12 @@ def load_split(path: str | Path) -> list[SplitRecord]:
         raise ValueError(f"{name} is not a split file: expected one complete line for each image, and no path twice")
     if wrong := {record.split for record in records} - set(SPLITS):
         raise ValueError(f"{name} has the split(s) {one_line(', '.join(sorted(wrong)))}: expected {', '.join(SPLITS)}")
+    for record in records:
+        if not (record.path and len(record.path) <= _MAX_PATH and len(record.group) <= _MAX_GROUP):
+            found = one_line(record.path[:100]) or "an empty path"
+            raise ValueError(f"{name} is not a split file: {found}: expected a path of at most {_MAX_PATH} characters")
+    if (classes := {record.label for record in records}) and not are_classes([*classes]):
+        raise ValueError(f"{name} is not a split file: expected {CLASSES_TEXT}")
     if damaged := next((record for record in records if not is_sha256(record.sha256)), None):
         raise ValueError(f"{name} has no SHA-256 for {one_line(damaged.path)}: expected 64 hexadecimal digits")
     return records

@@ -103,6 +103,7 @@ class Classifier:
         tta: str | None = None,
         reject: float | None = None,
         engine: str | None = "pytorch",
+        root: str | None = None,
     ) -> Self:
         """Load the classifier of a run folder, of a checkpoint, or of a folder that was exported for a hub.
 
@@ -120,6 +121,9 @@ class Classifier:
                 the run, if it has one. 0 rejects nothing.
             engine: "pytorch", or "int8" to compute features in 8 bits on a CPU; see `load_int8_backbone`. Its answers
                 are first compared with those of PyTorch on validation images. None takes that of the training.
+
+            root: Where the photos of the run are now, a folder or an address. Only `engine="int8"` reads them. None
+                takes the folder of the training.
 
         Returns:
             The classifier, ready to be called.
@@ -139,15 +143,15 @@ class Classifier:
             if reject and not (found / REJECTION_FILE).is_file():
                 advice = f"python -m flowers.evaluate run=FOLDER reject={reject:g}, and export that run again"
                 raise ValueError(f"reject={reject:g}: {found} has no {REJECTION_FILE}: {advice}")
-            rejection = load_rejection(found, reject)
+            rejection = load_rejection(found, reject, model.head.in_features)
             return cls(model.to(device), config["temperature"], resolved["precision"], tta or config["tta"], rejection)
         hparams = read_checkpoint(found)["hyper_parameters"]  # raises a clear error for a file of another origin
         temperature = (read_result(run_dir_of(found)) or {}).get("temperature", 1.0)
-        rejection = load_rejection(run_dir_of(found), reject)
         model = load_classifier(found).to(device).eval()
+        rejection = load_rejection(run_dir_of(found), reject, model.head.in_features)
         tta, backbone = tta or hparams["config"]["tta"], None
         if resolve_engine(model, hparams["config"], engine) == "int8":
-            open_run = partial(open_run_images, found, hparams)
+            open_run = partial(open_run_images, found, hparams, root=root)
             backbone = load_int8_backbone(model, resolved["precision"], tta, open_run)
             backbone.check_agreement(partial(_answers, model, rejection))
         return cls(model, temperature, resolved["precision"], tta, rejection, backbone)

@@ -44,7 +44,7 @@ def run_prediction(cfg: DictConfig) -> int:
     make_row_writer(cfg.output)
     run = find_classifier(cfg.run)
     files = [str(file) for file in expand_image_paths(to_container(cfg)["photos"])]
-    classifier = Classifier.load(run, cfg.accelerator, cfg.precision, cfg.tta, cfg.reject, cfg.engine)
+    classifier = Classifier.load(run, cfg.accelerator, cfg.precision, cfg.tta, cfg.reject, cfg.engine, cfg.root)
     num_workers = cfg.num_workers if cfg.num_workers is not None else _default_num_workers(classifier, len(files))
     results = progress_bar(classifier.stream(files, num_workers), "Classifying", len(files))
     rows = (PredictionRow.from_result(file, result, cfg.confidence) for file, result in results)

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from flowers.data.datamodule import ImageDataModule, inference_data_args
+from flowers.data.datamodule import ImageDataModule, run_images_args
 from flowers.evaluation.audit import KINDS, Audit, audit_images, preview_images
 from flowers.evaluation.evaluator import extract_features
 from flowers.evaluation.pretrained_features import model_before_training
@@ -95,9 +95,10 @@ def _open_run(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier, dict[s
     if settings.get("packed") and not cfg.photos:
         raise ValueError(f"run={cfg.run}: its photos are in shards: name their folder with photos=FOLDER")
     own = run_dir_of(checkpoint) / CORRECTIONS_FILE
-    arguments = inference_data_args(settings) | ({"on_corrupt": cfg.on_corrupt} if cfg.on_corrupt else {})
+    arguments = run_images_args(settings, cfg.photos, "photos")
+    arguments |= {"on_corrupt": cfg.on_corrupt} if cfg.on_corrupt else {}
     arguments |= {"packed": False, "corrections": cfg.corrections or (own if own.is_file() else None)}
-    data = ImageDataModule(cfg.photos or settings["root"], **arguments)
+    data = ImageDataModule(**arguments)
     # Random features tell nothing of the labels: without weights, only the trained backbone can.
     is_pretrained = hparams["config"]["model"]["weights"] is not None
     model = model_before_training(checkpoint, hparams) if is_pretrained else load_classifier(checkpoint)

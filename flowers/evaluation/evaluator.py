@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from flowers.data.datamodule import ImageDataModule, inference_data_args
+from flowers.data.datamodule import ImageDataModule, inference_data_args, run_images_args
 from flowers.data.dataset import ImageDataset
 from flowers.data.folder import expand_image_paths
 from flowers.data.images import image_sha256, read_error_reason
@@ -64,7 +64,7 @@ def run_evaluation(cfg: DictConfig) -> float:
     if config["engine"] == "int8":
         check_int8(accelerator)
     data, dataset, name = _open_images(cfg, checkpoint, hparams)
-    open_run = partial(open_run_images, checkpoint, hparams)
+    open_run = partial(open_run_images, checkpoint, hparams, root=cfg.root)
     features = extract_features(model, data, dataset, name, config, open_run)
     predictions = predict_features(model, features, dataset)
     scores = compute_metrics(predictions) | {"engine": config["engine"]}
@@ -107,7 +107,7 @@ def _find_rejection(
     """Return what the run rejects images with; with `reject`, make it and keep it in the run folder."""
     run_dir = run_dir_of(checkpoint)
     if not cfg.reject or cfg.photos:
-        rejection = load_rejection(run_dir, cfg.reject)
+        rejection = load_rejection(run_dir, cfg.reject, model.head.in_features)
     else:
         if cfg.split != "val":
             features = extract_features(model, data, data.dataset("val"), "val", config)
@@ -147,19 +147,27 @@ def _open_images(
     if cfg.photos:
         data = ImageDataModule(cfg.photos, **inference_data_args(settings) | changes | {"packed": False})
         return data, data.full_dataset(hparams["classes"]), str(cfg.photos)
-    data = open_run_images(checkpoint, hparams, **changes)
+    data = open_run_images(checkpoint, hparams, cfg.root, **changes)
     return data, data.dataset(cfg.split), str(cfg.split)
 
 
-def open_run_images(checkpoint: Path, hparams: Mapping[str, Any], **changes: Any) -> ImageDataModule:
-    """Return the images that a run was trained with, in its split; `changes` are other arguments than in training.
+def open_run_images(
+    checkpoint: Path, hparams: Mapping[str, Any], root: str | None = None, **changes: Any
+) -> ImageDataModule:
+    """Return the images that a run was trained with, in its split.
+
+    Args:
+        checkpoint: A checkpoint of the run.
+        hparams: The hyperparameters in it.
+        root: Where the images are now; see `run_images_args`.
+        changes: Other arguments of `ImageDataModule` than in training.
 
     Raises:
-        ValueError: The split or the images are gone.
+        ValueError: The split or the images are gone, or the images are at an address and `root` is None.
     """
-    settings = hparams["config"]["data"]
+    arguments = run_images_args(hparams["config"]["data"], root)
     split_file = find_split_file(checkpoint, hparams["split_digest"])
-    return ImageDataModule(settings["root"], split_file=split_file, **inference_data_args(settings) | changes)
+    return ImageDataModule(split_file=split_file, **arguments | changes)
 
 
 def find_split_file(checkpoint: Path, digest: str) -> Path:
@@ -191,7 +199,9 @@ def resolve_engine(model: ImageClassifier, config: Mapping[str, Any], engine: st
         engine: The engine that is asked for. None takes that of the training: `features.engine` for a backbone that
             was never trained, otherwise PyTorch.
     """
-    return engine or (config["features"].get("engine", "pytorch") if has_untrained_backbone(model) else "pytorch")
+    return engine or (
+        config.get("features", {}).get("engine", "pytorch") if has_untrained_backbone(model) else "pytorch"
+    )
 
 
 def extract_features(

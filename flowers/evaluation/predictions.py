@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowers.runtime.run_folder import PREDICTIONS_DIR
+from flowers.runtime.schema.run_files import are_classes
 from flowers.runtime.text import read_csv, write_csv
 
 
@@ -62,17 +63,20 @@ def load_predictions(path: str | Path) -> Predictions:
         ValueError: The file is missing or has other content.
     """
     try:
-        (_, _, *classes), *lines = read_csv(path)
+        first, *lines = read_csv(path) or [[]]
+        classes = first[2:]
+        if first[:2] != ["path", "true"] or not are_classes(classes) or not lines:
+            raise ValueError("expected a CSV file of predictions")
         index = {name: number for number, name in enumerate(classes)}
-        labels = torch.tensor([index[true] for _, true, *_ in lines], dtype=torch.int64)
-        logits = np.empty((len(lines), len(classes)))
-        for row, (_, _, *values) in zip(logits, lines, strict=True):
-            row[:] = [float(value) for value in values]
-            assert len(values) == len(classes)
-        assert len(index) == len(classes)
-        assert len(lines)
-    except (OSError, ValueError, KeyError, AssertionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "expected a CSV file of predictions"
+        for number, line in enumerate(lines, 2):
+            if len(line) != len(first) or line[1] not in index:
+                raise ValueError(f"line {number}: expected a path, one of the classes, and {len(classes)} logits")
+        labels = torch.tensor([index[line[1]] for line in lines], dtype=torch.int64)
+        logits = np.array([[float(value) for value in line[2:]] for line in lines])
+        if not np.isfinite(logits).all():
+            raise ValueError(f"line {int(np.isfinite(logits).all(1).argmin()) + 2}: expected finite logits")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"{path} cannot be read: {reason}; train the run again to write it") from error
     return Predictions([name for name, *_ in lines], labels, torch.from_numpy(logits), classes)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.evaluator import extract_features, open_run_images
-from flowers.models.backbones import state_dict_sha256
+from flowers.models.backbones import local_weights, state_dict_sha256
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
 from flowers.models.input_settings import resolve_input_settings
 from flowers.runtime.config import instantiate_group, to_container
@@ -57,19 +57,21 @@ def pretrained_model(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier]
         return data, ImageClassifier(**to_container(cfg.model), classes=data.classes, **size)
 
 
-def pretrained_model_of_run(run: str) -> tuple[ImageDataModule, ImageClassifier]:
-    """Return the images of a run, in its split, and its model before training.
+def pretrained_model_of_run(run: str, root: str | None = None) -> tuple[ImageDataModule, ImageClassifier]:
+    """Return the images of a run, in its split, and its model before training; see `open_run_images` for `root`.
 
     Raises:
         ValueError: There is no such run, its images have changed, or its first weights cannot be had again.
     """
     checkpoint = find_checkpoint(run)
     hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
-    return open_run_images(checkpoint, hparams), model_before_training(checkpoint, hparams)
+    return open_run_images(checkpoint, hparams, root), model_before_training(checkpoint, hparams)
 
 
 def model_before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> ImageClassifier:
     """Return the model of a run as it was before training: its backbone has not seen the labels.
+
+    The weights that the run started from are read from this machine only. A run folder starts no download.
 
     Args:
         checkpoint: A checkpoint of the run.
@@ -82,9 +84,11 @@ def model_before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> Image
     if state_dict_sha256(model.backbone) == hparams["weights_digest"]:
         return model  # only its head was trained
     keys = ("architecture", "classes", "options", "image_size", "resize", "interpolation", "mean", "std")
-    config = hparams["config"]
+    config, weights = hparams["config"], hparams["config"]["model"]["weights"]
+    if weights is not None:
+        weights = local_weights(hparams["architecture"], weights)
     with seeded(config["seed"]):
-        first = ImageClassifier(**{key: hparams[key] for key in keys}, weights=config["model"]["weights"])
+        first = ImageClassifier(**{key: hparams[key] for key in keys if key in hparams}, weights=weights)
     if first.hparams["weights_digest"] != hparams["weights_digest"]:
         raise ValueError(
             f"model.weights={config['model']['weights']}: not the weights that {checkpoint} was trained from: "

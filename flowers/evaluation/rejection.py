@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import safetensors.torch
@@ -14,8 +14,9 @@ from torch import Tensor
 from flowers.evaluation.class_curves import auroc_interval
 from flowers.evaluation.statistics import wilson_interval
 from flowers.features.strangeness import Strangeness
-from flowers.runtime.files import atomic_write
+from flowers.runtime.files import atomic_write, open_regular
 from flowers.runtime.run_folder import REJECTION_FILE
+from flowers.runtime.schema.values import TestTimeAugmentation
 
 _FORMAT = "1"
 
@@ -77,12 +78,13 @@ class Rejection:
             part.write_bytes(content)
 
 
-def load_rejection(run_dir: Path, reject: float | None = None) -> Rejection | None:
+def load_rejection(run_dir: Path, reject: float | None = None, width: int | None = None) -> Rejection | None:
     """Return what a run needs to reject images; None if nothing is to be rejected.
 
     Args:
         run_dir: The run folder.
         reject: Another share than that of the run; 0 rejects nothing; None takes that of the run, if it has one.
+        width: The number of features of the network, which the file must have; None if that is not known.
 
     Raises:
         ValueError: The run has no rejection.safetensors but `reject` asks for it, the file is damaged, or there are too
@@ -95,7 +97,7 @@ def load_rejection(run_dir: Path, reject: float | None = None) -> Rejection | No
     if not path.is_file():
         raise ValueError(f"reject={reject:g}: {run_dir} has no {REJECTION_FILE}: {advice}")
     try:
-        with safe_open(path, "pt") as file:
+        with open_regular(path), safe_open(path, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         assert metadata["format"] == _FORMAT
@@ -105,7 +107,9 @@ def load_rejection(run_dir: Path, reject: float | None = None) -> Rejection | No
         assert all(tensor.isfinite().all() for tensor in (*tensors.values(), val_scores))
         found = Rejection(strangeness, val_scores, float(metadata["reject"]), metadata["tta"])
         assert 0 < found.share < 1
+        assert width in (None, len(strangeness.center))
         assert val_scores.ndim == 1
+        assert found.tta in get_args(TestTimeAugmentation)
     except (OSError, SafetensorError, AssertionError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: delete it; {advice}") from error
     return found.with_share(found.share if reject is None else reject)

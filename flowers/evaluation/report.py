@@ -1,5 +1,6 @@
 """report.html: one page about a run that needs no other file and no network."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,9 +37,12 @@ from flowers.evaluation.tables import REJECTION_LABELS, sort_by_f1
 from flowers.runtime.files import atomic_write_text
 from flowers.runtime.overrides import flatten
 from flowers.runtime.run_folder import SPLIT_FILE, read_result
-from flowers.runtime.text import printable
+from flowers.runtime.text import one_line, printable
+
+log = logging.getLogger(__name__)
 
 _GALLERY_IMAGES = 24
+_MAX_EVENT_BYTES = 2**30
 
 
 def write_report(
@@ -119,9 +123,18 @@ def _embed_images(root: ImageRoot, rows: Sequence[ScoredImage]) -> list[tuple[Sc
 
 
 def _curves(run_dir: Path) -> str | None:
-    if not (run_dir / "tensorboard").is_dir():
+    files = [path for path in (run_dir / "tensorboard").glob("*tfevents*") if path.name.startswith("events.out.")]
+    if not files:
         return None
-    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    # A FIFO would be waited for, and the page shows a few thousand numbers.
+    if not all(path.is_file() for path in files) or sum(path.stat().st_size for path in files) > _MAX_EVENT_BYTES:
+        log.warning("%s: expected files of at most 1 GiB: the page has no curves", one_line(run_dir / "tensorboard"))
+        return None
+    try:
+        events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    except Exception as error:  # TensorBoard raises anything for damaged events
+        log.warning("%s: %s: the page has no curves", one_line(run_dir / "tensorboard"), one_line(error)[:200])
+        return None
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(("train/", "val/"))]
     scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
     return figure_to_svg(plot_curves(scalars)) if scalars else None

@@ -101,6 +101,8 @@ class FeatureCache:
         return cached
 
     def _read(self, path: Path) -> dict[str, Tensor]:
+        if path.exists() and not path.is_file():
+            raise ValueError("not a regular file")  # a FIFO would be waited for
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != path.stem:
             raise ValueError("damaged")

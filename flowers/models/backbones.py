@@ -25,6 +25,7 @@ from torchvision import models
 
 from flowers.models.network_options import check_options, declared_options
 from flowers.models.timm_backbones import (
+    cached_weights,
     classifier_layers,
     convert_state_dict,
     create_timm_network,
@@ -269,6 +270,30 @@ def find_weights(architecture: str, sources: Sequence[str | Path]) -> str | None
             except ValueError:
                 continue  # no network: try the next source
     return None
+
+
+def local_weights(architecture: str, weights: str) -> str:
+    """Return the `weights` for `build_backbone` that need no network: a file, or published weights that are here.
+
+    Raises:
+        ValueError: They are not on this machine.
+    """
+    _check_names(architecture, weights)
+    if Path(weights).is_file():
+        return weights
+    if (timm := timm_name(architecture)) is not None:
+        if found := cached_weights(timm):
+            return found
+        fetch = f"timm; timm.create_model('{timm}', pretrained=True)"
+    else:
+        entry = models.get_model_weights(architecture)[weights]
+        if Path(torch.hub.get_dir(), "checkpoints", Path(entry.url).name).is_file():
+            return weights
+        fetch = f"torchvision; torchvision.models.get_model('{architecture}', weights='{weights}')"
+    raise ValueError(
+        f"model.weights={weights}: the run started from these weights, which are not on this machine, and a run folder "
+        f'starts no download: python -c "import {fetch}" fetches them'
+    )
 
 
 def _weights_names(architecture: str) -> list[str]:

@@ -80,17 +80,23 @@ def create_timm_network(name: str, options: Mapping[str, Any], pretrained: bool)
     return network
 
 
-def _check_download(name: str) -> None:
-    """Fail at once without a network: huggingface_hub would try for 48 s, and log ten lines."""
-    from huggingface_hub import get_session, try_to_load_from_cache
-    from huggingface_hub.constants import ENDPOINT
+def cached_weights(name: str) -> str | None:
+    """Return the file of the published weights of a name in the cache of Hugging Face; None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
 
     settings = pretrained_settings(name)
     hub, file = settings["hf_hub_id"], settings["hf_hub_filename"]
-    if not hub or any(
-        isinstance(try_to_load_from_cache(hub, each), str)
-        for each in ([file] if file else ["model.safetensors", "pytorch_model.bin"])
-    ):
+    names = ([file] if file else ["model.safetensors", "pytorch_model.bin"]) if hub else []
+    found = (try_to_load_from_cache(hub, each) for each in names)
+    return next((path for path in found if isinstance(path, str)), None)
+
+
+def _check_download(name: str) -> None:
+    """Fail at once without a network: huggingface_hub would try for 48 s, and log ten lines."""
+    from huggingface_hub import get_session
+    from huggingface_hub.constants import ENDPOINT
+
+    if not pretrained_settings(name)["hf_hub_id"] or cached_weights(name):
         return
     try:
         get_session().head(ENDPOINT, timeout=20)

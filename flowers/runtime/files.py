@@ -394,11 +394,9 @@ def read_bounded(path: str | Path, max_bytes: int) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(max_bytes + 1) if size <= max_bytes else b""
-        if max(size, len(content)) > max_bytes:
-            found = max(size, len(content))
-            raise OSError(errno.EFBIG, f"it has {found:,} bytes, expected at most {max_bytes:,}", str(path))
-        return content
+        if size > max_bytes:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, expected at most {max_bytes:,}", str(path))
+        return file.read(size)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

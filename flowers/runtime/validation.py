@@ -24,7 +24,7 @@ _READ_GROUPS = {("data",), ("model",), ("features",), ("trainer",), ("seed",)}
 _READ_KEYS = {
     *(("data", key) for key in ("root", "image_size", "resize", "batch_size", "num_workers")),
     *(("trainer", key) for key in ("accelerator", "precision", "deterministic")),
-    *(("model", "weights"), ("features", "cache"), ("features", "cache_gb")),
+    *(("model", "architecture"), ("model", "weights"), ("features", "cache"), ("features", "cache_gb")),
 }
 
 

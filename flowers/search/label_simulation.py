@@ -35,7 +35,7 @@ def run_simulation(cfg: DictConfig) -> None:
         ValueError: There is no such run, or it has too few photos.
     """
     start = time.perf_counter()
-    data, model = pretrained_model_of_run(cfg.run)
+    data, model = pretrained_model_of_run(cfg.run, cfg.root)
     splits = [extract_split(data, model, split, device_settings(cfg)) for split in ("train", "val")]
     images = LabeledFeatures(
         torch.cat([split.features for split in splits]),

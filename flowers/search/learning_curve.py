@@ -67,10 +67,10 @@ def run_learning_curve(cfg: DictConfig) -> float:
     if cfg.stage == "finetune":
         if not cfg.run:
             raise ValueError("stage=finetune trains with the settings of a run: give run=FOLDER")
-        photos, correct = finetuned_curve(Path(cfg.run), Path(output) / "learning_curve", fractions, seeds)
+        photos, correct = finetuned_curve(Path(cfg.run), Path(output) / "learning_curve", fractions, seeds, cfg.root)
     else:
         images = device_settings(cfg)
-        data, model = pretrained_model_of_run(cfg.run) if cfg.run else pretrained_model(cfg)
+        data, model = pretrained_model_of_run(cfg.run, cfg.root) if cfg.run else pretrained_model(cfg)
         train, val = (extract_split(data, model, split, images) for split in ("train", "val"))
         photos, correct = probed_curve(train, val, len(data.classes), fractions, seeds)
     content = {"stage": cfg.stage, "seeds": seeds, **summarize_curve(photos, correct)}
@@ -164,7 +164,7 @@ def _mean_sizes(positions: Sequence[NDArray[np.float64]], fractions: Sequence[fl
 
 
 def finetuned_curve(
-    run: Path, folder: Path, fractions: Sequence[float], seeds: Sequence[int]
+    run: Path, folder: Path, fractions: Sequence[float], seeds: Sequence[int], root: str | None = None
 ) -> tuple[list[int], NDArray[np.bool_]]:
     """Train a run's recipe on each subset of its training images. Started again, train what is left.
 
@@ -173,6 +173,7 @@ def finetuned_curve(
         folder: For the runs.
         fractions: See `probed_curve`.
         seeds: Of the subsets and of the training.
+        root: The folder where the photos of the run are now; None for that of the training.
 
     Returns:
         See `probed_curve`.
@@ -187,6 +188,7 @@ def finetuned_curve(
     positions = [subset_positions(labels, groups, seed) for seed in seeds]
     fractions = distinct_fractions(positions[0], fractions)
     cwd, overrides = read_start(run)
+    overrides += [f"data.root={quote_override(Path(root).resolve())}"] if root else []
     if any(each.key_or_group == "data" and each.value() == "shards" for each in parse_overrides(overrides)):
         raise ValueError(f"run={run}: stage=finetune needs a run on a folder of images, and not on shards")
     rows = []

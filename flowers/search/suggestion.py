@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from flowers.data.datamodule import ImageDataModule, inference_data_args
+from flowers.data.datamodule import ImageDataModule, inference_data_args, run_images_args
 from flowers.data.dataset import ImageDataset
 from flowers.data.folder import expand_image_paths
 from flowers.data.images import ImageCheck, check_images
@@ -85,9 +85,8 @@ def run_suggestion(cfg: DictConfig) -> int:
         return 0
     if not cfg.pool:
         raise ValueError("which photos? Give pool=FOLDER, a folder of photos without labels")
-    rows, classes = suggest_photos(
-        cfg.run, cfg.pool, cfg.count, cfg.method, cfg.seed, {"accelerator": cfg.accelerator, "precision": cfg.precision}
-    )
+    device = {"accelerator": cfg.accelerator, "precision": cfg.precision}
+    rows, classes = suggest_photos(cfg.run, cfg.pool, cfg.count, cfg.method, cfg.seed, device, cfg.root)
     if cfg.output:
         table_file = Path(cfg.output)
         page = table_file.with_suffix(".html")
@@ -120,6 +119,7 @@ def suggest_photos(
     method: str,
     seed: int = 0,
     device: dict[str, str | None] | None = None,
+    root: str | None = None,
 ) -> tuple[list[Suggestion], list[str]]:
     """Return which photos of a folder to label next, the first one first; and the names of the classes.
 
@@ -133,6 +133,7 @@ def suggest_photos(
         method: A name in METHODS.
         seed: Of what the method draws at random.
         device: `accelerator` and `precision` as in a configuration; None for those of the training.
+        root: Where the photos of the run are now; see `run_images_args`.
 
     Raises:
         ValueError: There is no such run or folder, or nothing is left of it.
@@ -143,7 +144,7 @@ def suggest_photos(
     requested = {key: value for key, value in (device or {}).items() if value is not None}
     config |= {"trainer": config["trainer"] | requested, "engine": "pytorch"}
     checks = _readable(Path(pool))
-    names = _unknown(checks, checkpoint, config["data"], Path(pool))
+    names = _unknown(checks, checkpoint, config["data"], Path(pool), root)
     data = ImageDataModule(pool, **inference_data_args(config["data"]) | {"packed": False})
     digests = [checks[name].sha256 for name in names]
     dataset = ImageDataset(Path(pool).resolve(), names, [0] * len(names), digests, data.eval_transform)
@@ -181,13 +182,15 @@ def _readable(pool: Path) -> dict[str, ImageCheck]:
     return {name: check for name, check in checks.items() if not check.reason}
 
 
-def _unknown(checks: dict[str, ImageCheck], checkpoint: Path, settings: dict[str, Any], pool: Path) -> list[str]:
+def _unknown(
+    checks: dict[str, ImageCheck], checkpoint: Path, settings: dict[str, Any], pool: Path, root: str | None
+) -> list[str]:
     """Return the files that show something else than the photos of the run and than each other."""
     split_file = run_dir_of(checkpoint) / SPLIT_FILE
     known = {record.sha256 for record in load_split(split_file)} if split_file.is_file() else set()
     hashes = list[str]()
     try:
-        images = ImageDataModule(settings["root"], **inference_data_args(settings)).root.images
+        images = ImageDataModule(**run_images_args(settings, root)).root.images
         hashes = [image.phash for image in images if image.sha256 in known]
     except (ValueError, OSError) as error:
         reason = one_line(str(error).splitlines()[0])

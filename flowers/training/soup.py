@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from flowers.data.datamodule import ImageDataModule, inference_data_args
+from flowers.data.datamodule import ImageDataModule, run_images_args
 from flowers.evaluation.evaluator import extract_features, predict_features, resolve_engine
 from flowers.evaluation.metrics import score, score_line
 from flowers.evaluation.predictions import Predictions
@@ -53,8 +54,7 @@ def run_soup(cfg: DictConfig) -> float:
     hparams = checkpoints[0]["hyper_parameters"]
     requested = {key: cfg[key] for key in ("accelerator", "precision") if cfg[key] is not None}
     config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | requested}
-    settings = config["data"]
-    data = ImageDataModule(settings["root"], split_file=runs[0] / SPLIT_FILE, **inference_data_args(settings))
+    data = ImageDataModule(split_file=runs[0] / SPLIT_FILE, **run_images_args(config["data"], cfg.root))
     model = load_classifier(runs[0] / BEST_CHECKPOINT)
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -162,7 +162,7 @@ def _write_run(output: Path, checkpoint: Mapping[str, Any], split_file: Path) ->
     (output / BEST_CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(split_file, output / SPLIT_FILE)
     config = checkpoint["hyper_parameters"]["config"] | {"run_dir": str(output)}
-    atomic_write_text(output / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(config)))
+    atomic_write_text(output / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     hparams = checkpoint["hyper_parameters"] | {"config": config}
     with atomic_write(output / BEST_CHECKPOINT) as partial:
         torch.save({**checkpoint, "hyper_parameters": hparams}, partial)

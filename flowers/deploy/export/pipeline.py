@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from flowers.data.datamodule import ImageDataModule, inference_data_args
+from flowers.data.datamodule import ImageDataModule, run_images_args
 from flowers.data.dataset import ImageDataset
 from flowers.data.remote import is_remote
 from flowers.data.transforms import eval_transform
@@ -149,16 +149,16 @@ class TrainedRun:
         self.hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
         self.result = _read_result(checkpoint)
         settings = self.hparams["config"]["data"]
-        self.root = str(root or settings["root"])
+        args = run_images_args(settings, root, "photos")
+        self.root = str(args["root"])
         if not (is_remote(self.root) or Path(self.root).is_dir()):
             raise ValueError(
                 f"the images of the run are no longer in {self.root}: the exported files are compared on them; give "
                 "photos=FOLDER, where they are now"
             )
-        args = inference_data_args(settings) | ({"on_corrupt": on_corrupt} if on_corrupt else {})
-        args |= {"packed": False} if root else {}
+        args |= {"on_corrupt": on_corrupt} if on_corrupt else {}
         split_file = find_split_file(checkpoint, self.hparams["split_digest"])
-        self.data = ImageDataModule(self.root, split_file=split_file, **args)
+        self.data = ImageDataModule(split_file=split_file, **args)
         self.val = self.data.dataset("val")
         self.labels = torch.tensor(self.val.labels)
         self.classifier = classifier = Classifier.load(checkpoint, "cpu", "32-true", tta, reject)

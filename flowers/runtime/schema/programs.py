@@ -33,6 +33,7 @@ class Evaluate(Group):
     run: Text | None
     tta: TestTimeAugmentation | None
     split: Literal["train", "val", "test"]
+    root: Text | None
     photos: Text | None
     corrections: Text | None
     on_corrupt: OnCorrupt | None
@@ -81,6 +82,7 @@ class Predict(Group):
     run: Text | None
     tta: TestTimeAugmentation | None
     photos: Text | list[Text]
+    root: Text | None
     confidence: Probability | None
     reject: Fraction | None
     output: Text | None
@@ -192,6 +194,7 @@ class Soup(Group):
 
     runs: Annotated[list[Text], Expected("at least two runs, runs='[A,B]'")]
     multirun: Text | None
+    root: Text | None
     output: Text
     accelerator: Device | None
     precision: Precision | None
@@ -266,6 +269,7 @@ class LearningCurve(Group):
     data: Folder | Shards
     model: Model
     run: Text | None
+    root: Text | None
     stage: Literal["head", "finetune"]
     fractions: Annotated[
         list[Share],
@@ -285,6 +289,7 @@ class Suggest(Group):
 
     run: Text | None
     pool: Text | None
+    root: Text | None
     count: AtLeastOne
     labels: Text | None
     method: Literal["margin_kmeans", "margin", "badge", "random"]

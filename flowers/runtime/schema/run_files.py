@@ -4,7 +4,7 @@ Nothing in them is imported, called, resolved or fetched. `validation.check_file
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -26,6 +26,9 @@ from flowers.runtime.schema.values import (
 
 MAX_CLASSES = 32_768  # ImageNet-21k has 21,841
 _MAX_NAME = 255  # of a class: the name of a folder
+CLASSES_TEXT = (
+    f"at least one and at most {MAX_CLASSES:,} names of classes, all different, each of 1 to {_MAX_NAME} characters"
+)
 _MAX_TEXT = 2**16
 _MAX_NUMBER = 2**16  # of an option of a network, such as its width
 _MAX_ITEMS = 64
@@ -48,8 +51,10 @@ def _is_text(value: object, longest: int = _MAX_TEXT) -> bool:
     return isinstance(value, str) and len(value) <= longest
 
 
-def _are_classes(values: list[Any]) -> bool:
-    return all(name and _is_text(name, _MAX_NAME) for name in values) and len({*values}) == len(values)
+def are_classes(values: Sequence[Any]) -> bool:
+    """Return whether all values are names of classes: different texts that are not empty, of bounded length."""
+    is_bounded = 1 <= len(values) <= MAX_CLASSES
+    return is_bounded and all(name and _is_text(name, _MAX_NAME) for name in values) and len({*values}) == len(values)
 
 
 def _is_option(value: object, depth: int = 2) -> bool:
@@ -76,11 +81,8 @@ Lines = Annotated[
 ]
 ClassNames = Annotated[
     list[Any],
-    Field(min_length=1, max_length=MAX_CLASSES),
-    AfterValidator(lambda values: _check(_are_classes(values), values)),
-    Expected(
-        f"at least one and at most {MAX_CLASSES:,} names of classes, all different, each of 1 to {_MAX_NAME} characters"
-    ),
+    AfterValidator(lambda values: _check(are_classes(values), values)),
+    Expected(CLASSES_TEXT),
 ]
 PlainName = Annotated[
     str,

@@ -28,6 +28,23 @@ def test_load_predictions_refuses_a_missing_file_and_other_content(tmp_path: Pat
         load_predictions(tmp_path / "val.csv")
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("path,true,a,b\nx,a,1,2\nx,a,1\n", "line 3: expected a path, one of the classes, and 2 logits"),
+        ("path,true" + ",a" * 9 + "\n" + "x,a,1\n" * 9, "expected a CSV file of predictions"),
+        ("path,true,a,b\nx,a,1,2\nx,b,nan,1\n", "line 3: expected finite logits"),
+        ("path,true,a,b\nx,a,1,inf\n", "line 2: expected finite logits"),
+        ("path,true,,b\nx,b,1,2\n", "expected a CSV file of predictions"),
+        ("name,true,a,b\nx,b,1,2\n", "expected a CSV file of predictions"),
+    ],
+)
+def test_load_predictions_says_which_line_is_wrong(tmp_path: Path, text: str, reason: str):
+    (tmp_path / "val.csv").write_text(text)
+    with pytest.raises(ValueError, match=rf"val\.csv cannot be read: {reason}"):
+        load_predictions(tmp_path / "val.csv")
+
+
 def test_load_run_predictions_names_the_missing_file(tmp_path: Path):
     with pytest.raises(ValueError, match=r"has no predictions/test\.csv: .*another split"):
         load_run_predictions(tmp_path, "test")

@@ -93,7 +93,11 @@ def test_load_rejection_says_how_to_make_what_is_missing_or_damaged(rejection: R
         content[:100],
         content.replace(b"val_scores", b"val_scorez"),
         content.replace(b"0.05", b"x.05"),
+        content.replace(b"none", b"nine"),
     ):
         (tmp_path / REJECTION_FILE).write_bytes(damaged)
         with pytest.raises(ValueError, match=r"is damaged: delete it; python -m flowers.evaluate"):
             load_rejection(tmp_path)
+    rejection.save(tmp_path)
+    with pytest.raises(ValueError, match="is damaged"):
+        load_rejection(tmp_path, width=len(rejection.strangeness.center) + 1)

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from flowers.models.backbones import BACKBONES, build_backbone, check_backbone, find_weights
+from flowers.models.backbones import BACKBONES, build_backbone, check_backbone, find_weights, local_weights
 from flowers.runtime.config import CONF
 from tests.helpers import configuration
 
@@ -153,3 +153,15 @@ def test_find_weights_returns_the_first_source_that_has_some(tmp_path: Path, mon
     assert find_weights("resnet18", []) is None
     monkeypatch.setattr("torchvision.models.WeightsEnum.get_state_dict", lambda *_, **__: {})
     assert find_weights("resnet18", sources) == "IMAGENET1K_V1"
+
+
+def test_local_weights_download_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.hub.urlopen", None)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    with pytest.raises(ValueError, match=r"get_model\('resnet18', weights='IMAGENET1K_V1'\)\" fetches them"):
+        local_weights("resnet18", "IMAGENET1K_V1")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "resnet18-f37072fd.pth").touch()
+    assert local_weights("resnet18", "IMAGENET1K_V1") == "IMAGENET1K_V1"
+    with pytest.raises(ValueError, match="expected a file or one of the weights"):
+        local_weights("resnet18", "http://somewhere/weights.pth")
