@@ -6,10 +6,12 @@ import sys
 
 import flowers
 from flowers.runtime.config_reference import COMMANDS, PROGRAMS, summary_of
+from flowers.runtime.machine_errors import open_standard_streams
 
 
 def main() -> None:
     """Run the program that the first argument names, with the other arguments."""
+    open_standard_streams()
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
         sys.stdout.write(list_programs())

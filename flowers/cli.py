@@ -20,6 +20,7 @@ from flowers.runtime.config import CONF, compose_checked
 from flowers.runtime.config_reference import help_text
 from flowers.runtime.files import DiskFullError
 from flowers.runtime.logging import configure_logging, filter_harmless_warnings, write_traceback
+from flowers.runtime.machine_errors import machine_error_text, open_standard_streams
 from flowers.runtime.overrides import check_overrides, parse_overrides
 from flowers.runtime.text import printable
 
@@ -60,6 +61,7 @@ def program(
     def main(cfg: DictConfig | None = None) -> Any:
         if cfg is not None:
             return task(cfg)
+        open_standard_streams()
         _escape_unprintable()
         # Before torch is loaded: it then asks Linux for huge pages, for fewer page faults in large activations.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -94,6 +96,8 @@ def program(
             sys.stderr.write("interrupted\n")
             sys.exit(130)
         except Exception as error:
+            if text := machine_error_text(error):
+                sys.exit(f"error: {printable(text)}")
             if not any(override.startswith("hydra/launcher=") for override in overrides):
                 raise
             # Errors of a job are in its log; this one comes from the launcher, for example because a job was killed.
@@ -149,8 +153,10 @@ def _log_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any
         except Exception as error:
             log_file = write_traceback(error)
             # Lightning raises MisconfigurationException for a user's mistake. By name: the import takes seconds.
-            is_mistake = isinstance(error, (*USER_ERRORS, DiskFullError)) or (
-                type(error).__name__ == "MisconfigurationException"
+            is_mistake = (
+                isinstance(error, (*USER_ERRORS, DiskFullError))
+                or type(error).__name__ == "MisconfigurationException"
+                or machine_error_text(error) is not None
             )
             if log_file is None and not is_mistake:
                 raise
@@ -171,4 +177,4 @@ def _error_text(error: BaseException) -> str:
         return f"{str(error).splitlines()[0]} {_error_text(error.__cause__)}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is missing: give {error.full_key}=…"
-    return str(error)
+    return str(error) if isinstance(error, ValueError) else machine_error_text(error) or str(error)

@@ -20,6 +20,7 @@ from flowers.data.image_bombs import check_scans, limit_tags
 from flowers.data.pixels import to_rgb
 from flowers.runtime.files import cache_dir, cache_lock, chunk_by_time, read_cache, write_cache
 from flowers.runtime.logging import progress_bar
+from flowers.runtime.machine_errors import is_memory_error
 from flowers.runtime.memory_budget import MemoryBudget
 from flowers.runtime.text import one_line
 
@@ -185,16 +186,6 @@ def _sha256(file: IO[bytes]) -> str:
         _check_size(size)  # another process may append to it
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def is_memory_error(error: BaseException) -> bool:
-    """Return whether there was not enough memory. Pillow and torch also have errors of their own for that."""
-    text = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and "out of memory" in text)
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in text)
-    )
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from filelock import FileLock, Timeout
+
 from flowers.data.images import ImageFileError
 from flowers.runtime.files import (
     DiskFullError,
@@ -226,12 +228,27 @@ class RemoteFileCache:
                 )
 
     def _reserve(self, size: int, beside: Path) -> None:
-        """Evict copies until there is room for `size` bytes, and occupy it by a file of that size."""
+        """Evict copies until there is room for `size` bytes, and occupy it by a file of that size.
+
+        Files that other processes are downloading stay: if these leave no room, the cache is too large for a while.
+        """
         with cache_lock(self.folder / ".lock"):
-            files = [path for path in self.folder.iterdir() if path.is_file()]
-            evict_least_recently_used(files, self.max_bytes - size)
+            for partial in self.folder.glob(".*.part"):
+                self._remove_unless_downloading(partial)
+            files = [path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+            downloading = 0
+            for partial in self.folder.glob(".*.part"):
+                with suppress(FileNotFoundError):  # it has become a copy meanwhile
+                    downloading += partial.stat().st_size
+            evict_least_recently_used(files, self.max_bytes - size - downloading)
             check_free_space(beside, size)
             os.truncate(beside, size)
+
+    def _remove_unless_downloading(self, partial: Path) -> None:
+        """Delete what a process that was killed left of a download. One that runs holds the lock of the file."""
+        lock = FileLock(self.folder / f".{partial.name.split('.')[1]}.lock")
+        with suppress(OSError, Timeout, NotImplementedError), lock.acquire(timeout=0):
+            partial.unlink(missing_ok=True)
 
     @contextmanager
     def _needs_disk(self, file: RemoteFile) -> Iterator[None]:
@@ -240,9 +257,12 @@ class RemoteFileCache:
             yield
         except OSError as error:
             reason = str(error) if isinstance(error, DiskFullError) else error.strerror or str(error)
+            advice = "set FLOWERS_CACHE to a folder with room that can be written"
+            if isinstance(error, FileNotFoundError) and self.folder.is_dir():
+                reason, advice = "another program deleted it meanwhile", "leave the folder alone, and run again"
             raise RemoteFileError(
                 f"cannot keep a copy of {self.address}/{file.name} in {one_line(self.folder)} ({one_line(reason)}): "
-                "set FLOWERS_CACHE to a folder with room that can be written"
+                f"{advice}"
             ) from error
 
 

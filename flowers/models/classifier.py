@@ -28,6 +28,7 @@ from flowers.models.cuda_graph import CudaGraph
 from flowers.models.losses import LossFunction, cross_entropy
 from flowers.models.mixing import Mixing
 from flowers.models.parameter_groups import backbone_groups, freeze_first_blocks, frozen_modules
+from flowers.runtime.machine_errors import machine_error_text
 from flowers.runtime.schema.run_files import Hyperparameters
 from flowers.runtime.seeding import PADDING_INDEX, epoch_seed, seeded
 
@@ -66,7 +67,7 @@ def read_checkpoint(path: str | Path, mmap: bool = True, is_run: bool = False) -
         raise ValueError(f"{path} cannot be read: {error}") from error
     except Exception as error:  # on arbitrary bytes, torch.load raises anything from OSError to UnpicklingError
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a checkpoint of flowers"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
+        raise ValueError(f"{path} cannot be read: {machine_error_text(error) or reason}") from error
     checkpoint["hyper_parameters"] = check_hyperparameters(path, checkpoint["hyper_parameters"])
     try:
         upgraded = upgrade_checkpoint(checkpoint)

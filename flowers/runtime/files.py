@@ -244,9 +244,12 @@ def atomic_write(path: Path, size: int = 0, durable: bool = True) -> Iterator[Pa
     except Exception as error:
         if is_disk_full(error) and not isinstance(error, DiskFullError):
             raise DiskFullError(path, size) from error
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)) and error.errno:
+            error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # an error of the block says more
+            temporary.unlink(missing_ok=True)
 
 
 def _part_of(path: Path) -> Path:

@@ -1,56 +1,110 @@
 """Copy photos that a person has labeled into one folder per class."""
 
-import shutil
+import io
+import os
 from collections import Counter
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
-from flowers.data.images import ImageFileError, read_unchanged
+from flowers.data.images import (
+    ImageMemoryError,
+    image_sha256,
+    named_memory_error,
+    read_error_reason,
+    read_image,
+    read_unchanged,
+)
 from flowers.data.splits import is_sha256
 from flowers.evaluation.review_page import LABEL_COLUMNS
-from flowers.runtime.files import atomic_write
+from flowers.runtime.files import atomic_write, check_free_space
 from flowers.runtime.text import one_line, read_csv
+
+_MAX_NAME_BYTES = 255
+_MAX_STEM_BYTES, _MAX_SUFFIX_BYTES = 150, 10  # of a copy: its temporary name, which is longer, must fit too
 
 
 def copy_labeled_photos(labels: Path, output: Path) -> Counter[str]:
     """Copy the photos in labels.csv to `output`/CLASS, a folder to train on. Nothing is moved or overwritten.
 
-    All lines and photos are checked before the first copy. A photo that is there already is not copied again.
+    All lines, photos and folders are checked before the first copy. A photo that is there already is not copied again.
 
     Args:
         labels: A labels.csv, which the page of `flowers.suggest` saves.
         output: The folder with one subfolder per class, which may hold photos.
 
     Returns:
-        The number of photos of each class in labels.csv.
+        The number of photos of labels.csv that are in the folder of each class.
 
     Raises:
-        ValueError: The file is no labels.csv, a class is no name of a folder, a photo has two classes, or a photo is
-            missing or has changed.
+        ValueError: The file is no labels.csv, a class is no name of a folder, a photo has two classes, a photo is
+            missing, has changed or cannot be read, or a folder cannot be written.
+        DiskFullError: The photos do not fit on the disk.
     """
     rows = _read_labels(labels)
+    for label in dict.fromkeys(label for _, label, _ in rows):
+        _check_writable(output / label)
     targets: dict[Path, str] = {}
-    copies = list[tuple[Path, Path]]()
+    copies = list[tuple[Path, Path, str]]()
     for path, label, sha256 in rows:
-        read_unchanged(path, sha256)
-        target = output / label / path.name
-        if targets.get(target, sha256) != sha256 or not _is_free(target, sha256):
-            target = target.with_name(f"{path.stem}-{sha256[:12]}{path.suffix}")  # another photo has its name
+        _check_photo(path, sha256)
+        target = next(
+            target
+            for target in (output / label / name for name in _names(path, sha256))
+            if targets.get(target, sha256) == sha256 and (_holds(target, sha256) or not os.path.lexists(target))
+        )
         targets[target] = sha256
-        if not target.exists():
-            copies.append((path, target))
-    for path, target in copies:
-        with atomic_write(target, path.stat().st_size) as temporary:
-            shutil.copyfile(path, temporary)
-    return Counter(label for _, label, _ in rows)
+        if not _holds(target, sha256):
+            copies.append((path, target, sha256))
+    check_free_space(output / "photos", sum(path.stat().st_size for path, _, _ in copies))
+    for path, target, sha256 in copies:
+        content = read_unchanged(path, sha256)
+        with atomic_write(target, len(content)) as temporary:
+            temporary.write_bytes(content)
+    return Counter(target.parent.name for target, sha256 in targets.items() if _holds(target, sha256))
 
 
-def _is_free(target: Path, sha256: str) -> bool:
-    """Return whether no other file has this name."""
+def _check_writable(folder: Path) -> None:
+    """Raise ValueError if a folder is something else, or cannot be created or written."""
+    there = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
+    reason = "" if os.access(there, os.W_OK | os.X_OK) else "is not writable"
+    if not there.is_dir():
+        reason = "is no folder"
+    elif len(os.fsencode(folder.name)) > _MAX_NAME_BYTES:
+        there, reason = folder, f"has a name of more than {_MAX_NAME_BYTES} bytes"
+    if reason:
+        raise ValueError(f"{one_line(there)} {reason}: expected a folder for the photos: give another output=FOLDER")
+
+
+def _check_photo(path: Path, sha256: str) -> None:
+    """Raise ValueError if a file is not the one with that digest, or is no photo."""
+    content = read_unchanged(path, sha256)
     try:
-        read_unchanged(target, sha256)
-    except ImageFileError:
-        return not target.exists()
-    return True
+        with named_memory_error(path):
+            read_image(io.BytesIO(content))
+    except ImageMemoryError:
+        raise
+    except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file
+        reason = read_error_reason(error)
+        raise ValueError(f"{one_line(path)} is no photo ({reason}): delete its line from the labels") from error
+
+
+def _names(path: Path, sha256: str) -> Iterator[str]:
+    """Yield the names that a copy may have: that of the photo, and others if another file has it."""
+    cut = os.fsencode(path.stem)[:_MAX_STEM_BYTES].decode(errors="ignore")
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= _MAX_SUFFIX_BYTES else ""
+    if cut + suffix == path.name:
+        yield path.name
+    yield f"{cut}-{sha256[:12]}{suffix}"
+    yield from (f"{cut}-{sha256[:12]}-{number}{suffix}" for number in count(2))
+
+
+def _holds(target: Path, sha256: str) -> bool:
+    """Return whether a file is there and is the photo with that digest."""
+    try:
+        return image_sha256(target) == sha256
+    except (OSError, ValueError):
+        return False
 
 
 def _read_labels(labels: Path) -> list[tuple[Path, str, str]]:

@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from flowers.data.remote import RemoteFile, RemoteFileCache, RemoteFileError, fetch_file, is_remote
 from flowers.data.shards import ShardSource
@@ -75,6 +76,37 @@ def test_remote_file_cache_never_exceeds_its_size_and_verifies_files(
         assert sum(path.stat().st_size for path in (tmp_path / "shards").iterdir()) <= limit
     with pytest.raises(RemoteFileError, match=r"expected 000000000000… as packed"):
         cache.path(RemoteFile(files[0].name, files[0].size, "0" * 64))
+
+
+def test_remote_file_cache_leaves_the_running_download_of_another_program(
+    shards: Path, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path))
+    first, second, third = ShardSource(str(shards), None, 0, 0).shards[:3]
+    cache = RemoteFileCache(web, None, 5, max(file.size for file in (first, second, third)) / 2**30)
+    kept = cache.path(second)
+    partial = cache.folder / f".{first.sha256}.host.1.part"
+    with FileLock(cache.folder / f".{first.sha256}.lock"):
+        partial.write_bytes(bytes(first.size))
+        assert cache.path(third).is_file()
+        assert partial.stat().st_size == first.size
+        assert not kept.exists()
+    cache.path(second)  # the other program has been killed
+    assert not partial.exists()
+
+
+def test_remote_file_cache_says_that_a_download_was_deleted(
+    shards: Path, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def lose(address: str, file: io.BufferedWriter, *_: object) -> None:
+        fetch_file(address, file, 10**9)
+        Path(file.name).unlink()
+
+    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path))
+    monkeypatch.setattr("flowers.data.remote.fetch_file", lose)
+    file = ShardSource(str(shards), None, 0, 0).shards[0]
+    with pytest.raises(RemoteFileError, match=r"another program deleted it meanwhile.: leave the folder alone"):
+        RemoteFileCache(web, None, 5, 1).path(file)
 
 
 def test_remote_file_cache_refuses_a_larger_file_before_it_evicts_others(
