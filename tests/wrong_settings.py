@@ -7,6 +7,7 @@ REQUIRED = {
     "pack": ["photos=a", "output=b"],
     "soup": ["output=b"],
     "train": ["run_dir=x"],
+    "label_simulation": ["run=a"],
 }
 
 # Overrides that are wrong, by program, each with a part of the answer.
@@ -175,10 +176,13 @@ WRONG: dict[str, dict[str, str]] = {
     "suggest": {
         "count=0": "at least 1",
         "method=margn": "did you mean margin?",
-        "simulate=0": "at least 1, or null",
+    },
+    "label_simulation": {
+        "seeds=0": "at least 1",
+        "count=0": "at least 1",
         "cache_gb=-1": "at least 0",
     },
-    "benchmark": {
+    "speed": {
         "gpu=al": "did you mean all?",
         "rounds=0": "at least 1",
         "seconds=0": "above 0",

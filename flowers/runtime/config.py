@@ -15,10 +15,25 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from flowers.runtime.config_reference import CONF as CONF
+from flowers.runtime.config_reference import OUTSIDE_FOLDERS, OUTSIDE_MODULES
 from flowers.runtime.overrides import check_overrides, hydra_context, parse_overrides, single_overrides
 from flowers.runtime.schema import PROGRAM_SCHEMAS
+from flowers.runtime.schema.values import Group
 from flowers.runtime.suggestions import suggest_key
 from flowers.runtime.validation import check_values
+
+
+def add_programs(package: str, folder: Path, schemas: Mapping[str, type[Group]]) -> None:
+    """Let programs of another package be composed, checked and explained as those of flowers are.
+
+    Args:
+        package: The package; `python -m package.name` starts the program `name`.
+        folder: Where its files are, name.yaml for each program. They may use the files of conf/.
+        schemas: The schema of the settings of each program, by name.
+    """
+    OUTSIDE_FOLDERS.append(folder)
+    OUTSIDE_MODULES.update({name: f"{package}.{name}" for name in schemas})
+    PROGRAM_SCHEMAS.update(schemas)
 
 
 def load_config(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:

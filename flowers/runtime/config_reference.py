@@ -37,8 +37,11 @@ PROGRAMS = (
     "learning_curve",
     "suggest",
     "pack",
-    "benchmark",
 )
+# Of programs of other packages, which `flowers.runtime.config.add_programs` adds: where their files are, and the module
+# of each of them.
+OUTSIDE_FOLDERS: list[Path] = []
+OUTSIDE_MODULES: dict[str, str] = {}
 # What else the console command runs, without a configuration.
 COMMANDS = {
     "schema": "Print JSON schemas of the files in conf/, for editors",
@@ -68,9 +71,9 @@ _WIDTH = 100  # columns of the help
 
 
 def config_folders() -> list[Path]:
-    """Return where the options of groups are: conf/ of the project, and conf/ of the working directory."""
+    """Return where settings are: conf/ of the project, those of other packages, and conf/ of the working directory."""
     own = Path("conf").resolve()
-    return [CONF, own] if own.is_dir() and own != CONF.resolve() else [CONF]
+    return [CONF, *OUTSIDE_FOLDERS, *([own] if own.is_dir() and own != CONF.resolve() else [])]
 
 
 def find_config_file(name: str) -> Path:
@@ -213,7 +216,10 @@ def help_text(program: str) -> str:
         if option and group not in ("callbacks", "logger", "recipe"):
             settings += [each for each in settings_of(f"{group}/{option}") if each.key.count(".") == 1]
     given = "[group=option …] [key=value …]" if file.options else "[key=value …]"
-    text = [f"Usage: flowers {program} {given} (or python -m flowers.{program} …)", "", *file.description, ""]
+    usage = f"flowers {program} {given} (or python -m flowers.{program} …)"
+    if program in OUTSIDE_MODULES:
+        usage = f"python -m {OUTSIDE_MODULES[program]} {given}"
+    text = [f"Usage: {usage}", "", *file.description, ""]
     if file.options:
         text += ["Groups (group=option, the default option first):"]
         for group, option in file.options.items():

@@ -56,7 +56,6 @@ RENAMED_KEYS = {
     "limit": "min_agreement",
     "int8_limit": "int8_min_agreement",
     "calibration": "calibration_images",
-    "predict": "predicted_runs",
     "on_bad_photo": "on_corrupt",
     "checkpoint": "run",
 }
@@ -265,13 +264,13 @@ def trainer_arguments() -> list[str]:
     return [argument.arg for argument in init.args.kwonlyargs]
 
 
-class _WorkingDirectoryConf(SearchPathPlugin):
-    """Makes Hydra find the options in conf/ of the working directory, such as experiments of the user."""
+class _MoreFolders(SearchPathPlugin):
+    """Makes Hydra find what is not in conf/ of the project, such as experiments in conf/ of the working directory."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in config_folders()[1:]:
-            search_path.append("working directory", f"file://{folder}")
+            search_path.append("flowers", f"file://{folder}")
 
 
-Plugins.instance().register(_WorkingDirectoryConf)
+Plugins.instance().register(_MoreFolders)
 _register_torchvision_classifiers()  # before Hydra composes any configuration

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from flowers.runtime.schema.training import Folder, Model, Optimizer, Scheduler, Shards, Split, Train, Trainer
+from flowers.runtime.schema.training import Folder, Model, Shards, Split, Train
 from flowers.runtime.schema.values import (
     AtLeastOne,
     Count,
@@ -210,44 +210,6 @@ class Pack(Group):
     data: Split
 
 
-class PredictedRuns(Group):
-    """predicted_runs."""
-
-    report: Annotated[list[Count], Field(min_length=2, max_length=2), Expected("the epochs of both stages, [5, 45]")]
-    head_only: Annotated[list[Count], Field(min_length=2, max_length=2), Expected("the epochs of both stages, [50, 0]")]
-
-
-class BenchmarkHead(Group):
-    """head."""
-
-    epochs: AtLeastOne
-
-
-class Benchmark(Group):
-    """flowers.benchmark."""
-
-    data: Folder | Shards
-    model: Model
-    optimizer: Optimizer
-    scheduler: Scheduler
-    trainer: Trainer
-    rounds: AtLeastOne
-    seconds: Positive
-    int8: bool
-    step_batch: Annotated[int, Field(ge=2)] | None
-    head: BenchmarkHead
-    predicted_runs: PredictedRuns
-    seed: Seed
-    output: Text | None
-    gpu: Literal["all", "small"] | None
-    peers: list[Literal["fastai", "torchvision", "timm", "ultralytics", "keras"]]
-    peer_epochs: Annotated[list[AtLeastOne], Field(min_length=1), Expected("numbers of epochs, at least 1")]
-    peer_seconds: Positive | None
-    peer_experiment: Text | None
-    peer_settings: list[str]
-    peer_python: Text | None
-
-
 class Probe(Group):
     """flowers.probe."""
 
@@ -293,12 +255,10 @@ class Suggest(Group):
     count: AtLeastOne
     labels: Text | None
     method: Literal["margin_kmeans", "margin", "badge", "random"]
-    simulate: AtLeastOne | None
     seed: Seed
     output: Text | None
     accelerator: Device | None
     precision: Precision | None
-    cache_gb: NotNegative
 
 
 PROGRAM_SCHEMAS: dict[str, type[Group]] = {
@@ -314,7 +274,6 @@ PROGRAM_SCHEMAS: dict[str, type[Group]] = {
     "ablation": Ablation,
     "soup": Soup,
     "pack": Pack,
-    "benchmark": Benchmark,
     "probe": Probe,
     "learning_curve": LearningCurve,
     "suggest": Suggest,

@@ -5,6 +5,7 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from benchmarks.settings import SCHEMAS
 from flowers.data.datamodule import ImageDataModule
 from flowers.models.classifier import ImageClassifier
 from flowers.runtime.config_reference import CONF, GROUPS, PROGRAMS, help_text, options_of, reference_page, settings_of
@@ -52,7 +53,7 @@ def test_an_experiment_is_a_short_delta_that_opens_with_its_command(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", [*PROGRAMS, *(f"{group}/{option}" for group in GROUPS for option in options_of(group))]
+    "name", [*PROGRAMS, *SCHEMAS, *(f"{group}/{option}" for group in GROUPS for option in options_of(group))]
 )
 def test_each_key_has_a_text(name: str):
     if not name.startswith(("experiment/", "debug/")):  # these only set keys of other files
@@ -65,11 +66,13 @@ def test_each_group_is_in_the_reference():
     assert {path.stem for path in CONF.glob("*.yaml")} == {*PROGRAMS, "program", "image_settings"}
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [*PROGRAMS, *SCHEMAS])
 def test_help_is_at_most_100_columns_wide_and_opens_with_the_usage(program: str):
     text = help_text(program)
     assert all(len(line) <= 100 for line in text.splitlines())
-    assert text.startswith(f"Usage: flowers {program} ")
+    assert text.startswith(
+        f"Usage: {f'python -m benchmarks.{program}' if program in SCHEMAS else f'flowers {program}'} "
+    )
 
 
 def test_settings_have_the_values_that_hydra_composes():

@@ -83,7 +83,7 @@ def test_check_overrides_accepts_one_value_where_the_default_is_an_empty_list(ph
     assert check_overrides([f"photos={photos}"], "explain") == [f"photos={photos}"]
 
 
-PROGRAM_OF = {"photos": "compare", "predict": "benchmark", "checkpoint": "evaluate", "on_bad_photo": "evaluate"}
+PROGRAM_OF = {"photos": "compare", "checkpoint": "evaluate", "on_bad_photo": "evaluate"}
 
 
 PROGRAM_OF |= dict.fromkeys(("limit", "int8_limit", "calibration"), "export")

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from benchmarks.settings import SCHEMAS
 from flowers.runtime.config import check_settings, load_config
 from flowers.runtime.config_reference import PROGRAMS, settings_of
 from flowers.runtime.schema import PROGRAM_SCHEMAS
@@ -10,7 +11,7 @@ from flowers.runtime.validation import key_names
 from tests.wrong_settings import REQUIRED, WRONG
 
 
-@pytest.fixture(scope="module", params=PROGRAMS)
+@pytest.fixture(scope="module", params=[*PROGRAMS, *SCHEMAS])
 def program(request: pytest.FixtureRequest) -> tuple[str, Any]:
     return request.param, load_config(REQUIRED.get(request.param, []), request.param)
 

@@ -15,8 +15,8 @@ from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch.utils.data import DataLoader
 
-from flowers.benchmarks.peers.images import Images, predict, train_epoch
-from flowers.benchmarks.peers.job import read_job, write_result
+from benchmarks.peers.images import Images, predict, train_epoch
+from benchmarks.peers.job import read_job, write_result
 
 BATCH_SIZE = 128
 

@@ -5,8 +5,8 @@ import pytest
 from rich.console import Console
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.evaluation.baselines import baseline_table, hog_svm, load_run_result
 from flowers.runtime.files import read_json
+from notebooks.baselines import baseline_table, hog_svm, load_run_result
 
 
 def test_hog_svm_beats_chance_and_is_deterministic(painted: Path):

@@ -10,8 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flowers.benchmarks.baseline import BaselineBenchmark
-from flowers.benchmarks.project import ProjectBenchmark
+from benchmarks.baseline import BaselineBenchmark
+from benchmarks.project import ProjectBenchmark
+from benchmarks.roofline import copy_bandwidth, flops_per_image, matmul_peak
 from flowers.data.datamodule import ImageDataModule
 from flowers.features.int8_backbone import check_int8
 from flowers.models.backbones import check_backbone
@@ -24,10 +25,7 @@ from flowers.runtime.logging import configure_logging, progress_bar
 from flowers.runtime.run_folder import provenance
 from flowers.runtime.timing import (
     Measurement,
-    copy_bandwidth,
-    flops_per_image,
     make_measurement,
-    matmul_peak,
     measure_interleaved,
     summarize,
 )
@@ -54,7 +52,7 @@ def run_benchmark(cfg: DictConfig) -> dict[str, Any]:
     """Measure each piece of fine-tuning, and predict how long whole runs take on this machine.
 
     Args:
-        cfg: Composed from conf/benchmark.yaml.
+        cfg: Composed from benchmarks/conf/speed.yaml.
 
     Returns:
         The figures, as `cfg.output` holds them.

@@ -1,4 +1,7 @@
-"""Simulated active learning: how many labels each method needs, measured on labeled photos."""
+"""Simulated active learning: how many labels each method of flowers.suggest needs, measured on labeled photos.
+
+It justifies the default method. docs/audit.md has the figures.
+"""
 
 import time
 from collections.abc import Sequence
@@ -29,7 +32,7 @@ _L2 = L2_GRID[-1]  # the best log loss with 200 to 1,000 labels (ResNet-50, flow
 
 
 def run_simulation(cfg: DictConfig) -> None:
-    """Print how many labels each method needs, over `cfg.simulate` seeds, on the photos of the run.
+    """Print how many labels each method needs, over `cfg.seeds` seeds, on the photos of the run.
 
     Raises:
         ValueError: There is no such run, or it has too few photos.
@@ -45,17 +48,17 @@ def run_simulation(cfg: DictConfig) -> None:
     sizes = range(_FIRST, min(_LAST, int((1 - _HELD_OUT) * len(images.labels)) - cfg.count) + 1, cfg.count)
     if len(sizes) < 2 or sizes[-1] < _TARGETS[0]:
         raise ValueError(
-            f"simulate={cfg.simulate}: {len(images.labels):,} photos are too few for count={cfg.count}: "
+            f"run={cfg.run}: {len(images.labels):,} photos are too few for count={cfg.count}: "
             f"expected enough for {_TARGETS[0]} labels, and a fifth of them held out"
         )
-    runs = [(method, seed) for method in METHODS for seed in range(cfg.simulate)]
+    runs = [(method, seed) for method in METHODS for seed in range(cfg.seeds)]
     curves = {
         (method, seed): simulate_labeling(images, len(data.classes), method, sizes, seed)
         for method, seed in progress_bar(runs, "Simulating", len(runs))
     }
     targets = [target for target in _TARGETS if target <= sizes[-1]]
     table = Table("method", *(f"as random with {target}" for target in targets), "accuracy", box=box.SIMPLE)
-    means = {method: np.mean([curves[method, seed] for seed in range(cfg.simulate)], axis=0) for method in METHODS}
+    means = {method: np.mean([curves[method, seed] for seed in range(cfg.seeds)], axis=0) for method in METHODS}
     for method, accuracies in means.items():
         cells = []
         for target in targets:
@@ -65,7 +68,7 @@ def run_simulation(cfg: DictConfig) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
     console.print(
-        f"means over {cfg.simulate} seeds; {_FIRST} random labels at first, then {cfg.count} at a time by the method; "
+        f"means over {cfg.seeds} seeds; {_FIRST} random labels at first, then {cfg.count} at a time by the method; "
         f"scored on a fifth of {len(images.labels):,} photos; {time.perf_counter() - start:.1f} s",
         soft_wrap=True,
     )

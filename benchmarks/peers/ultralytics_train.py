@@ -14,7 +14,7 @@ from torchvision import models
 from ultralytics.data.augment import classify_transforms
 from ultralytics.models.yolo.classify import ClassificationTrainer
 
-from flowers.benchmarks.peers.job import Job, read_job, write_result
+from benchmarks.peers.job import Job, read_job, write_result
 
 
 def main() -> None:

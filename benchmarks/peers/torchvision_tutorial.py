@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import models, transforms
 
-from flowers.benchmarks.peers.images import Images, predict, train_epoch
-from flowers.benchmarks.peers.job import read_job, write_result
+from benchmarks.peers.images import Images, predict, train_epoch
+from benchmarks.peers.job import read_job, write_result
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

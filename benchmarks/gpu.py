@@ -81,7 +81,7 @@ def run_gpu_benchmark(cfg: DictConfig) -> dict[str, Any]:
     """Take all measurements, each within its limit, and write `gpu.jsonl` and `gpu.md` to `cfg.output`.
 
     Args:
-        cfg: Composed from conf/benchmark.yaml; `gpu` is "all" or "small".
+        cfg: Composed from benchmarks/conf/speed.yaml; `gpu` is "all" or "small".
 
     Returns:
         The rows by name.

@@ -20,7 +20,7 @@ from fastai.vision.all import (
 )
 from torchvision import models
 
-from flowers.benchmarks.peers.job import read_job, write_result
+from benchmarks.peers.job import read_job, write_result
 
 
 def main() -> None:

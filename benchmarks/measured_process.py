@@ -1,6 +1,6 @@
 """Run a command and write its seconds and peak memory: `python measured_process.py RESULT.json COMMAND ...`.
 
-Linux counts the memory of the process that starts another one into the peak of the new one. flowers.benchmark has torch
+Linux counts the memory of the process that starts another one into the peak of the new one. benchmarks.speed has torch
 loaded, so it starts this small program, which starts the command. Nothing but the standard library is imported here.
 """
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import models, transforms
 
-from flowers.benchmarks.peers.images import Images
-from flowers.benchmarks.peers.job import read_job, write_result
+from benchmarks.peers.images import Images
+from benchmarks.peers.job import read_job, write_result
 
 BATCH_SIZE = 64
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flowers.benchmarks.peers.job import Job
+from benchmarks.peers.job import Job
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.splits import SPLITS, save_split
 from flowers.evaluation.metrics import score
@@ -83,7 +83,7 @@ def run_peers(cfg: DictConfig) -> dict[str, Any]:
     """Train flowers and each of `cfg.peers` on the same images, in turn, and print a table.
 
     Args:
-        cfg: Composed from conf/benchmark.yaml.
+        cfg: Composed from benchmarks/conf/speed.yaml.
 
     Returns:
         The figures, as `cfg.output` holds them.
@@ -187,10 +187,9 @@ def epochs_within(budget: float, trials: Mapping[int, float]) -> int:
 
 def _copy_scripts(folder: Path) -> None:
     """Copy the scripts where an interpreter finds them, and nothing else of this one's packages."""
-    package = folder / "scripts" / "flowers" / "benchmarks"
+    package = folder / "scripts" / "benchmarks"
     shutil.copytree(Path(__file__).with_name("peers"), package / "peers", ignore=shutil.ignore_patterns("__pycache__"))
-    for parent in (package, package.parent):
-        (parent / "__init__.py").touch()
+    (package / "__init__.py").touch()
 
 
 def _run_flowers(entry: Entry, cfg: DictConfig, split_file: Path, folder: Path) -> None:
@@ -253,7 +252,7 @@ def _run_peer(entry: Entry, cfg: DictConfig, data: ImageDataModule, folder: Path
         result=str(folder / "result.json"),
     )
     (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
-    module = f"flowers.benchmarks.peers.{SCRIPTS[entry.name]}"
+    module = f"benchmarks.peers.{SCRIPTS[entry.name]}"
     command = [cfg.peer_python or sys.executable, "-m", module, str(folder / "job.json")]
     code, seconds, peak, output = run_measured(command, folder, {"PYTHONPATH": str(folder.parent / "scripts")})
     if code or not Path(job.result).is_file():

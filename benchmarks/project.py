@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, default_convert
 
-from flowers.benchmarks.baseline import make_batch, training_images
+from benchmarks.baseline import make_batch, training_images
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.images import read_image
 from flowers.features.datamodule import FeatureDataset
