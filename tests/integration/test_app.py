@@ -23,8 +23,9 @@ from PIL import Image
 from flowers.app import main
 from flowers.deploy.app_settings import AppSettings, bind
 from flowers.deploy.classifier import Classifier
+from flowers.deploy.inference_server import InferenceServer
 from flowers.deploy.page_files import SERVER_PAGE, read_page
-from flowers.deploy.web_app import InferenceServer, build_app
+from flowers.deploy.web_app import build_app
 from flowers.evaluation.predictions import load_predictions
 from tests.helpers import configuration
 

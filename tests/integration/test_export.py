@@ -24,7 +24,8 @@ from flowers.deploy.export.formats import EXPORTERS, ExportSource, ImageProgram,
 from flowers.deploy.export.model_card import render_model_card
 from flowers.deploy.export.pipeline import TrainedRun, write_programs
 from flowers.deploy.export.web_page import RUNTIME_FILES
-from flowers.deploy.web_app import InferenceServer, build_app
+from flowers.deploy.inference_server import InferenceServer
+from flowers.deploy.web_app import build_app
 from flowers.evaluation.predictions import load_predictions
 from flowers.export import main
 from flowers.runtime.files import read_json
