@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from flowers.models.backbones import backbone_shapes, build_backbone, state_dict_sha256, weights_problem
+from flowers.models.backbones import backbone_shapes, build_backbone, is_finite, state_dict_sha256, weights_problem
 from flowers.models.checkpoint_format import (
     CHECKPOINT_FORMAT,
     check_checkpoint,
@@ -126,7 +126,7 @@ def check_weights(architecture: str, options: Mapping[str, Any], class_count: in
     for name, value in state.items():
         # A view may repeat a few numbers any number of times.
         is_whole = value.layout is torch.strided and value.untyped_storage().nbytes() >= value.nbytes
-        if not is_whole or (value.is_floating_point() and value.numel() and not value.abs().amax().isfinite()):
+        if not is_whole or not is_finite(value):
             raise ValueError(f"some numbers in its weights {name} are infinite or missing: train the run again")
 
 

@@ -152,7 +152,7 @@ def _problem(error: ErrorDetails, schema: type[Group], values: Mapping[str, Any]
         return f"{key} is missing: expected {field_text(field)}"
     value: Any = values
     for name in keys:
-        value = value[name]
+        value = value[int(name)] if isinstance(value, (list, tuple)) else value[name]
     shown = _shorten(format_setting(value))
     hint = did_you_mean(shown, _choices(field)) if field else ""
     batch_size = values.get("data", values).get("batch_size")
@@ -170,9 +170,14 @@ def _locate(schema: type[Group], location: tuple[int | str, ...]) -> tuple[list[
     keys: list[str] = []
     field: FieldInfo | None = None
     model: Any = schema
-    for part in location:
+    for number, part in enumerate(location, 1):
         if not (isinstance(model, type) and issubclass(model, Group)):
             break
+        if isinstance(part, int):  # an item of a list of groups
+            keys.append(str(part))
+            continue
+        if part not in model.model_fields and number < len(location):  # one of several kinds that a value may have
+            continue
         keys.append(str(part))
         field = model.model_fields.get(str(part))
         model = _group_of(field)

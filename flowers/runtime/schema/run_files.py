@@ -66,6 +66,11 @@ def _is_option(value: object, depth: int = 2) -> bool:
     return value is None or _is_text(value, _MAX_NAME)
 
 
+def _is_split_digest(value: object) -> bool:
+    """Return whether a value is a digest, or those of split and weights, as earlier versions wrote them."""
+    return _is_text(value) or (isinstance(value, dict) and _is_text(value.get("split")))
+
+
 def are_options(values: Mapping[Any, Any]) -> bool:
     """Return whether all options of a network are plain values within bounds."""
     return len(values) <= _MAX_ITEMS and all(is_plain_name(key) and _is_option(each) for key, each in values.items())
@@ -241,7 +246,9 @@ class Hub(RunFile):
     pixels: HubPixels
     temperature: Positive
     tta: TestTimeAugmentation
-    split_digest: AnyText | Digests
+    split_digest: Annotated[
+        Any, AfterValidator(lambda value: _check(_is_split_digest(value), value)), Expected("the digest of a split")
+    ]
     photos: dict[Any, Any] | None = None
     trained: dict[Any, Any] | None = None
     metrics: dict[Any, Any] | None = None

@@ -118,6 +118,7 @@ def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path):
         ({"classifier": ["features"]}, r"2 missing \(head.weight, head.bias\); 2 unexpected"),
         ({"architecture": "../resnet18"}, r"architecture=../resnet18: expected the name of an architecture"),
         ({"architecture": "hf-hub:a/b", "library": "timm"}, r"architecture=hf-hub:a/b: expected the name"),
+        ({"split_digest": {"split": 3}}, r"config.json is damaged: split_digest.*: expected"),
         ({"model_args": 3}, r"model_args=3: expected plain values"),
         ({"model_args": {"weights": "IMAGENET1K_V1"}}, r"no option weights: expected an option of the network"),
         ({"model_args": {"pretrained": True}}, r"no option pretrained"),

@@ -90,6 +90,10 @@ def test_the_check_predicts_all_photos_from_half_of_them(tmp_path: Path):
     assert read_learning_curve(tmp_path) is None
     write_json(content, tmp_path / "learning_curve.json")
     assert read_learning_curve(tmp_path) == content
+    content["points"][0]["accuracies"][1] = []
+    write_json(content, tmp_path / "learning_curve.json")
+    with pytest.raises(ValueError, match=r"is damaged: points.0.accuracies=.*: expected a list"):
+        read_learning_curve(tmp_path)
     write_json({"law": {}}, tmp_path / "learning_curve.json")
     with pytest.raises(ValueError, match=r"is damaged: .*: delete it"):
         read_learning_curve(tmp_path)

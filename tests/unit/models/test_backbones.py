@@ -155,6 +155,14 @@ def test_find_weights_returns_the_first_source_that_has_some(tmp_path: Path, mon
     assert find_weights("resnet18", sources) == "IMAGENET1K_V1"
 
 
+def test_build_backbone_refuses_weights_that_are_no_numbers(tmp_path: Path):
+    state = build_backbone("shufflenet_v2_x0_5", None, {})[0].state_dict()
+    state["conv1.0.weight"][0, 0, 0, 0] = float("inf")
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights.pth: conv1.0.weight: some numbers are infinite or missing"):
+        build_backbone("shufflenet_v2_x0_5", tmp_path / "weights.pth", {})
+
+
 def test_local_weights_download_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.hub.urlopen", None)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
