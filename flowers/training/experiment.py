@@ -124,9 +124,10 @@ def prepare_run_dir(cfg: DictConfig) -> Path:
     """
     run_dir = Path(cfg.run_dir).resolve()
     cfg.run_dir = str(run_dir)
-    cfg.data.root = cfg.data.root if is_remote(cfg.data.root) else str(Path(cfg.data.root).resolve())
+    # Not Path.resolve: before Python 3.13 it raises RuntimeError for a link to itself.
+    cfg.data.root = cfg.data.root if is_remote(cfg.data.root) else os.path.realpath(cfg.data.root)
     if cfg.data.corrections:
-        cfg.data.corrections = str(Path(cfg.data.corrections).resolve())
+        cfg.data.corrections = os.path.realpath(cfg.data.corrections)
     if _is_multirun() and not cfg.group:
         cfg.group = short_name(Path(HydraConfig.get().sweep.dir))
     mlflow = (cfg.get("logger") or {}).get("mlflow")

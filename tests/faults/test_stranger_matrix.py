@@ -1,0 +1,95 @@
+"""Every program with every file of a stranger, as it is and with payloads in it.
+
+The doors come from the table of programs, the files from folders that the programs made. In each cell: no code of the
+stranger ran, no name was looked up and no socket opened, nothing was written outside, no variable of the environment
+was printed, at most 2 GiB and 20 s were taken, and the program ended well or with one line that names the file.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from flowers.runtime.schema.programs import PROGRAM_SCHEMAS
+from tests.faults.confinement import start_server
+from tests.faults.doors import (
+    EXHIBITS,
+    NOT_OF_A_STRANGER,
+    TAKES,
+    Door,
+    cell_names,
+    collect_exhibits,
+    doors,
+    make_exhibits,
+    text_settings,
+)
+from tests.faults.matrix import Matrix
+
+CELLS = cell_names()
+FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "run_format_1"
+
+
+def sampled() -> list[str]:
+    """Return names of cells in which each program occurs, and each kind of file in two programs that are quick."""
+    first = {door.program: f"{door}-{EXHIBITS[door.exhibit][0]}" for door in reversed(doors()) if not door.is_refused}
+    quick = ("compare-runs-run", "compare-multirun-multirun", "predict-run-hub", "predict-photos-photos")
+    return [*dict.fromkeys([*first.values(), *(name for name in CELLS if name.startswith(quick))])]
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
+    """The matrix on everything that the programs make."""
+    folder = tmp_path_factory.mktemp("matrix")
+    start_server()
+    make_exhibits(folder / "exhibits")
+    return Matrix(folder / "exhibits", folder / "cells")
+
+
+@pytest.fixture(scope="module")
+def small_matrix(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Matrix:
+    """The matrix on a run of an earlier version."""
+    folder = tmp_path_factory.mktemp("matrix")
+    collect_exhibits(folder / "exhibits", FORMAT_1, shards)
+    return Matrix(folder / "exhibits", folder / "cells", "fork")
+
+
+def test_each_setting_that_may_name_a_file_is_a_door_or_says_why_not():
+    found = {setting for schema in PROGRAM_SCHEMAS.values() for setting in text_settings(schema)}
+    unknown = found - TAKES.keys() - NOT_OF_A_STRANGER.keys()
+    assert not unknown, f"put {sorted(unknown)} into TAKES or NOT_OF_A_STRANGER of tests/faults/doors.py"
+
+
+@pytest.mark.parametrize("name", sampled())
+def test_file_that_is_no_file_of_ours_does_no_harm(name: str, small_matrix: Matrix):
+    cell = small_matrix.wide_cell(*CELLS[name])
+    assert small_matrix.problems(cell) == [], str(cell)
+
+
+@pytest.mark.faults
+def test_exhibits_hold_the_groups_of_files_that_the_matrix_names(matrix: Matrix):
+    assert {name: set(groups) for name, groups in EXHIBITS.items()} == {name: matrix.groups(name) for name in EXHIBITS}
+
+
+@pytest.mark.faults
+def test_matrix_has_300_cells(matrix: Matrix):
+    counts = {name: sum(1 for _ in matrix.cells(*each)) for name, each in CELLS.items()}
+    assert all(counts.values())
+    assert sum(counts.values()) >= 300
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("door", doors(), ids=str)
+def test_program_takes_a_strangers_files_as_they_are(door: Door, matrix: Matrix):
+    ended = matrix.reference(door)
+    assert ended.findings == []
+    if door.is_refused:
+        assert (ended.status, ended.output.count("error: ")) == (1, 1), ended.output
+    else:
+        advice = f"tell NEEDS in tests/faults/doors.py what {door.program} needs beside {door.setting}"
+        assert ended.status == 0, f"{advice}: {ended.output}"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", [*CELLS])
+def test_file_of_a_stranger_does_no_harm(name: str, matrix: Matrix):
+    found = {str(cell): problems for cell in matrix.cells(*CELLS[name]) if (problems := matrix.problems(cell))}
+    assert not found, "\n".join(f"{cell} -> {'; '.join(problems)}" for cell, problems in found.items())
