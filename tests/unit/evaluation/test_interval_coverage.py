@@ -10,13 +10,13 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom, mannwhitneyu
+from scipy.stats import binom, mannwhitneyu, norm
 from sklearn.metrics import average_precision_score
 
 from flowers.evaluation.class_curves import auroc_interval, average_precision_interval
 from flowers.evaluation.metrics import MetricInputs
 from flowers.evaluation.predictions import Predictions
-from flowers.evaluation.statistics import mean_interval, paired_interval, wilson_bounds
+from flowers.evaluation.statistics import difference_interval, mean_interval, paired_interval, paired_p, wilson_bounds
 
 Draw = Callable[[np.random.Generator], tuple[list[float], float]]  # an interval, and the true value
 
@@ -129,3 +129,37 @@ AREAS = [(1, 1), (1, 20), (5, 5), (10, 300), (100, 100)]
 @pytest.mark.parametrize(("distance", "truth"), [(2.326, 0.95), (3.290, 0.99)])  # Phi(distance / sqrt(2))
 def test_auroc_interval_holds_with_few_scores(sizes: tuple[int, int], distance: float, truth: float):
     assert coverage(draw_areas(*sizes, distance, truth, True), 300) >= 0.92
+
+
+def true_average_precision(distance: float, share: float) -> float:
+    thresholds = np.linspace(-9, 12, 20001)
+    recall, others = norm.sf(thresholds - distance), norm.sf(thresholds)
+    precision = share * recall / (share * recall + (1 - share) * others)
+    return float(-(np.diff(recall) * (precision[1:] + precision[:-1]) / 2).sum())
+
+
+@pytest.mark.parametrize("sizes", [(5, 5), (10, 300), (100, 100)])
+def test_average_precision_interval_holds_with_few_images_of_the_class(sizes: tuple[int, int]):
+    truth = true_average_precision(3.290, sizes[0] / sum(sizes))
+    assert coverage(draw_areas(*sizes, 3.290, truth, False), 200) >= 0.94
+
+
+@pytest.mark.parametrize("folds", [False, True])
+@pytest.mark.parametrize("case", [(100, 2, 0.9), (100, 5, 0.99), (570, 5, 0.9)])
+def test_settings_of_equal_accuracy_are_seldom_told_apart(case: tuple[int, int, float], folds: bool):
+    """The difficulty of a tenth of the images differs between two settings: runs on these images, or folds of them."""
+    images, runs, mean = case
+    rng = np.random.default_rng(0)
+    held, alarms, draws = 0, 0, 300
+    for _ in range(draws):
+        first, fresh = (rng.beta(0.3 * mean / (1 - mean), 0.3, images) for _ in range(2))
+        second = np.where(rng.random(images) < 0.9, first, fresh)
+        correct = np.array([rng.random((1 if folds else runs, images)) < rates for rates in (first, second)])
+        parts = np.array_split(correct[:, 0], runs, axis=1) if folds else list(correct.swapaxes(0, 1))
+        differences = [float(part[0].mean() - part[1].mean()) for part in parts]
+        overlap = 1 / (runs - 1) if folds else 0.0
+        low, high = difference_interval(differences, overlap, images)
+        held += low <= 0 <= high
+        alarms += paired_p(differences, overlap, images) < 0.05
+    assert held / draws >= 0.92
+    assert alarms / draws <= 0.08
