@@ -415,7 +415,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {reason}") from error
 
 
-class _PlainLoader(yaml.SafeLoader):
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
     """Plain values, without aliases: ten lines of them are a billion values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

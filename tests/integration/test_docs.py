@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from benchmarks.settings import SCHEMAS
 from flowers.settings.config import compose_checked
 from flowers.settings.overrides import check_overrides, flatten, hydra_context
+from tests.faults.doors import cell_names
 from tests.helpers import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -209,3 +210,6 @@ def test_each_promise_in_security_names_a_test_that_exists():
     for code in named:
         path, _, function = code.partition("::")
         assert f"def {function}(" in (ROOT / path).read_text(encoding="utf-8"), code
+    cells = [code for code in inline_codes(ROOT / "SECURITY.md") if re.fullmatch(r"\[.*\]", code)]
+    assert len(cells) > 10
+    assert [cell for cell in cells if cell.strip("[]") not in cell_names()] == []

@@ -186,7 +186,7 @@ def test_five_lines_of_torchvision_give_the_logits_of_the_run(exported: Path, tr
     torch.testing.assert_close(reads.logits(reads.features(pixels)), ran.logits(ran.features(pixels)), atol=0, rtol=0)
     assert (reads.classes, reads.temperature, reads.tta) == (ran.classes, ran.temperature, ran.tta)
     config, result = read_json(exported / "config.json"), read_json(trained / "result.json")
-    assert config["split_digest"] == result["digest"]
+    assert config["split_digest"] == result["digest"]["split"]
     assert config["metrics"]["val"]["accuracy"] == result["val"]["accuracy"]
 
 

@@ -224,7 +224,7 @@ class HubExporter:
         described = {
             "temperature": classifier.temperature,
             "tta": classifier.tta,
-            "split_digest": facts["trained"]["digest"],
+            "split_digest": facts["trained"]["digest"]["split"],
             **{name: facts[name] for name in ("photos", "trained")},
             "metrics": facts["scores"],
         }
