@@ -29,12 +29,12 @@ from flowers.data.images import read_image
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.models.classifier import ImageClassifier
 from flowers.models.cuda_graph import CudaGraph
+from flowers.runs.run_folder import RESULT_FILE, provenance
 from flowers.runtime.files import atomic_write_text, read_json
 from flowers.runtime.hardware import device_name, has_native_bf16, resolve_device
 from flowers.runtime.logging import configure_logging
-from flowers.runtime.overrides import quote_override
-from flowers.runtime.run_folder import RESULT_FILE, provenance
 from flowers.runtime.timing import synchronize, throughput
+from flowers.settings.overrides import quote_override
 
 log = logging.getLogger(__name__)
 

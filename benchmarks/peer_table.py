@@ -26,12 +26,12 @@ from flowers.evaluation.metrics import score
 from flowers.evaluation.predictions import Predictions, load_run_predictions
 from flowers.evaluation.statistics import holm, mcnemar
 from flowers.evaluation.tables import format_interval, plain
-from flowers.runtime.config import instantiate_group, load_config
+from flowers.runs.run_folder import provenance
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import device_name, resolve_device, resolve_trainer_config
 from flowers.runtime.logging import configure_logging, progress_bar
-from flowers.runtime.run_folder import provenance
 from flowers.runtime.text import one_line
+from flowers.settings.config import instantiate_group, load_config
 
 # The script of each peer in the folder `peers`. The package never imports them: each runs in a process of its own.
 SCRIPTS = {

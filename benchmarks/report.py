@@ -18,17 +18,17 @@ from flowers.features.int8_backbone import check_int8
 from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier
 from flowers.models.input_settings import resolve_input_settings
-from flowers.runtime.config import instantiate_group, to_container
+from flowers.runs.run_folder import provenance
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import device_name, resolve_device, resolve_trainer_config
 from flowers.runtime.logging import configure_logging, progress_bar
-from flowers.runtime.run_folder import provenance
 from flowers.runtime.timing import (
     Measurement,
     make_measurement,
     measure_interleaved,
     summarize,
 )
+from flowers.settings.config import instantiate_group, to_container
 
 COLUMNS, RATIOS = ("baseline", "flowers", "roofline"), ("flowers/baseline", "flowers/roofline")
 

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from flowers.runtime.config import add_programs
-from flowers.runtime.schema.training import Folder, Model, Optimizer, Scheduler, Shards, Trainer
-from flowers.runtime.schema.values import (
+from flowers.settings.config import add_programs
+from flowers.settings.schema.training import Folder, Model, Optimizer, Scheduler, Shards, Trainer
+from flowers.settings.schema.values import (
     AtLeastOne,
     Count,
     Device,

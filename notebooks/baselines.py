@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.dataset import ImageDataset
 from flowers.evaluation.statistics import wilson_interval
-from flowers.runtime.run_folder import RESULT_FILE, read_result
+from flowers.runs.run_folder import RESULT_FILE, read_result
 
 _SIDE, _CELL = 128, 16  # pixels of an image and of a HOG cell
 

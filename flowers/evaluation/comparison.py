@@ -17,9 +17,7 @@ from flowers.evaluation.metrics import score
 from flowers.evaluation.predictions import Predictions, concat_predictions, load_run_predictions
 from flowers.evaluation.statistics import RunGroup, group_verdict, holm, mcnemar, mcnemar_verdict, selection_note
 from flowers.evaluation.tables import ranking_table, run_group_table
-from flowers.runtime.config import to_container
-from flowers.runtime.files import write_json
-from flowers.runtime.run_folder import (
+from flowers.runs.run_folder import (
     CORRECTIONS_FILE,
     RESULT_FILE,
     SPLIT_FILE,
@@ -28,7 +26,9 @@ from flowers.runtime.run_folder import (
     read_result,
     run_dir_of,
 )
+from flowers.runtime.files import write_json
 from flowers.runtime.text import one_line
+from flowers.settings.config import to_container
 
 _REPLICATE_KEYS = ("seed", "data.fold", "data.split_seed")  # the runs of one group differ in these keys
 

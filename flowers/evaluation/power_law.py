@@ -10,8 +10,8 @@ from scipy.optimize import least_squares
 
 from flowers.evaluation.statistics import wilson_bounds
 from flowers.runtime.files import read_json
-from flowers.runtime.schema.run_files import LearningCurve
-from flowers.runtime.validation import check_file
+from flowers.settings.schema.run_files import LearningCurve
+from flowers.settings.validation import check_file
 
 CURVE_FILE = "learning_curve.json"  # in a run folder
 

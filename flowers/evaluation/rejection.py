@@ -14,9 +14,9 @@ from torch import Tensor
 from flowers.evaluation.class_curves import auroc_interval
 from flowers.evaluation.statistics import wilson_interval
 from flowers.features.strangeness import Strangeness
+from flowers.runs.run_folder import REJECTION_FILE
 from flowers.runtime.files import atomic_write, open_regular
-from flowers.runtime.run_folder import REJECTION_FILE
-from flowers.runtime.schema.values import TestTimeAugmentation
+from flowers.settings.schema.values import TestTimeAugmentation
 
 _FORMAT = "1"
 

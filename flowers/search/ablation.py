@@ -17,14 +17,14 @@ from rich.table import Table
 from flowers.evaluation.comparison import pooled_predictions
 from flowers.evaluation.statistics import RunGroup, difference_interval, holm, mcnemar
 from flowers.evaluation.tables import format_interval, plain
-from flowers.runtime.config import compose_checked, to_container
+from flowers.runs.run_folder import START_FILE, read_result
 from flowers.runtime.files import atomic_write_text, read_json, write_json
 from flowers.runtime.interrupt import resumable
-from flowers.runtime.overrides import check_overrides, parse_overrides, quote_override
-from flowers.runtime.run_folder import START_FILE, read_result
-from flowers.runtime.suggestions import did_you_mean
 from flowers.runtime.text import write_csv
 from flowers.search.in_process import group_override, train_in_process
+from flowers.settings.config import compose_checked, to_container
+from flowers.settings.overrides import check_overrides, parse_overrides, quote_override
+from flowers.settings.suggestions import did_you_mean
 
 RECIPE_FILE, TABLE_FILE, CSV_FILE = "recipe.json", "ablation.md", "ablation.csv"
 _COLUMNS = ("recipe", "compared with", "accuracy", "difference", "95 % interval", "p", "seconds")

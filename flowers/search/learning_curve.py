@@ -34,14 +34,14 @@ from flowers.evaluation.pretrained_features import (
     pretrained_model_of_run,
 )
 from flowers.features.linear_probe import choose_l2, fit_linear_probe
-from flowers.runtime.config import to_container
+from flowers.runs.run_folder import SPLIT_FILE, START_FILE, read_result, read_start, require_run_dir
 from flowers.runtime.files import atomic_write, write_json
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.logging import configure_logging, progress_bar
-from flowers.runtime.overrides import check_overrides, parse_overrides, quote_override
-from flowers.runtime.run_folder import SPLIT_FILE, START_FILE, read_result, read_start, require_run_dir
 from flowers.runtime.text import one_line, write_csv
 from flowers.search.in_process import group_override, train_in_process
+from flowers.settings.config import to_container
+from flowers.settings.overrides import check_overrides, parse_overrides, quote_override
 
 _LEAST = 3  # sizes that a power law is fitted to
 _POINTS = 60  # of the drawn curve

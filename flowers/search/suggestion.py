@@ -23,9 +23,9 @@ from flowers.evaluation.evaluator import extract_features, predict_features
 from flowers.evaluation.review_page import labeling_content, write_page
 from flowers.evaluation.tables import plain
 from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.runs.run_folder import SPLIT_FILE, find_checkpoint, read_result, run_dir_of
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
-from flowers.runtime.run_folder import SPLIT_FILE, find_checkpoint, read_result, run_dir_of
 from flowers.runtime.text import one_line, write_csv
 from flowers.search.labeling import copy_labeled_photos
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowers.runtime.run_folder import iterate_multirun, read_result, read_start
+from flowers.runs.run_folder import iterate_multirun, read_result, read_start
 from flowers.runtime.text import one_line, write_csv
 
 MULTIRUN_COLUMNS = ("run", "overrides", "accuracy", "low", "high", "loss", "n", "seconds")

@@ -18,11 +18,11 @@ from flowers.evaluation.metrics import score, score_line
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import mcnemar, mcnemar_verdict
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
-from flowers.runtime.config import to_container
+from flowers.runs.run_folder import BEST_CHECKPOINT, CONFIG_FILE, SPLIT_FILE, read_result
 from flowers.runtime.files import atomic_write, atomic_write_text
 from flowers.runtime.hardware import resolve_trainer_config
-from flowers.runtime.run_folder import BEST_CHECKPOINT, CONFIG_FILE, SPLIT_FILE, read_result
 from flowers.runtime.text import one_line
+from flowers.settings.config import to_container
 from flowers.training.results import make_result, write_result
 
 # What the members must have in common.

@@ -19,14 +19,14 @@ from flowers.data.synthetic import generate_dataset
 from flowers.deploy.hub_folder import write_hub_folder
 from flowers.evaluation.review_page import LABEL_COLUMNS
 from flowers.models.classifier import load_classifier
-from flowers.runtime.run_folder import (
+from flowers.runs.run_folder import (
     BEST_CHECKPOINT,
     HYDRA_OVERRIDES_FILE,
     SPLIT_FILE,
     TRACKERS_FILE,
     write_start,
 )
-from flowers.runtime.schema.programs import PROGRAM_SCHEMAS
+from flowers.settings.schema.programs import PROGRAM_SCHEMAS
 from tests.faults.confinement import Confinement, run_confined
 
 # What a setting of any program takes: the names of EXHIBITS below that it may be given.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowers.runtime.schema.programs import PROGRAM_SCHEMAS
+from flowers.settings.schema.programs import PROGRAM_SCHEMAS
 from tests.faults.confinement import start_server
 from tests.faults.doors import (
     EXHIBITS,

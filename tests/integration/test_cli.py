@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from flowers.runtime.config_reference import CONF
+from flowers.settings.config_reference import CONF
 from tests.helpers import program
 
 

@@ -18,8 +18,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from benchmarks.settings import SCHEMAS
-from flowers.runtime.config import compose_checked
-from flowers.runtime.overrides import check_overrides, flatten, hydra_context
+from flowers.settings.config import compose_checked
+from flowers.settings.overrides import check_overrides, flatten, hydra_context
 from tests.faults.doors import cell_names
 from tests.helpers import SMALL
 

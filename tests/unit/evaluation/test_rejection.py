@@ -13,7 +13,7 @@ from flowers.evaluation.rejection import (
     rejection_threshold,
 )
 from flowers.features.strangeness import Strangeness
-from flowers.runtime.run_folder import REJECTION_FILE
+from flowers.runs.run_folder import REJECTION_FILE
 
 
 @pytest.fixture

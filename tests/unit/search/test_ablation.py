@@ -6,9 +6,9 @@ import torch
 
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import RunGroup
-from flowers.runtime.config import to_container
-from flowers.runtime.config_reference import options_of
 from flowers.search.ablation import ablation_rows, arm_overrides, check_arms, make_arms
+from flowers.settings.config import to_container
+from flowers.settings.config_reference import options_of
 from tests.helpers import configuration
 
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from flowers.runtime.completion import complete, completions
-from flowers.runtime.config_reference import options_of
+from flowers.settings.completion import complete, completions
+from flowers.settings.config_reference import options_of
 
 COMMANDS = ["train", "evaluate", "schema"]
 

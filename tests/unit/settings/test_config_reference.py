@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from benchmarks.settings import SCHEMAS
 from flowers.data.datamodule import ImageDataModule
 from flowers.models.classifier import ImageClassifier
-from flowers.runtime.config_reference import CONF, GROUPS, PROGRAMS, help_text, options_of, reference_page, settings_of
+from flowers.settings.config_reference import CONF, GROUPS, PROGRAMS, help_text, options_of, reference_page, settings_of
 from tests.helpers import configuration
 
 OPTIONS = [
@@ -85,4 +85,4 @@ def test_settings_have_the_values_that_hydra_composes():
 
 def test_the_page_of_the_docs_is_up_to_date():
     page = (CONF.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert page == reference_page(), "run: python -m flowers.runtime.config_reference > docs/configuration.md"
+    assert page == reference_page(), "run: python -m flowers.settings.config_reference > docs/configuration.md"

@@ -5,8 +5,8 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from flowers.runtime.config import check_targets, compose_checked, load_config, to_container
-from flowers.runtime.overrides import check_overrides
+from flowers.settings.config import check_targets, compose_checked, load_config, to_container
+from flowers.settings.overrides import check_overrides
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from benchmarks.settings import SCHEMAS
-from flowers.runtime.config import check_settings, load_config
-from flowers.runtime.config_reference import PROGRAMS, settings_of
-from flowers.runtime.schema import PROGRAM_SCHEMAS
-from flowers.runtime.validation import key_names
+from flowers.settings.config import check_settings, load_config
+from flowers.settings.config_reference import PROGRAMS, settings_of
+from flowers.settings.schema import PROGRAM_SCHEMAS
+from flowers.settings.validation import key_names
 from tests.wrong_settings import REQUIRED, WRONG
 
 

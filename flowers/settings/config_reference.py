@@ -2,7 +2,7 @@
 
 A file's description is the comment at its top. A key's text is the comment beside it, else the comment above it, else
 the text that the same key has in another file. Print the page with
-`python -m flowers.runtime.config_reference > docs/configuration.md`.
+`python -m flowers.settings.config_reference > docs/configuration.md`.
 """
 
 import importlib.util
@@ -38,8 +38,8 @@ PROGRAMS = (
     "suggest",
     "pack",
 )
-# Of programs of other packages, which `flowers.runtime.config.add_programs` adds: where their files are, and the module
-# of each of them.
+# Of programs of other packages, which `flowers.settings.config.add_programs` adds: where their files are, and the
+# module of each of them.
 OUTSIDE_FOLDERS: list[Path] = []
 OUTSIDE_MODULES: dict[str, str] = {}
 # What else the console command runs, without a configuration.
@@ -249,7 +249,7 @@ def reference_page() -> str:
     page = [
         "# Configuration",
         "",
-        "<!-- Generated: python -m flowers.runtime.config_reference > docs/configuration.md -->",
+        "<!-- Generated: python -m flowers.settings.config_reference > docs/configuration.md -->",
         "",
         "Every program takes `key=value` and `group=option` on the command line. `???` marks a value that must be",
         "given. `null` means that the value is absent or chosen automatically, as the text says.",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from flowers.runtime.schema.values import (
+from flowers.settings.schema.values import (
     PAIR,
     AtLeastOne,
     Count,

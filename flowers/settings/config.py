@@ -1,6 +1,5 @@
 """Compose configurations, check them, and convert them to plain Python."""
 
-import importlib.util
 import inspect
 import re
 import time
@@ -14,13 +13,13 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from flowers.runtime.config_reference import CONF as CONF
-from flowers.runtime.config_reference import OUTSIDE_FOLDERS, OUTSIDE_MODULES
-from flowers.runtime.overrides import check_overrides, hydra_context, parse_overrides, single_overrides
-from flowers.runtime.schema import PROGRAM_SCHEMAS
-from flowers.runtime.schema.values import Group
-from flowers.runtime.suggestions import suggest_key
-from flowers.runtime.validation import check_values
+from flowers.settings.config_reference import CONF as CONF
+from flowers.settings.config_reference import OUTSIDE_FOLDERS, OUTSIDE_MODULES
+from flowers.settings.overrides import check_overrides, hydra_context, parse_overrides, single_overrides
+from flowers.settings.schema import PROGRAM_SCHEMAS
+from flowers.settings.schema.values import Group
+from flowers.settings.suggestions import suggest_key
+from flowers.settings.validation import check_values
 
 
 def add_programs(package: str, folder: Path, schemas: Mapping[str, type[Group]]) -> None:
@@ -155,21 +154,6 @@ def _new_run_dir() -> Path:
     folder = next(folder for folder in candidates if not folder.exists())
     folder.mkdir(parents=True)  # so that the next call in the same second gets another one
     return folder
-
-
-def require_extra(purpose: str, extra: str, *packages: str) -> None:
-    """Check that the packages of an optional dependency are installed, without importing them.
-
-    Args:
-        purpose: What needs them, for the message: "a search".
-        extra: The name of the extra in pyproject.toml.
-        packages: Top-level modules.
-
-    Raises:
-        ValueError: One of them is missing.
-    """
-    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"{purpose} needs {', '.join(missing)}: pip install 'flowers[{extra}]'")
 
 
 def instantiate_group(group: DictConfig) -> dict[str, Any]:

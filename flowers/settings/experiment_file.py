@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from flowers.runtime.config_reference import find_config_file, options_of, settings_of
+from flowers.settings.config_reference import find_config_file, options_of, settings_of
 
 _CHOSEN = {"model": "a network", "optimizer": "an optimizer", "scheduler": "a learning-rate schedule"}
 _KEYS = (

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from flowers.runtime.overrides import quote_override
-from flowers.runtime.run_folder import (
+from flowers.runs.run_folder import (
     BEST_CHECKPOINT,
     CONFIG_FILE,
     LAST_CHECKPOINT,
@@ -27,6 +26,7 @@ from flowers.runtime.run_folder import (
     run_dir_of,
     write_start,
 )
+from flowers.settings.overrides import quote_override
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_read_start_takes_the_overrides_of_a_resume_once_it_has_written_a_checkp
 
 
 def test_own_run_dir_refuses_a_second_process_and_ends_with_the_first(tmp_path: Path):
-    code = "import sys, pathlib\nfrom flowers.runtime.run_folder import own_run_dir\n"
+    code = "import sys, pathlib\nfrom flowers.runs.run_folder import own_run_dir\n"
     code += "with own_run_dir(pathlib.Path(sys.argv[1])): print('owned', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

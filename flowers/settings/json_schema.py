@@ -1,6 +1,6 @@
 """JSON schemas of the files in conf/, with which an editor completes and checks them.
 
-Keys, types and ranges come from `flowers.runtime.schema`, texts and defaults from the comments in conf/. A file sets a
+Keys, types and ranges come from `flowers.settings.schema`, texts and defaults from the comments in conf/. A file sets a
 part of the keys, so that none is required, and any value may be an interpolation (`${…}`) or missing (`???`).
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from flowers.runtime.config_reference import (
+from flowers.settings.config_reference import (
     CONF,
     GROUPS,
     PROGRAMS,
@@ -20,9 +20,9 @@ from flowers.runtime.config_reference import (
     settings_of,
     torchvision_classifiers,
 )
-from flowers.runtime.schema import PROGRAM_SCHEMAS
-from flowers.runtime.schema.training import ModelPixels
-from flowers.runtime.schema.values import Target
+from flowers.settings.schema import PROGRAM_SCHEMAS
+from flowers.settings.schema.training import ModelPixels
+from flowers.settings.schema.values import Target
 
 _DRAFT = "http://json-schema.org/draft-07/schema#"  # what editors understand
 _LATER = {"type": "string", "pattern": r"\$\{|^\?\?\?$"}  # a value that is known later

@@ -4,9 +4,9 @@ import jsonschema
 import pytest
 import yaml
 
-from flowers.runtime.config import load_config
-from flowers.runtime.experiment_file import write_experiment
-from flowers.runtime.json_schema import json_schema
+from flowers.settings.config import load_config
+from flowers.settings.experiment_file import write_experiment
+from flowers.settings.json_schema import json_schema
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from flowers.runtime.schema.training import Folder, Model, Shards, Split, Train
-from flowers.runtime.schema.values import (
+from flowers.settings.schema.training import Folder, Model, Shards, Split, Train
+from flowers.settings.schema.values import (
     AtLeastOne,
     Count,
     Device,

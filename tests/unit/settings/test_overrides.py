@@ -1,9 +1,9 @@
 import pytest
 from torchvision import models
 
-from flowers.runtime.config import compose_checked, load_config
-from flowers.runtime.config_reference import torchvision_classifiers
-from flowers.runtime.overrides import RENAMED_KEYS, check_overrides, rename_old_keys
+from flowers.settings.config import compose_checked, load_config
+from flowers.settings.config_reference import torchvision_classifiers
+from flowers.settings.overrides import RENAMED_KEYS, check_overrides, rename_old_keys
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from flowers.runtime.launch import (
     is_launched_by_lightning,
     share_run_dir,
 )
-from flowers.runtime.overrides import quote_override
-from flowers.runtime.schema.run_files import Result, Resume, Start
-from flowers.runtime.validation import check_file
+from flowers.settings.overrides import quote_override
+from flowers.settings.schema.run_files import Result, Resume, Start
+from flowers.settings.validation import check_file
 
 log = logging.getLogger(__name__)
 

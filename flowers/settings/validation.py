@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from flowers.runtime.schema import PROGRAM_SCHEMAS
-from flowers.runtime.schema.training import Folder, Shards, Train
-from flowers.runtime.schema.values import Expected, Group
-from flowers.runtime.suggestions import did_you_mean, suggest_key
 from flowers.runtime.text import one_line
+from flowers.settings.schema import PROGRAM_SCHEMAS
+from flowers.settings.schema.training import Folder, Shards, Train
+from flowers.settings.schema.values import Expected, Group
+from flowers.settings.suggestions import did_you_mean, suggest_key
 
 _SHOWN = 200  # characters of a value in a message
 

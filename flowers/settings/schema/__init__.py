@@ -3,6 +3,6 @@
 The defaults and the texts of the keys are in conf/. To add a key, add it there and here.
 """
 
-from flowers.runtime.schema.programs import PROGRAM_SCHEMAS
+from flowers.settings.schema.programs import PROGRAM_SCHEMAS
 
 __all__ = ["PROGRAM_SCHEMAS"]

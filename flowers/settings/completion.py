@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from flowers.runtime.config_reference import (
+from flowers.settings.config_reference import (
     CONF,
     PROGRAMS,
     Setting,
@@ -78,7 +78,7 @@ def _known(before: Sequence[str]) -> tuple[dict[str, Setting], dict[str, str]]:
 
 def _choices(program: str, key: str) -> list[str]:
     """Return the values of a key, if they can be listed: one of several words, or true and false."""
-    from flowers.runtime.validation import listed_values  # pydantic takes 0.2 s
+    from flowers.settings.validation import listed_values  # pydantic takes 0.2 s
 
     programs = [program, *(["train"] if program in _TRAINING_SETTINGS else [])]
     return next((values for each in programs if (values := listed_values(each, key))), [])

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from flowers.runtime.config_reference import CONF
-from flowers.runtime.json_schema import KINDS, config_files, file_name, file_pattern, json_schema, vscode_settings
+from flowers.settings.config_reference import CONF
+from flowers.settings.json_schema import KINDS, config_files, file_name, file_pattern, json_schema, vscode_settings
 
 # A kind of file, its content, the line of the mistake (from 1), and a part of the message.
 WRONG = [

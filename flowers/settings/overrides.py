@@ -19,8 +19,8 @@ from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-from flowers.runtime.config_reference import CONF, config_folders, options_of, torchvision_classifiers
-from flowers.runtime.suggestions import did_you_mean, suggest_key
+from flowers.settings.config_reference import CONF, config_folders, options_of, torchvision_classifiers
+from flowers.settings.suggestions import did_you_mean, suggest_key
 
 # Arguments of the Trainer that the program sets itself, and what to give instead.
 _RESERVED_TRAINER_KEYS = {

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from flowers.runtime.schema.values import (
+from flowers.settings.schema.values import (
     PAIR,
     Accelerator,
     AtLeastOne,
