@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flowers.data.datamodule import ImageDataModule
     from flowers.deploy.classifier import Classifier, Prediction
     from flowers.models.classifier import ImageClassifier
-    from flowers.runtime.config import load_config
+    from flowers.settings.config import load_config
 
     __version__: str
 
@@ -21,7 +21,7 @@ _MODULES = {
     "ImageClassifier": "flowers.models.classifier",
     "ImageDataModule": "flowers.data.datamodule",
     "Prediction": "flowers.deploy.classifier",
-    "load_config": "flowers.runtime.config",
+    "load_config": "flowers.settings.config",
 }
 
 

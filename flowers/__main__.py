@@ -5,8 +5,8 @@ import runpy
 import sys
 
 import flowers
-from flowers.runtime.config_reference import COMMANDS, PROGRAMS, summary_of
 from flowers.runtime.machine_errors import open_standard_streams
+from flowers.settings.config_reference import COMMANDS, PROGRAMS, summary_of
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from flowers.cli import program
-from flowers.runtime.overrides import check_overrides, quote_override
+from flowers.settings.overrides import check_overrides, quote_override
 
 _OWN = re.compile(r"[+~]*(hydra|recipe|folds|seeds|folder|keep_checkpoints)\b")
 

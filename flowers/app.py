@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 def app(cfg: "DictConfig") -> None:
     """Serve until the process is interrupted."""
     from flowers.deploy.app_settings import read_settings
-    from flowers.runtime.config import check_settings, require_extra, to_container
+    from flowers.runtime.extras import require_extra
+    from flowers.settings.config import check_settings, to_container
 
     require_extra("the server", "app", "fastapi", "uvicorn", "captum")
     check_settings(cfg, "app")

@@ -16,13 +16,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from flowers.runtime.config import CONF, compose_checked
-from flowers.runtime.config_reference import help_text
 from flowers.runtime.files import DiskFullError
 from flowers.runtime.logging import configure_logging, filter_harmless_warnings, write_traceback
 from flowers.runtime.machine_errors import machine_error_text, open_standard_streams
-from flowers.runtime.overrides import check_overrides, parse_overrides
 from flowers.runtime.text import printable
+from flowers.settings.config import CONF, compose_checked
+from flowers.settings.config_reference import help_text
+from flowers.settings.overrides import check_overrides, parse_overrides
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 import os
 import sys
 
-from flowers.runtime.completion import completions
-from flowers.runtime.config_reference import COMMANDS, PROGRAMS
+from flowers.settings.completion import completions
+from flowers.settings.config_reference import COMMANDS, PROGRAMS
 
 _HELP = """Usage: complete -o default -o nospace -C 'flowers complete' flowers
 

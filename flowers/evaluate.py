@@ -8,7 +8,7 @@ from flowers.cli import program
 def evaluate(cfg: DictConfig) -> float:
     """Score a run on a split or on other images; return the accuracy."""
     from flowers.evaluation.evaluator import report_page, run_evaluation
-    from flowers.runtime.run_folder import TRACKERS_FILE
+    from flowers.runs.run_folder import TRACKERS_FILE
 
     accuracy = run_evaluation(cfg)
     page = report_page(cfg)

@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from flowers.cli import program
-from flowers.runtime.config import require_extra
+from flowers.runtime.extras import require_extra
 
 
 def explain(cfg: DictConfig) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from flowers.cli import program
-from flowers.runtime.overrides import last_value
+from flowers.settings.overrides import last_value
 
 
 def check_source(overrides: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import sys
 
-from flowers.runtime.experiment_file import write_experiment
+from flowers.settings.experiment_file import write_experiment
 
 _HELP = """Usage: flowers new-experiment NAME
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from flowers.runtime.files import atomic_write_text
-from flowers.runtime.json_schema import KINDS, file_name, json_schema, vscode_settings
+from flowers.settings.json_schema import KINDS, file_name, json_schema, vscode_settings
 
 _HELP = f"""Usage: flowers schema [kind=KIND | output=FOLDER]
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from flowers.cli import program
-from flowers.runtime.config import compose_checked, require_extra
-from flowers.runtime.overrides import check_overrides, last_value, quote_override
+from flowers.runtime.extras import require_extra
 from flowers.search.manifest import read_manifest
+from flowers.settings.config import compose_checked
+from flowers.settings.overrides import check_overrides, last_value, quote_override
 
 
 def pack_trial_settings(overrides: Sequence[str]) -> list[str]:

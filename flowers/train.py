@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from flowers.cli import program
-from flowers.runtime.run_folder import expand_resume_args
+from flowers.runs.run_folder import expand_resume_args
 
 
 def train(cfg: DictConfig) -> float | dict[str, float]:

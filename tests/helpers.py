@@ -20,8 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from flowers.data.packing import run_packing
 from flowers.models.classifier import read_checkpoint
-from flowers.runtime.config import CONF
-from flowers.runtime.run_folder import LAST_CHECKPOINT
+from flowers.runs.run_folder import LAST_CHECKPOINT
+from flowers.settings.config import CONF
 
 # What a test run adds to any configuration: a small network on small photos, decoded in the test's own process.
 SMALL = (

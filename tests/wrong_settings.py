@@ -7,6 +7,7 @@ REQUIRED = {
     "pack": ["photos=a", "output=b"],
     "soup": ["output=b"],
     "train": ["run_dir=x"],
+    "label_simulation": ["run=a"],
 }
 
 # Overrides that are wrong, by program, each with a part of the answer.
@@ -138,7 +139,7 @@ WRONG: dict[str, dict[str, str]] = {
         "port=70000": "from 0 to 65535",
         "port=x": "a whole number",
         "host=": "expected a text",
-        "token=": "expected a text",
+        "token=[1]": "expected a text",
         "allowed_hosts=a": "expected a list",
         "proxy=1": "expected true or false",
         "max_megapixels=0": "above 0",
@@ -183,10 +184,13 @@ WRONG: dict[str, dict[str, str]] = {
     "suggest": {
         "count=0": "at least 1",
         "method=margn": "did you mean margin?",
-        "simulate=0": "at least 1, or null",
+    },
+    "label_simulation": {
+        "seeds=0": "at least 1",
+        "count=0": "at least 1",
         "cache_gb=-1": "at least 0",
     },
-    "benchmark": {
+    "speed": {
         "gpu=al": "did you mean all?",
         "rounds=0": "at least 1",
         "seconds=0": "above 0",

@@ -38,11 +38,11 @@ from flowers.data.transforms import (
 from flowers.runtime.distributed import local_slice, rank_and_world_size
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.interrupt import ignore_stop_signals
-from flowers.runtime.schema.training import Pixels, Remote
-from flowers.runtime.schema.values import Balance
 from flowers.runtime.seeding import PADDING_INDEX
 from flowers.runtime.text import one_line
-from flowers.runtime.validation import check_values
+from flowers.settings.schema.training import Pixels, Remote
+from flowers.settings.schema.values import Balance
+from flowers.settings.validation import check_values
 
 
 def inference_data_args(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from rich.console import Console
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.shard_writer import write_shards
 from flowers.data.splits import SPLITS
-from flowers.runtime.config import to_container
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.text import one_line
+from flowers.settings.config import to_container
 
 
 def run_packing(cfg: DictConfig) -> int:

@@ -29,8 +29,8 @@ from flowers.data.images import MAX_FILE_BYTES, ImageFileError
 from flowers.data.remote import RemoteFile, RemoteFileCache, RemoteFileError, file_sha256, is_remote
 from flowers.data.splits import ImageRecord, SplitRecord, is_sha256, load_split
 from flowers.runtime.files import read_bounded
-from flowers.runtime.schema.run_files import CLASSES_TEXT, are_classes
 from flowers.runtime.text import one_line
+from flowers.settings.schema.run_files import CLASSES_TEXT, are_classes
 
 MANIFEST_FILE, SHARD_SPLIT_FILE, INDEX_FILE = "shards.json", "split.csv", "places.npy"
 SHARD_FORMAT = 1

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowers.runtime.files import atomic_write_text
-from flowers.runtime.schema.run_files import CLASSES_TEXT, are_classes
 from flowers.runtime.text import one_line, read_csv, to_csv
+from flowers.settings.schema.run_files import CLASSES_TEXT, are_classes
 
 log = logging.getLogger(__name__)
 

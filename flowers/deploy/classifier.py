@@ -21,8 +21,8 @@ from flowers.evaluation.rejection import Rejection, load_rejection
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.features.int8_backbone import Int8Backbone, load_int8_backbone
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
+from flowers.runs.run_folder import REJECTION_FILE, read_result, run_dir_of
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
-from flowers.runtime.run_folder import REJECTION_FILE, read_result, run_dir_of
 
 log = logging.getLogger(__name__)
 

@@ -23,11 +23,12 @@ from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.gradcam import grad_cam
 from flowers.deploy.hub_folder import find_classifier
 from flowers.evaluation.gallery import caption_font
-from flowers.runtime.config import require_extra, to_container
+from flowers.runtime.extras import require_extra
 from flowers.runtime.files import atomic_write
 from flowers.runtime.logging import progress_bar
-from flowers.runtime.suggestions import did_you_mean
 from flowers.runtime.text import one_line
+from flowers.settings.config import to_container
+from flowers.settings.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
 

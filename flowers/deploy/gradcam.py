@@ -13,7 +13,7 @@ from torchvision.models import VisionTransformer
 
 from flowers.deploy.classifier import Classifier
 from flowers.features.frozen_backbone import FrozenBackbone
-from flowers.runtime.config import require_extra
+from flowers.runtime.extras import require_extra
 
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 

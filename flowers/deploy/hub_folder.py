@@ -15,11 +15,11 @@ from flowers.evaluation.rejection import Rejection
 from flowers.models.classifier import ImageClassifier
 from flowers.models.published_names import PublishedClassifier, publish, read_published
 from flowers.models.timm_backbones import pretrained_settings
+from flowers.runs.run_folder import find_checkpoint
 from flowers.runtime.files import atomic_write, open_regular, read_json, write_json
-from flowers.runtime.run_folder import find_checkpoint
-from flowers.runtime.schema.run_files import Hub
 from flowers.runtime.text import one_line
-from flowers.runtime.validation import check_file
+from flowers.settings.schema.run_files import Hub
+from flowers.settings.validation import check_file
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 

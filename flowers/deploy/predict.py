@@ -16,11 +16,11 @@ from rich.text import Text
 from flowers.data.folder import expand_image_paths
 from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.hub_folder import find_classifier
-from flowers.runtime.config import to_container
 from flowers.runtime.files import atomic_write
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.text import one_line, write_csv
+from flowers.settings.config import to_container
 
 _TABLE_ROWS = 1000  # rows shown on the terminal
 

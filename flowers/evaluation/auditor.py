@@ -18,12 +18,13 @@ from flowers.evaluation.tables import plain
 from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
 from flowers.models.input_settings import resolve_input_settings
-from flowers.runtime.config import require_extra, to_container
+from flowers.runs.run_folder import CORRECTIONS_FILE, find_checkpoint, run_dir_of
+from flowers.runtime.extras import require_extra
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
-from flowers.runtime.run_folder import CORRECTIONS_FILE, find_checkpoint, run_dir_of
 from flowers.runtime.seeding import seeded
 from flowers.runtime.text import one_line, write_csv
+from flowers.settings.config import to_container
 
 AUDIT_COLUMNS = ("path", "kind", "label", "suggested", "score", "likely", "neighbors", "sha256")
 _LISTED_PAIRS = 3

@@ -1,21 +1,19 @@
 """ROC and precision-recall curves of each class against all others, and the areas under them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
 
 from flowers.evaluation.predictions import Predictions
+from flowers.evaluation.statistics import score_interval
 
 CURVE_CLASSES = 10  # more curves in one figure cannot be told apart
 
 _CURVE_POINTS = 200
-
-_Z = 1.959964  # of a 95 % interval
 
 
 def class_areas(predictions: Predictions) -> list[dict[str, Any] | None]:
@@ -77,7 +75,7 @@ def auroc_interval(value: float, positives: int, negatives: int) -> list[float]:
         pairs = 1 + equal * (1 - area) / (2 - area) + equal * area / (1 + area)
         return area * (1 - area) * pairs / (positives * negatives)
 
-    return _score_interval(value, variance)
+    return score_interval(value, variance)
 
 
 def average_precision_interval(value: float, positives: int) -> list[float]:
@@ -86,19 +84,7 @@ def average_precision_interval(value: float, positives: int) -> list[float]:
     That is the variance of the binomial interval of Boyd, Eng and Page (ECML PKDD 2013), at the limit as in the
     interval of Wilson.
     """
-    return _score_interval(value, lambda area: area * (1 - area) / positives)
-
-
-def _score_interval(value: float, variance: Callable[[float], float]) -> list[float]:
-    """Return the two values whose distance from `value` is 1.96 times their own standard error."""
-
-    def excess(limit: float) -> float:
-        return (value - limit) ** 2 - _Z**2 * variance(limit)
-
-    tiny = 1e-12
-    low = brentq(excess, 0.0, value - tiny) if excess(0.0) > 0 > excess(value - tiny) else 0.0
-    high = brentq(excess, value + tiny, 1.0) if excess(1.0) > 0 > excess(value + tiny) else 1.0
-    return [float(low), float(high)]
+    return score_interval(value, lambda area: area * (1 - area) / positives)
 
 
 def class_curves(predictions: Predictions, areas: Sequence[Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:

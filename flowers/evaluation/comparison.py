@@ -17,9 +17,7 @@ from flowers.evaluation.metrics import score
 from flowers.evaluation.predictions import Predictions, concat_predictions, load_run_predictions
 from flowers.evaluation.statistics import RunGroup, group_verdict, holm, mcnemar, mcnemar_verdict, selection_note
 from flowers.evaluation.tables import ranking_table, run_group_table
-from flowers.runtime.config import to_container
-from flowers.runtime.files import write_json
-from flowers.runtime.run_folder import (
+from flowers.runs.run_folder import (
     CORRECTIONS_FILE,
     RESULT_FILE,
     SPLIT_FILE,
@@ -28,7 +26,9 @@ from flowers.runtime.run_folder import (
     read_result,
     run_dir_of,
 )
+from flowers.runtime.files import write_json
 from flowers.runtime.text import one_line
+from flowers.settings.config import to_container
 
 _REPLICATE_KEYS = ("seed", "data.fold", "data.split_seed")  # the runs of one group differ in these keys
 
@@ -214,7 +214,7 @@ def load_run_groups(folder: Path, split: str) -> list[RunGroup]:
     Raises:
         ValueError: `folder` has no finished run, or a run has no score of `split`.
     """
-    runs = []
+    runs, counts = [], {}
     for run_dir, overrides in iterate_multirun(folder):
         result = read_result(run_dir)
         if result is None:
@@ -224,16 +224,20 @@ def load_run_groups(folder: Path, split: str) -> list[RunGroup]:
                 f"{run_dir / RESULT_FILE} has no score of split={split}: expected a split that the runs were scored on"
             )
         runs.append((overrides, result[split]["accuracy"], run_dir))
+        counts[run_dir] = result[split]["n"]
     if not runs:
         raise ValueError(f"multirun={folder}: no finished run there: give the folder of a multirun")
-    return group_runs(runs)
+    return group_runs(runs, counts)
 
 
-def group_runs(runs: Iterable[tuple[Sequence[str], float, Path]]) -> list[RunGroup]:
+def group_runs(
+    runs: Iterable[tuple[Sequence[str], float, Path]], counts: Mapping[Path, int] | None = None
+) -> list[RunGroup]:
     """Group runs by all overrides but seed and fold.
 
     Args:
         runs: The overrides of each run, its accuracy, and its folder.
+        counts: The number of images that the run in each folder was scored on; None if it is not known.
 
     Returns:
         The groups, best mean accuracy first. Their names leave out the overrides that all groups share.
@@ -248,7 +252,15 @@ def group_runs(runs: Iterable[tuple[Sequence[str], float, Path]]) -> list[RunGro
     names = {
         common: " ".join(item for item in common if item not in shared) or " ".join(common) for common in accuracies
     }
-    groups = [RunGroup(names[common], values, folders[common]) for common, values in accuracies.items()]
+    groups = [
+        RunGroup(
+            names[common],
+            values,
+            folders[common],
+            {key: counts[folder] for key, folder in folders[common].items()} if counts else {},
+        )
+        for common, values in accuracies.items()
+    ]
     return sorted(groups, key=lambda group: -group.mean)
 
 

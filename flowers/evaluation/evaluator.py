@@ -27,11 +27,11 @@ from flowers.features.int8_backbone import check_int8
 from flowers.features.strangeness import fit_strangeness
 from flowers.models.backbones import state_dict_sha256
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
+from flowers.runs.run_folder import SPLIT_FILE, find_checkpoint, run_dir_of
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
-from flowers.runtime.run_folder import SPLIT_FILE, find_checkpoint, run_dir_of
-from flowers.runtime.suggestions import did_you_mean
 from flowers.runtime.text import one_line
+from flowers.settings.suggestions import did_you_mean
 
 _TRAIN_IMAGES = 2000  # whose features `fit_rejection` computes if the backbone was trained
 

@@ -26,10 +26,8 @@ from flowers.evaluation.calibration import (
 from flowers.evaluation.class_curves import class_areas, class_curves
 from flowers.evaluation.confusion import MATRIX_CLASSES, ConfusionCells, count_confusion
 from flowers.evaluation.predictions import Predictions
-from flowers.evaluation.statistics import wilson_interval
+from flowers.evaluation.statistics import average_interval, wilson_bounds, wilson_interval
 
-_BOOTSTRAP_RESAMPLES = 1000
-_RESAMPLED_COUNTS = 2**21  # counts held at once while resampling: 16 MiB an array
 _MACRO = ("precision", "recall", "f1")
 
 Interval = list[float]  # [low, high]
@@ -60,25 +58,50 @@ class MetricInputs:
         return count_confusion(self.predictions)
 
     @cached_property
+    def class_totals(self) -> tuple[Tensor, Tensor, Tensor]:
+        """For each class the images that are predicted right, are of the class, and are predicted as it: 3 x (C,)."""
+        true, predicted, counts = map(torch.from_numpy, self.confusion[:3])
+        empty, is_right = counts.new_zeros(self.class_count), true == predicted
+        correct = empty.index_add(0, true[is_right], counts[is_right])
+        return correct, empty.index_add(0, true, counts), empty.index_add(0, predicted, counts)
+
+    @cached_property
     def averages(self) -> Tensor:
-        """Macro precision, recall and F1, then the F1 of each class: (3 + C,)."""
-        return _averages(self.confusion, self.confusion.counts[None])[0]
+        """Macro precision, recall and F1, then the F1 of each class: float64 (3 + C,).
+
+        The averages are over the classes that have images. As in torchmetrics, quotients are in float32, and the
+        precision of a class that is never predicted counts as 0.
+        """
+        correct, per_class, per_answer = (total.float() for total in self.class_totals)
+        has_images = per_class > 0
+        scores = [
+            torch.where(has_images, right / total.clamp(min=1), 0)
+            for right, total in ((correct, per_answer), (correct, per_class), (2 * correct, per_class + per_answer))
+        ]
+        macro = torch.stack([(score / has_images.sum()).sum() for score in scores]).clamp(max=1)  # rounding
+        return torch.cat([macro, scores[-1]]).double()
 
     @cached_property
     def average_intervals(self) -> NDArray[np.float64]:
-        """The bootstrap's 2.5 and 97.5 percentiles of `averages`: (2, 3 + C).
+        """The 95 % intervals of `averages`: (2, 3 + C).
 
-        Drawing N images with replacement is drawing the counts of the cells from a multinomial distribution.
+        An F1 is 2 J / (1 + J), where J is the share of the right answers among the images that are of the class or are
+        predicted as it: its limits are those of Wilson for J. Those of an average are those of `average_interval`. A
+        mistake lowers the F1 of two classes at once: at most, this doubles the variance of their average.
         """
-        cells, n = self.confusion, len(self.predictions)
-        size = max(1, _RESAMPLED_COUNTS // max(len(cells.counts), self.class_count))
-        generator = np.random.default_rng(0)
-        resampled = [
-            _averages(cells, generator.multinomial(n, cells.counts / n, min(size, _BOOTSTRAP_RESAMPLES - start)))
-            for start in range(0, _BOOTSTRAP_RESAMPLES, size)
-        ]
-        intervals: NDArray[np.float64] = np.quantile(torch.cat(resampled).numpy(), [0.025, 0.975], axis=0)
-        return intervals
+        correct, per_class, per_answer = (total.double().numpy() for total in self.class_totals)
+        shares = np.stack(wilson_bounds(correct, per_class + per_answer - correct))
+        f1 = 2 * shares / (1 + shares)
+        counted = per_class > 0
+        macro = []
+        for hits, sizes, bounds, spread in (
+            (correct, per_answer, np.stack(wilson_bounds(correct, per_answer)), 1),
+            (correct, per_class, np.stack(wilson_bounds(correct, per_class)), 1),
+            (correct, (per_class + per_answer) / 2, f1, 2),
+        ):
+            values = hits / sizes.clip(0.5)
+            macro.append(average_interval(values[counted], bounds[:, counted], sizes[counted], spread))
+        return np.concatenate([np.array(macro).T, f1], axis=1)
 
     @cached_property
     def calibrated(self) -> Tensor:
@@ -168,7 +191,7 @@ def sorted_metrics(scores: Mapping[str, Any]) -> list[Metric]:
 
 
 def metric_values(predictions: Predictions) -> dict[str, float]:
-    """Return the value of each metric by name, without its interval: the bootstrap takes a second or more."""
+    """Return the value of each metric by name, without its interval."""
     inputs = MetricInputs(predictions)
     return {metric.name: metric.value(inputs) for metric in METRICS}
 
@@ -196,8 +219,8 @@ def score_line(split: str, scores: Mapping[str, Any]) -> str:
 def compute_metrics(predictions: Predictions) -> dict[str, Any]:
     """Return everything that is known about predictions, as plain Python that JSON can hold.
 
-    Intervals are `[low, high]` at 95 %. Proportions have Wilson intervals. F1 and averages over classes have bootstrap
-    percentiles, whose width is 0 if there is no mistake.
+    Intervals are `[low, high]` at 95 %; docs/evaluation.md says which. What cannot be known is None: recall and F1 of
+    a class without images, and precision of a class that is never predicted.
 
     Returns:
         The keys of `score`; `metrics`, the value and the interval of each entry of `METRICS`; `classes`, with n,
@@ -210,8 +233,7 @@ def compute_metrics(predictions: Predictions) -> dict[str, Any]:
     inputs = MetricInputs(predictions)
     areas = class_areas(predictions)
     unknown = {"value": None, "interval": None}
-    counts = torch.from_numpy(inputs.confusion.counts[None])
-    correct, per_class, per_answer = (total[0].tolist() for total in _class_totals(inputs.confusion, counts))
+    correct, per_class, per_answer = (total.tolist() for total in inputs.class_totals)
     return {
         **score(predictions),
         "metrics": {
@@ -229,7 +251,9 @@ def compute_metrics(predictions: Predictions) -> dict[str, Any]:
                 "f1": {
                     "value": inputs.averages[len(_MACRO) + index].item(),
                     "interval": inputs.average_intervals[:, len(_MACRO) + index].tolist(),
-                },
+                }
+                if per_class[index]
+                else unknown,
                 **(areas[index] or {"auroc": unknown, "average_precision": unknown}),
             }
             for index, label in enumerate(predictions.classes)
@@ -251,38 +275,3 @@ def compute_metrics(predictions: Predictions) -> dict[str, Any]:
 def _proportion(correct: int, n: int) -> dict[str, Any]:
     """Return a proportion and its Wilson interval, both None if `n` is 0."""
     return {"value": correct / n if n else None, "interval": wilson_interval(correct, n) if n else None}
-
-
-def _class_totals(cells: ConfusionCells, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each class the images that are predicted right, are of the class, and are predicted as it: 3 x (R, C).
-
-    Args:
-        cells: The cells of the confusion matrix.
-        counts: R counts of these cells: (R, K).
-    """
-    true, predicted = torch.from_numpy(cells.true), torch.from_numpy(cells.predicted)
-    empty = counts.new_zeros(len(counts), cells.class_count)
-    is_right = true == predicted
-    correct = empty.index_add(1, true[is_right], counts[:, is_right])
-    return correct, empty.index_add(1, true, counts), empty.index_add(1, predicted, counts)
-
-
-def _averages(cells: ConfusionCells, counts: NDArray[np.int64]) -> Tensor:
-    """Return macro precision, recall and F1, then the F1 of each class, of R confusion matrices: float64 (R, 3 + C).
-
-    As in torchmetrics, quotients are in float32, 0 / 0 is 0, and a class without image and prediction is left out.
-
-    Args:
-        cells: The cells of the matrices.
-        counts: Their counts (R, K).
-    """
-    correct, per_class, per_answer = _class_totals(cells, torch.from_numpy(counts))
-    exists = (per_class + per_answer > 0).float()
-
-    def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-        return numerator.float() / denominator.float().clamp(min=1)  # the counts of an empty class are 0 / 0
-
-    f1 = divide(2 * correct, per_class + per_answer)
-    scores = (divide(correct, per_answer), divide(correct, per_class), f1)
-    macro = [(score / exists.sum(1, keepdim=True)).sum(1, keepdim=True) for score in scores]
-    return torch.cat([*macro, f1], 1).double()

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 
+from flowers.evaluation.statistics import wilson_bounds
 from flowers.runtime.files import read_json
-from flowers.runtime.schema.run_files import LearningCurve
-from flowers.runtime.validation import check_file
+from flowers.settings.schema.run_files import LearningCurve
+from flowers.settings.validation import check_file
 
 CURVE_FILE = "learning_curve.json"  # in a run folder
 
@@ -137,6 +138,23 @@ def _fit_many(
 def interval(samples: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the 95 % intervals (2, T), low and high, of samples (R, T)."""
     return np.quantile(samples, [0.025, 0.975], axis=0)
+
+
+def accuracy_band(photos: Sequence[int], correct: NDArray[np.bool_], targets: Sequence[int]) -> NDArray[np.float64]:
+    """Return the 95 % intervals (2, T), low and high, of the accuracies that `predict_accuracies` draws.
+
+    They hold Wilson's interval of the law's accuracy on N photos: draws without a mistake do not vary.
+
+    Args:
+        photos: See `predict_accuracies`.
+        correct: See `predict_accuracies`.
+        targets: Numbers of training photos (T,).
+    """
+    count = correct.shape[2]
+    low, high = interval(predict_accuracies(photos, correct, targets))
+    expected = fit_learning_curve(photos, correct).accuracy(targets).clip(0, 1)
+    of_photos = wilson_bounds(expected * count, count)
+    return np.stack([np.minimum(low, of_photos[0]), np.maximum(high, of_photos[1])])
 
 
 def read_learning_curve(run_dir: Path) -> dict[str, Any] | None:

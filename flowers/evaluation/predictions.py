@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowers.runtime.run_folder import PREDICTIONS_DIR
-from flowers.runtime.schema.run_files import are_classes
+from flowers.runs.run_folder import PREDICTIONS_DIR
 from flowers.runtime.text import read_csv, write_csv
+from flowers.settings.schema.run_files import are_classes
 
 
 @dataclass(frozen=True)

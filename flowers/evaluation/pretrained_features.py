@@ -13,10 +13,10 @@ from flowers.evaluation.evaluator import extract_features, open_run_images
 from flowers.models.backbones import local_weights, state_dict_sha256
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
 from flowers.models.input_settings import resolve_input_settings
-from flowers.runtime.config import instantiate_group, to_container
+from flowers.runs.run_folder import find_checkpoint
 from flowers.runtime.hardware import check_devices
-from flowers.runtime.run_folder import find_checkpoint
 from flowers.runtime.seeding import seeded
+from flowers.settings.config import instantiate_group, to_container
 
 
 class LabeledFeatures(NamedTuple):

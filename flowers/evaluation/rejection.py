@@ -11,11 +11,12 @@ from safetensors import SafetensorError, safe_open
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
+from flowers.evaluation.class_curves import auroc_interval
 from flowers.evaluation.statistics import wilson_interval
 from flowers.features.strangeness import Strangeness
+from flowers.runs.run_folder import REJECTION_FILE
 from flowers.runtime.files import atomic_write, open_regular
-from flowers.runtime.run_folder import REJECTION_FILE
-from flowers.runtime.schema.values import TestTimeAugmentation
+from flowers.settings.schema.values import TestTimeAugmentation
 
 _FORMAT = "1"
 
@@ -155,16 +156,9 @@ def rejection_scores(rejection: Rejection, strangers: Tensor | None = None) -> d
 
 
 def auroc(known: Tensor, strangers: Tensor) -> dict[str, Any]:
-    """Return the area under the ROC curve of two groups of scores, with the interval of Hanley and McNeil (1982)."""
+    """Return the area under the ROC curve of two groups of scores, with its `auroc_interval`."""
     area = float(mannwhitneyu(strangers.numpy(), known.numpy()).statistic) / (len(known) * len(strangers))
-    both_strangers, both_known = area / (2 - area), 2 * area**2 / (1 + area)
-    variance = (
-        area * (1 - area)
-        + (len(strangers) - 1) * (both_strangers - area**2)
-        + (len(known) - 1) * (both_known - area**2)
-    ) / (len(known) * len(strangers))
-    half = 1.959964 * float(np.sqrt(max(variance, 0)))
-    return {"value": area, "interval": [max(0.0, area - half), min(1.0, area + half)], "n": len(strangers)}
+    return {"value": area, "interval": auroc_interval(area, len(strangers), len(known)), "n": len(strangers)}
 
 
 def _share(is_rejected: Tensor) -> dict[str, Any]:

@@ -34,10 +34,10 @@ from flowers.evaluation.metrics import is_imbalanced, sorted_metrics
 from flowers.evaluation.power_law import describe_learning_curve, read_learning_curve
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.tables import REJECTION_LABELS, sort_by_f1
+from flowers.runs.run_folder import SPLIT_FILE, read_result
 from flowers.runtime.files import atomic_write_text
-from flowers.runtime.overrides import flatten
-from flowers.runtime.run_folder import SPLIT_FILE, read_result
 from flowers.runtime.text import one_line, printable
+from flowers.settings.overrides import flatten
 
 log = logging.getLogger(__name__)
 

@@ -43,6 +43,9 @@ def score_tables(name: str, scores: Mapping[str, Any], width: int = 80) -> list[
         interval = format_interval(measured["interval"]) if measured["interval"] else ""
         metrics.add_row(metric.label, f"{measured['value']:.{metric.digits}f}", interval)
     metrics.add_row("images", str(scores["n"]), "")
+    with_images = sum(row["n"] > 0 for row in scores["classes"].values())
+    if with_images < len(scores["classes"]):
+        metrics.add_row("classes with images", f"{with_images} of {len(scores['classes'])}", "")
     by_class = Table("class", "n", "precision", "recall", "F1", box=box.SIMPLE)
     for label, row in sort_by_f1(scores)[:_TABLE_ROWS]:
         by_class.add_row(
@@ -63,8 +66,8 @@ def rejection_table(scores: Mapping[str, Any]) -> Table:
 
 
 def sort_by_f1(scores: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return name and row of each class in the result of `compute_metrics`, the worst F1 first."""
-    return sorted(scores["classes"].items(), key=lambda item: item[1]["f1"]["value"])
+    """Return name and row of each class in the result of `compute_metrics`, worst F1 first, no images last."""
+    return sorted(scores["classes"].items(), key=lambda item: (item[1]["f1"]["value"] is None, item[1]["f1"]["value"]))
 
 
 def _confusion_matrix(scores: Mapping[str, Any], width: int) -> Table | None:
@@ -117,7 +120,7 @@ def run_group_table(groups: Sequence[RunGroup]) -> Table:
         accuracies = list(group.accuracies.values())
         mean, deviation = mean_std(accuracies)
         spread = (
-            [format_interval(mean_interval(accuracies, group.overlap)), f"{deviation:.4f}"]
+            [format_interval(mean_interval(accuracies, group.overlap, group.images)), f"{deviation:.4f}"]
             if len(accuracies) > 1
             else ["", ""]
         )

@@ -26,7 +26,7 @@ from flowers.features.onnx_program import first_line, load_onnx, quantize_onnx, 
 from flowers.features.tta import mean_over_views
 from flowers.models.backbones import state_dict_sha256
 from flowers.models.classifier import ImageClassifier
-from flowers.runtime.config import require_extra
+from flowers.runtime.extras import require_extra
 from flowers.runtime.files import (
     cache_dir,
     cache_lock,

@@ -33,8 +33,8 @@ from flowers.models.timm_backbones import (
     timm_names,
     timm_weights_names,
 )
-from flowers.runtime.suggestions import did_you_mean
 from flowers.runtime.text import one_line
+from flowers.settings.suggestions import did_you_mean
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {}  # architectures that neither torchvision nor timm has
 

@@ -8,10 +8,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from flowers.runtime.files import open_regular
-from flowers.runtime.overrides import rename_old_keys
-from flowers.runtime.schema.run_files import Hyperparameters
 from flowers.runtime.text import one_line
-from flowers.runtime.validation import check_file, check_stored_config
+from flowers.settings.overrides import rename_old_keys
+from flowers.settings.schema.run_files import Hyperparameters
+from flowers.settings.validation import check_file, check_stored_config
 
 CHECKPOINT_FORMAT = 2  # also of result.json; format 1 has no `format_version`
 

@@ -29,8 +29,8 @@ from flowers.models.losses import LossFunction, cross_entropy
 from flowers.models.mixing import Mixing
 from flowers.models.parameter_groups import backbone_groups, freeze_first_blocks, frozen_modules
 from flowers.runtime.machine_errors import machine_error_text
-from flowers.runtime.schema.run_files import Hyperparameters
 from flowers.runtime.seeding import PADDING_INDEX, epoch_seed, seeded
+from flowers.settings.schema.run_files import Hyperparameters
 
 Stage = Literal["head", "finetune"]
 

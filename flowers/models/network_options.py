@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from flowers.runtime.schema.run_files import are_options
-from flowers.runtime.suggestions import did_you_mean
+from flowers.settings.schema.run_files import are_options
+from flowers.settings.suggestions import did_you_mean
 
 # Declared by builders, but set by the program, or no matter of the architecture.
 _NO_OPTIONS = {

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flowers.models.network_options import check_options, declared_options
-from flowers.runtime.config import require_extra
+from flowers.runtime.extras import require_extra
 from flowers.runtime.text import one_line
 
 _COMMON_OPTIONS = {"drop_rate", "drop_path_rate", "in_chans", "img_size"}  # what `timm.create_model` documents

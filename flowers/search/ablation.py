@@ -15,16 +15,16 @@ from rich.console import Console
 from rich.table import Table
 
 from flowers.evaluation.comparison import pooled_predictions
-from flowers.evaluation.statistics import RunGroup, holm, mcnemar, mean_interval
+from flowers.evaluation.statistics import RunGroup, difference_interval, holm, mcnemar
 from flowers.evaluation.tables import format_interval, plain
-from flowers.runtime.config import compose_checked, to_container
+from flowers.runs.run_folder import START_FILE, read_result
 from flowers.runtime.files import atomic_write_text, read_json, write_json
 from flowers.runtime.interrupt import resumable
-from flowers.runtime.overrides import check_overrides, parse_overrides, quote_override
-from flowers.runtime.run_folder import START_FILE, read_result
-from flowers.runtime.suggestions import did_you_mean
 from flowers.runtime.text import write_csv
 from flowers.search.in_process import group_override, train_in_process
+from flowers.settings.config import compose_checked, to_container
+from flowers.settings.overrides import check_overrides, parse_overrides, quote_override
+from flowers.settings.suggestions import did_you_mean
 
 RECIPE_FILE, TABLE_FILE, CSV_FILE = "recipe.json", "ablation.md", "ablation.csv"
 _COLUMNS = ("recipe", "compared with", "accuracy", "difference", "95 % interval", "p", "seconds")
@@ -172,15 +172,16 @@ def _console() -> Console:
 def _group(folder: Path, arm: Arm, replicates: Iterable[tuple[int, int]]) -> RunGroup:
     folders = {f"seed={seed} data.fold={fold}": _run_dir(folder, arm, seed, fold) for seed, fold in replicates}
     results = {key: read_result(run_dir) for key, run_dir in folders.items()}
-    return RunGroup(arm.name, {key: result["val"]["accuracy"] for key, result in results.items() if result}, folders)
+    accuracies = {key: result["val"]["accuracy"] for key, result in results.items() if result}
+    counts = {key: result["val"]["n"] for key, result in results.items() if result}
+    return RunGroup(arm.name, accuracies, folders, counts)
 
 
 def ablation_rows(arms: Sequence[Arm], groups: Mapping[str, RunGroup]) -> list[dict[str, Any]]:
     """Return a row of `_COLUMNS` for each arm.
 
     The interval is that of the mean difference over folds and seeds, corrected for folds that share training images.
-    `p` is McNemar's, over the images of all folds with the first seed, with Holm's correction among the arms that are
-    compared with the same one.
+    `p` is McNemar's, over the images of all folds with the first seed, with Holm's correction for all comparisons.
 
     Args:
         arms: The arms.
@@ -198,16 +199,12 @@ def ablation_rows(arms: Sequence[Arm], groups: Mapping[str, RunGroup]) -> list[d
             reference = groups[arm.reference]
             differences = [group.accuracies[key] - reference.accuracies[key] for key in group.accuracies]
             row["difference"] = sum(differences) / len(differences)
-            row["95 % interval"] = mean_interval(differences, group.overlap)
+            row["95 % interval"] = difference_interval(differences, group.overlap, group.images)
             pooled = [pooled_predictions(each, "val") for each in (reference, group)]
             p_values[arm.name] = mcnemar(*pooled)["p"]
         rows.append(row)
-    for compared in {arm.reference for arm in arms if arm.reference}:
-        names = [arm.name for arm in arms if arm.reference == compared]
-        adjusted = dict(zip(names, holm([p_values[name] for name in names]), strict=True))
-        for row in rows:
-            row["p"] = adjusted.get(str(row["recipe"]), row["p"])
-    return rows
+    adjusted = dict(zip(p_values, holm([*p_values.values()]), strict=True))
+    return [row | {"p": adjusted.get(str(row["recipe"]), "")} for row in rows]
 
 
 def _report(rows: Sequence[Mapping[str, Any]], folder: Path, replicates: str) -> None:
@@ -230,7 +227,8 @@ def _report(rows: Sequence[Mapping[str, Any]], folder: Path, replicates: str) ->
     console.print(table)
     console.print(
         f"means over {replicates}; intervals corrected for shared training images; p: McNemar over the images of all "
-        "folds of the first seed, Holm's correction",
+        f"folds of the first seed, Holm's correction for all {len(rows) - 1}; "
+        "from p = 0.05 on, a recipe cannot be told apart from the one that it is compared with",
         soft_wrap=True,
     )
     atomic_write_text(folder / TABLE_FILE, "\n".join(lines) + "\n")

@@ -31,13 +31,13 @@ from flowers.features.linear_probe import cross_validated_logits
 from flowers.models.backbones import check_backbone, timm_name
 from flowers.models.classifier import ImageClassifier
 from flowers.models.input_settings import check_image_size, input_settings, resize_for
-from flowers.runtime.config import instantiate_group
 from flowers.runtime.files import atomic_write, atomic_write_text, cache_dir, optional_cache, read_json, write_json
 from flowers.runtime.hardware import check_devices, device_name, resolve_device, resolve_trainer_config
 from flowers.runtime.logging import configure_logging
 from flowers.runtime.seeding import seeded
 from flowers.runtime.text import one_line
 from flowers.runtime.timing import throughput
+from flowers.settings.config import instantiate_group
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def run_probe(cfg: DictConfig) -> float:
     console.print(_ranking(results, p_values))
     close = [one_line(result.name) for result, p in zip(results[1:], p_values, strict=True) if p >= 0.05]
     console.print(
-        f"not worse than {one_line(results[0].name)} as far as these images tell: {', '.join(close) or 'none'}"
+        f"cannot be told apart from {one_line(results[0].name)} on these images: {', '.join(close) or 'none'}"
         " (p at least 0.05)",
         soft_wrap=True,
     )

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from flowers.runs.run_folder import short_name
 from flowers.runtime.logging import configure_logging, isolated_logging, write_traceback
-from flowers.runtime.overrides import hydra_context, quote_override
-from flowers.runtime.run_folder import short_name
+from flowers.settings.overrides import hydra_context, quote_override
 from flowers.training.experiment import run_training
 
 

@@ -26,8 +26,8 @@ from rich.text import Text
 from flowers.evaluation.predictions import Predictions, concat_predictions, load_predictions
 from flowers.evaluation.statistics import holm, mcnemar, selection_note
 from flowers.evaluation.tables import plain
+from flowers.runs.run_folder import PREDICTIONS_DIR
 from flowers.runtime.files import atomic_write
-from flowers.runtime.run_folder import PREDICTIONS_DIR
 from flowers.runtime.text import one_line, write_csv
 from flowers.search.space import to_override
 from flowers.search.study import Search
@@ -172,7 +172,7 @@ def _log_outcome(
     if p_values:
         similar = sum(p >= 0.05 for p in p_values.values())
         log.info(
-            "%d of the other %d trials do not differ significantly from it (McNemar's p >= 0.05, Holm's correction)",
+            "%d of the other %d trials cannot be told apart from it (McNemar's p >= 0.05, Holm's correction)",
             similar,
             len(p_values),
         )

@@ -5,7 +5,6 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from flowers.data.datamodule import run_images_args
 from flowers.data.splits import SplitRecord, load_split, save_split
 from flowers.evaluation.figures import plot_learning_curve
 from flowers.evaluation.power_law import (
     CURVE_FILE,
+    accuracy_band,
     describe_learning_curve,
     fit_learning_curve,
-    interval,
-    predict_accuracies,
 )
 from flowers.evaluation.predictions import load_run_predictions
 from flowers.evaluation.pretrained_features import (
@@ -35,14 +34,24 @@ from flowers.evaluation.pretrained_features import (
     pretrained_model_of_run,
 )
 from flowers.features.linear_probe import choose_l2, fit_linear_probe
-from flowers.runtime.config import to_container
+from flowers.models.backbones import local_weights
+from flowers.models.classifier import read_checkpoint
+from flowers.runs.run_folder import (
+    SPLIT_FILE,
+    START_FILE,
+    find_checkpoint,
+    read_result,
+    read_start,
+    require_run_dir,
+)
 from flowers.runtime.files import atomic_write, write_json
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.logging import configure_logging, progress_bar
-from flowers.runtime.overrides import check_overrides, parse_overrides, quote_override
-from flowers.runtime.run_folder import SPLIT_FILE, START_FILE, read_result, read_start, require_run_dir
 from flowers.runtime.text import one_line, write_csv
 from flowers.search.in_process import group_override, train_in_process
+from flowers.settings.config import to_container
+from flowers.settings.overrides import check_overrides, last_value, quote_override
+from flowers.settings.stored_overrides import plain_overrides
 
 _LEAST = 3  # sizes that a power law is fitted to
 _POINTS = 60  # of the drawn curve
@@ -188,12 +197,19 @@ def finetuned_curve(
     labels, groups = [record.label for record in train], [record.group for record in train]
     positions = [subset_positions(labels, groups, seed) for seed in seeds]
     fractions = distinct_fractions(positions[0], fractions)
-    cwd, overrides = read_start(run)
-    overrides += [f"data.root={quote_override(Path(root).resolve())}"] if root else []
-    if any(each.key_or_group == "data" and each.value() == "shards" for each in parse_overrides(overrides)):
+    cwd, stored = read_start(run)
+    overrides = _absolute_paths(plain_overrides(stored, str(run)), cwd)
+    hparams = read_checkpoint(find_checkpoint(run), is_run=True)["hyper_parameters"]
+    settings = hparams["config"]["data"]
+    images = run_images_args(settings, root)
+    if images.get("packed"):
         raise ValueError(f"run={run}: stage=finetune needs a run on a folder of images, and not on shards")
+    if (weights := hparams["config"]["model"]["weights"]) is not None:
+        local_weights(hparams["architecture"], _below(cwd, weights))  # a run folder starts no download
+    data_root = Path(_below(cwd, images["root"])).resolve()
+    overrides += [f"data.root={quote_override(data_root)}", "data.source=null"]
     rows = []
-    with resumable("python -m flowers.learning_curve stage=finetune …"), chdir(cwd if Path(cwd).is_dir() else "."):
+    with resumable("python -m flowers.learning_curve stage=finetune …"):
         for seed, position in zip(seeds, positions, strict=True):
             kept = [[path for path, at in zip(train, position, strict=True) if at < fraction] for fraction in fractions]
             rest = [record for record in records if record.split == "val"]
@@ -202,6 +218,16 @@ def finetuned_curve(
                 _train_subset(overrides, run_dir, [*subset, *rest], seed)
             rows.append([load_run_predictions(run_dir, "val").correct.numpy() for run_dir in runs])
     return _mean_sizes(positions, fractions), np.array(rows)
+
+
+def _below(cwd: str, path: str) -> str:
+    """Return a path that was relative to the working directory of a run, if there is something; otherwise as it is."""
+    return str(Path(cwd, path)) if Path(cwd, path).exists() else path
+
+
+def _absolute_paths(overrides: Sequence[str], cwd: str) -> list[str]:
+    found = {key: value for key in ("model.weights", "data.corrections") if (value := last_value(overrides, key))}
+    return [*overrides, *(f"{key}={quote_override(_below(cwd, value))}" for key, value in found.items())]
 
 
 def _train_subset(overrides: Sequence[str], run_dir: Path, records: Sequence[SplitRecord], seed: int) -> None:
@@ -227,7 +253,7 @@ def summarize_curve(photos: Sequence[int], correct: NDArray[np.bool_]) -> dict[s
     accuracies = correct.mean(axis=2)
     law = fit_learning_curve(photos, correct)
     drawn = np.unique(np.geomspace(photos[0], 2 * photos[-1], _POINTS).round().astype(int))
-    low, high = interval(predict_accuracies(photos, correct, drawn.tolist()))
+    low, high = accuracy_band(photos, correct, drawn.tolist())
     content: dict[str, Any] = {
         "validation_photos": correct.shape[2],
         "points": [
@@ -250,7 +276,7 @@ def summarize_curve(photos: Sequence[int], correct: NDArray[np.bool_]) -> dict[s
     }
     half = sum(size <= photos[-1] / 2 + 1 for size in photos)
     if half >= _LEAST:
-        bounds = interval(predict_accuracies(photos[:half], correct[:, :half], photos[-1:]))[:, 0].tolist()
+        bounds = accuracy_band(photos[:half], correct[:, :half], photos[-1:])[:, 0].tolist()
         predicted = fit_learning_curve(photos[:half], correct[:, :half]).accuracy(photos[-1])
         content["check"] = {"photos": int(photos[half - 1]), "accuracy": float(predicted), "interval": bounds}
     return content

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import yaml
 
 from flowers.runtime.files import atomic_write_text, read_yaml
-from flowers.runtime.schema.run_files import SearchStart
-from flowers.runtime.validation import check_file
+from flowers.settings.schema.run_files import SearchStart
+from flowers.settings.validation import check_file
 
 SEARCH_FILE = "search.yaml"
 

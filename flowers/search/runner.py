@@ -20,16 +20,16 @@ from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from flowers.evaluation.statistics import wilson_interval
-from flowers.runtime.config import to_container
+from flowers.runs.run_folder import START_FILE, read_result
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.launch import parent_environment
-from flowers.runtime.overrides import hydra_context, quote_override
-from flowers.runtime.run_folder import START_FILE, read_result
 from flowers.search.in_process import group_override, train_in_process
 from flowers.search.leaderboard import finalize_search
 from flowers.search.pruning import PruningContext
 from flowers.search.space import format_value
 from flowers.search.study import Search, lock_directory, open_manifest
+from flowers.settings.config import to_container
+from flowers.settings.overrides import hydra_context, quote_override
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Rang
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
-from flowers.runtime.config import CONF
+from flowers.settings.config import CONF
 
 SearchSpace = dict[str, BaseDistribution]
 

@@ -19,11 +19,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from flowers.runtime.config import compose_checked
-from flowers.runtime.overrides import check_overrides
 from flowers.runtime.text import mask_password
 from flowers.search.manifest import SearchManifest, read_manifest
 from flowers.search.space import SearchSpace, first_point, parse_search_space, sample
+from flowers.settings.config import compose_checked
+from flowers.settings.overrides import check_overrides
 
 log = logging.getLogger(__name__)
 

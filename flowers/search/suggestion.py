@@ -23,9 +23,9 @@ from flowers.evaluation.evaluator import extract_features, predict_features
 from flowers.evaluation.review_page import labeling_content, write_page
 from flowers.evaluation.tables import plain
 from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.runs.run_folder import SPLIT_FILE, find_checkpoint, read_result, run_dir_of
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
-from flowers.runtime.run_folder import SPLIT_FILE, find_checkpoint, read_result, run_dir_of
 from flowers.runtime.text import one_line, write_csv
 from flowers.search.labeling import copy_labeled_photos
 
@@ -60,7 +60,7 @@ class Suggestion(NamedTuple):
 def run_suggestion(cfg: DictConfig) -> int:
     """Print or write which photos of `cfg.pool` to label next.
 
-    With `cfg.labels`, copy photos that were labeled instead. With `cfg.simulate`, compare the methods.
+    With `cfg.labels`, copy photos that were labeled instead.
 
     Returns:
         How many photos are suggested, or were labeled.
@@ -78,11 +78,6 @@ def run_suggestion(cfg: DictConfig) -> int:
         console.print(one_line(f"{counts.total()} photos are in {cfg.output}: {of_each}"), soft_wrap=True)
         return counts.total()
     check_devices(cfg.accelerator or "auto")
-    if cfg.simulate:
-        from flowers.search.label_simulation import run_simulation
-
-        run_simulation(cfg)
-        return 0
     if not cfg.pool:
         raise ValueError("which photos? Give pool=FOLDER, a folder of photos without labels")
     device = {"accelerator": cfg.accelerator, "precision": cfg.precision}

@@ -19,10 +19,10 @@ from flowers.data.samplers import ResumableDataLoader
 from flowers.features.datamodule import FeatureDataModule
 from flowers.models.checkpoint_format import checkpoint_state_key
 from flowers.models.classifier import read_checkpoint
+from flowers.runs.run_folder import LAST_CHECKPOINT
 from flowers.runtime.distributed import all_gather_object
 from flowers.runtime.files import atomic_write, check_free_space
 from flowers.runtime.interrupt import STOP, install_stop_signals
-from flowers.runtime.run_folder import LAST_CHECKPOINT
 
 log = logging.getLogger(__name__)
 

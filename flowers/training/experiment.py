@@ -30,14 +30,7 @@ from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier, Stage
 from flowers.models.input_settings import resolve_input_settings
 from flowers.models.losses import LossFunction, class_weighted
-from flowers.runtime.config import check_settings, check_targets, instantiate_group, require_extra, to_container
-from flowers.runtime.distributed import broadcast_object
-from flowers.runtime.files import atomic_write_text
-from flowers.runtime.hardware import check_devices, device_name, resolve_trainer_config
-from flowers.runtime.interrupt import resumable
-from flowers.runtime.launch import is_rank_zero
-from flowers.runtime.logging import configure_logging
-from flowers.runtime.run_folder import (
+from flowers.runs.run_folder import (
     CONFIG_FILE,
     CORRECTIONS_FILE,
     LOCK_FILE,
@@ -48,8 +41,16 @@ from flowers.runtime.run_folder import (
     short_name,
     write_start,
 )
-from flowers.runtime.schema.values import parse_duration
+from flowers.runtime.distributed import broadcast_object
+from flowers.runtime.extras import require_extra
+from flowers.runtime.files import atomic_write_text
+from flowers.runtime.hardware import check_devices, device_name, resolve_trainer_config
+from flowers.runtime.interrupt import resumable
+from flowers.runtime.launch import is_rank_zero
+from flowers.runtime.logging import configure_logging
 from flowers.runtime.text import one_line
+from flowers.settings.config import check_settings, check_targets, instantiate_group, to_container
+from flowers.settings.schema.values import parse_duration
 from flowers.training.callbacks import GlobalStep, ProbeHead
 from flowers.training.checkpointing import AtomicCheckpointIO
 from flowers.training.cuda_graphs import GraphTraining

@@ -24,10 +24,10 @@ from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.figures import plot_range_tests
 from flowers.models.classifier import ImageClassifier, Stage
 from flowers.models.input_settings import resolve_input_settings
-from flowers.runtime.config import instantiate_group
 from flowers.runtime.files import atomic_write, write_json
 from flowers.runtime.hardware import resolve_trainer_config
 from flowers.runtime.logging import configure_logging
+from flowers.settings.config import instantiate_group
 from flowers.training.callbacks import ProbeHead
 from flowers.training.experiment import check_config, make_model, prepare_run_dir
 from flowers.training.stages import check_stages, plan_stages, stage_batches, train_stage

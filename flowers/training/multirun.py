@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowers.runtime.run_folder import iterate_multirun, read_result, read_start
+from flowers.runs.run_folder import iterate_multirun, read_result, read_start
 from flowers.runtime.text import one_line, write_csv
 
 MULTIRUN_COLUMNS = ("run", "overrides", "accuracy", "low", "high", "loss", "n", "seconds")
@@ -89,7 +89,10 @@ def _print_rows(rows: list[dict[str, Any]], folder: Path) -> None:
     from flowers.evaluation.tables import plain, run_group_table
 
     finished = [row for row in rows if row["accuracy"] != ""]
-    groups = group_runs((row["overrides"], row["accuracy"], folder / row["run"]) for row in finished)
+    groups = group_runs(
+        ((row["overrides"], row["accuracy"], folder / row["run"]) for row in finished),
+        {folder / row["run"]: row["n"] for row in finished},
+    )
     has_repeats = any(len(group.accuracies) > 1 for group in groups)
     if has_repeats:  # the best of several seeds or folds of one setting is no better than the others
         rows = sorted(rows, key=lambda row: (len(row["run"]), row["run"]))

@@ -17,9 +17,9 @@ from typing import Any
 from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
-from flowers.runtime.run_folder import CONFIG_FILE, TRACKERS_FILE, read_config, short_name
-from flowers.runtime.schema.run_files import is_plain_name
+from flowers.runs.run_folder import CONFIG_FILE, TRACKERS_FILE, read_config, short_name
 from flowers.runtime.text import mask_password, one_line
+from flowers.settings.schema.run_files import is_plain_name
 from flowers.training.trackers import Tracker, end_run, error_line, log_file, read_tracker_ids
 
 log = logging.getLogger(__name__)

@@ -15,11 +15,11 @@ from flowers.evaluation.metrics import metric_values, score, score_line
 from flowers.evaluation.predictions import Predictions
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
+from flowers.runs.run_folder import BEST_CHECKPOINT, PREDICTIONS_DIR, REJECTION_FILE, RESULT_FILE, provenance
 from flowers.runtime.distributed import broadcast_object
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import device_name, peak_memory_bytes
 from flowers.runtime.launch import is_rank_zero
-from flowers.runtime.run_folder import BEST_CHECKPOINT, PREDICTIONS_DIR, REJECTION_FILE, RESULT_FILE, provenance
 from flowers.training.callbacks import ImageLogger
 from flowers.training.checkpointing import RelocatableModelCheckpoint
 from flowers.training.fsdp import FSDP2Strategy

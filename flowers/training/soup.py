@@ -16,12 +16,13 @@ from flowers.data.datamodule import ImageDataModule, run_images_args
 from flowers.evaluation.evaluator import extract_features, predict_features, resolve_engine
 from flowers.evaluation.metrics import score, score_line
 from flowers.evaluation.predictions import Predictions
+from flowers.evaluation.statistics import mcnemar, mcnemar_verdict
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
-from flowers.runtime.config import to_container
+from flowers.runs.run_folder import BEST_CHECKPOINT, CONFIG_FILE, SPLIT_FILE, read_result
 from flowers.runtime.files import atomic_write, atomic_write_text
 from flowers.runtime.hardware import resolve_trainer_config
-from flowers.runtime.run_folder import BEST_CHECKPOINT, CONFIG_FILE, SPLIT_FILE, read_result
 from flowers.runtime.text import one_line
+from flowers.settings.config import to_container
 from flowers.training.results import make_result, write_result
 
 # What the members must have in common.
@@ -60,6 +61,7 @@ def run_soup(cfg: DictConfig) -> float:
     states = [checkpoint["state_dict"] for checkpoint in checkpoints]
     members: list[int] = []
     predictions: dict[str, Predictions] = {}
+    first: Predictions | None = None
     for index, run in enumerate(runs):
         tried = predict(model, average_weights([states[each] for each in (*members, index)]), data, "val", config)
         accuracy = score(tried)["accuracy"]
@@ -67,6 +69,7 @@ def run_soup(cfg: DictConfig) -> float:
         if is_added:
             members.append(index)
             predictions["val"] = tried
+        first = first or tried
         console.print(f"{'added' if is_added else 'left out'} {one_line(run)}: accuracy {accuracy:.4f}", soft_wrap=True)
 
     weights, best_member = average_weights([states[each] for each in members]), checkpoints[members[0]]
@@ -82,6 +85,9 @@ def run_soup(cfg: DictConfig) -> float:
     console.print(f"{len(members)} of {len(runs)} runs are in the soup")
     for split in predictions:
         console.print(score_line(split, result[split]))
+    if len(members) > 1 and first is not None:
+        verdict = mcnemar_verdict(mcnemar(first, predictions["val"]))
+        console.print(f"val, against the best member alone: {verdict}", soft_wrap=True)
     console.print("the members were chosen on val: its accuracy is optimistic")
     console.print(f"run folder {one_line(output)}", soft_wrap=True)
     return float(result["val"]["accuracy"])

@@ -13,7 +13,7 @@ from flowers.evaluation.rejection import rejection_threshold
 from flowers.features.activations import ActivationDataModule, split_backbone
 from flowers.features.datamodule import FeatureDataModule
 from flowers.models.classifier import ImageClassifier, Stage, read_checkpoint
-from flowers.runtime.run_folder import LAST_CHECKPOINT
+from flowers.runs.run_folder import LAST_CHECKPOINT
 from flowers.training.checkpointing import epoch_steps_key
 
 _STEPS_PER_BATCH = 64  # of the head stage on cached features

@@ -19,7 +19,7 @@ from flowers.data.images import ImageRoot
 from flowers.evaluation.gallery import thumbnail
 from flowers.evaluation.predictions import Predictions
 from flowers.models.classifier import read_checkpoint
-from flowers.runtime.run_folder import LAST_CHECKPOINT
+from flowers.runs.run_folder import LAST_CHECKPOINT
 from flowers.runtime.text import one_line, printable
 
 _PROJECTOR_IMAGES = 256

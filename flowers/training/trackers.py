@@ -18,13 +18,13 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from flowers.runs.run_folder import TRACKERS_FILE
 from flowers.runtime.files import read_json, write_json
 from flowers.runtime.launch import is_rank_zero
-from flowers.runtime.overrides import flatten
-from flowers.runtime.run_folder import TRACKERS_FILE
-from flowers.runtime.schema.run_files import TrackerIds
 from flowers.runtime.text import one_line, printable
-from flowers.runtime.validation import check_file
+from flowers.settings.overrides import flatten
+from flowers.settings.schema.run_files import TrackerIds
+from flowers.settings.validation import check_file
 from flowers.training.csv_logger import RunCSVLogger, image_file, make_csv_logger
 from flowers.training.tensorboard import chart_names
 

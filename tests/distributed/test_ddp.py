@@ -21,10 +21,10 @@ from flowers.evaluation.metrics import score
 from flowers.evaluation.predictions import load_predictions
 from flowers.models.backbones import build_backbone
 from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREDICTIONS_DIR, START_FILE
 from flowers.runtime.distributed import local_slice
 from flowers.runtime.files import read_json
 from flowers.runtime.launch import is_rank_zero, share_run_dir
-from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREDICTIONS_DIR, START_FILE
 from flowers.runtime.seeding import epoch_seed, seeded
 from flowers.training.experiment import run_training
 from flowers.training.fsdp import shard_module

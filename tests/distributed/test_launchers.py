@@ -15,9 +15,9 @@ import torch
 from omegaconf import OmegaConf
 
 from flowers.models.classifier import read_checkpoint
-from flowers.runtime.config import CONF
-from flowers.runtime.overrides import check_overrides
-from flowers.runtime.run_folder import BEST_CHECKPOINT
+from flowers.runs.run_folder import BEST_CHECKPOINT
+from flowers.settings.config import CONF
+from flowers.settings.overrides import check_overrides
 from flowers.training.experiment import run_training
 from flowers.training.multirun import MultirunSummary
 from tests.helpers import SMALL, configuration

@@ -19,14 +19,14 @@ from flowers.data.synthetic import generate_dataset
 from flowers.deploy.hub_folder import write_hub_folder
 from flowers.evaluation.review_page import LABEL_COLUMNS
 from flowers.models.classifier import load_classifier
-from flowers.runtime.run_folder import (
+from flowers.runs.run_folder import (
     BEST_CHECKPOINT,
     HYDRA_OVERRIDES_FILE,
     SPLIT_FILE,
     TRACKERS_FILE,
     write_start,
 )
-from flowers.runtime.schema.programs import PROGRAM_SCHEMAS
+from flowers.settings.schema.programs import PROGRAM_SCHEMAS
 from tests.faults.confinement import Confinement, run_confined
 
 # What a setting of any program takes: the names of EXHIBITS below that it may be given.
@@ -51,14 +51,13 @@ NOT_OF_A_STRANGER: dict[str, str] = {
     **dict.fromkeys(("output", "report", "folder", "run_dir", "sweep.folder"), "where results go"),
     **dict.fromkeys(("model.architecture", "models", "trainer.strategy", "sweep.study", "group"), "a name"),
     **dict.fromkeys(("logger.mlflow.experiment_name", "logger.wandb.project", "token", "host"), "a name"),
-    **dict.fromkeys(("allowed_hosts", "label", "peer_experiment"), "a name"),
+    **dict.fromkeys(("allowed_hosts", "label"), "a name"),
     **dict.fromkeys(("data.s3_endpoint", "logger.mlflow.tracking_uri", "sweep.storage"), "an address of the user"),
     "trainer.max_time": "a duration",
-    **dict.fromkeys(("settings", "sweep.settings", "sweep.options", "peer_settings", "recipe.base"), "a command line"),
+    **dict.fromkeys(("settings", "sweep.settings", "sweep.options", "recipe.base"), "a command line"),
     **dict.fromkeys(("recipe.best", "recipe.parts"), "a command line"),
     "resume": "repeats a command line: see SECURITY.md",
     "web_runtime": "a program, see tests/unit/deploy/export/test_web_page.py",
-    "peer_python": "a program",
 }
 
 _NETWORK = ["model.architecture=shufflenet_v2_x0_5", "model.weights=null"]
@@ -99,10 +98,6 @@ NEEDS: dict[str, dict[str, list[str]]] = {
     "app": {"*": ["port=0", *_EXACT]},
     "soup": {"*": ["output={out}/soup", *_EXACT], "root": ["multirun={multirun}", "output={out}/soup", *_EXACT]},
     "pack": {"*": ["photos={photos}", "output={out}/shards", "workers=1", "shard_mb=0.05"]},
-    "benchmark": {
-        "*": [*_SMALL, "data.root={photos}", "trainer=cpu", "rounds=1", "seconds=0.001", "head.epochs=1"],
-        "model.weights": [*_SMALL[:-1], "data.root={photos}", "trainer=cpu", "rounds=1", "seconds=0.001"],
-    },
     "probe": {
         "*": [*_SMALL[:-2], "data.root={photos}", "models=['shufflenet_v2_x0_5:null']", "folds=2", *_EXACT],
         "data.root shards": ["data=shards", *_PIXELS, "models=['shufflenet_v2_x0_5:null']", "folds=2", *_EXACT],
@@ -124,7 +119,6 @@ NEEDS: dict[str, dict[str, list[str]]] = {
 REFUSED = {
     *((program, "hub") for program in ("evaluate", "audit", "export", "learning_curve", "suggest")),
     ("compare", "search"),
-    ("benchmark", "shards"),
 }
 
 # What a program may write in a run folder that it is given, by the beginnings of the names.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowers.models.classifier import read_checkpoint
-from flowers.runtime.run_folder import BEST_CHECKPOINT, CONFIG_FILE, LAST_CHECKPOINT, SPLIT_FILE, START_FILE
+from flowers.runs.run_folder import BEST_CHECKPOINT, CONFIG_FILE, LAST_CHECKPOINT, SPLIT_FILE, START_FILE
 from tests.faults.programs import Ended, preload, run
 from tests.helpers import SMALL
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from flowers.models.classifier import read_checkpoint
+from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, RESULT_FILE, START_FILE
 from flowers.runtime.files import read_json
-from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, RESULT_FILE, START_FILE
 from flowers.runtime.text import read_csv
 from tests.faults.programs import preload, run
 from tests.helpers import SMALL

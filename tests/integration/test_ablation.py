@@ -5,7 +5,7 @@ import pytest
 from filelock import FileLock
 
 from flowers.ablation import main
-from flowers.runtime.overrides import quote_override
+from flowers.settings.overrides import quote_override
 from tests.helpers import SMALL, configuration, program
 
 

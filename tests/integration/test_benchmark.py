@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from flowers.benchmark import main
-from flowers.benchmarks.report import COLUMNS, predicted_rows
-from flowers.runtime.timing import Measurement, flops_per_image, make_measurement, measure_interleaved, summarize
+from benchmarks.report import COLUMNS, predicted_rows
+from benchmarks.roofline import flops_per_image
+from benchmarks.speed import main
+from flowers.runtime.timing import Measurement, make_measurement, measure_interleaved, summarize
 from tests.helpers import SMALL, configuration
 
 OVERRIDES = [override for override in SMALL if not override.startswith(("head.", "finetune."))]
@@ -26,7 +27,7 @@ def report(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     fast = [f"data.root={painted}", "rounds=1", "seconds=0.05", "step_batch=4", "head.epochs=3", f"output={output}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
-        returned = main(configuration(*OVERRIDES, *fast, "int8=true", name="benchmark"))
+        returned = main(configuration(*OVERRIDES, *fast, "int8=true", name="speed"))
     written = json.loads(output.read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(returned))
     return dict(written)
@@ -97,13 +98,13 @@ def test_measurement_restores_threads_and_determinism():
 def test_benchmark_names_a_wrong_setting(painted: Path, tmp_path: Path):
     for override in ("rounds=0", "seconds=0.0", "head.epochs=0", "step_batch=1"):
         with pytest.raises(ValueError, match=f"^{override}: expected "):
-            main(configuration(*OVERRIDES, f"data.root={painted}", override, name="benchmark"))
+            main(configuration(*OVERRIDES, f"data.root={painted}", override, name="speed"))
     with pytest.raises(ValueError, match=f"{tmp_path}/none"):
-        main(configuration(*OVERRIDES, f"data.root={tmp_path}/none", name="benchmark"))
+        main(configuration(*OVERRIDES, f"data.root={tmp_path}/none", name="speed"))
 
 
 def test_help_names_every_row_and_column_and_a_typo_is_one_line():
-    command = [sys.executable, "-m", "flowers.benchmark"]
+    command = [sys.executable, "-m", "benchmarks.speed"]
     help_text = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
     assert all(name in help_text for name in (*MEASURED, *COLUMNS, "report", "head_only"))
     process = subprocess.run([*command, "rouns=1"], capture_output=True, text=True, check=False)
@@ -119,7 +120,7 @@ def test_peers_train_on_the_same_images(painted: Path, tmp_path: Path, monkeypat
     small = ["data.test_fraction=0.1", f"data.root={painted}", "peers=[torchvision]", "peer_epochs=[1]", "rounds=1"]
     size = '"data.image_size=32","data.resize=32"'
     ours = ["peer_experiment=null", f'peer_settings=["head.epochs=0","head.init=probe",{size}]']
-    main(configuration(*OVERRIDES, *small, *ours, f"output={output}", name="benchmark"))
+    main(configuration(*OVERRIDES, *small, *ours, f"output={output}", name="speed"))
     report = json.loads(output.read_text(encoding="utf-8"))
     mine, peer = report["rows"]
     assert (mine["library"], peer["library"]) == ("flowers", "torchvision")
@@ -130,4 +131,4 @@ def test_peers_train_on_the_same_images(painted: Path, tmp_path: Path, monkeypat
     assert peer["version"].startswith("torchvision ")
     assert 0 <= peer["p"] <= 1
     with pytest.raises(ValueError, match="no such program: expected a Python that has the peers"):
-        main(configuration(*OVERRIDES, *small, "peer_python=/no/python", name="benchmark"))
+        main(configuration(*OVERRIDES, *small, "peer_python=/no/python", name="speed"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from flowers.runtime.config_reference import CONF
+from flowers.settings.config_reference import CONF
 from tests.helpers import program
 
 
@@ -26,7 +26,7 @@ def test_flowers_alone_lists_the_programs():
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines if line.startswith("  ")] == [
         *("train", "evaluate", "audit", "compare", "predict", "explain", "export", "app", "sweep"),
-        *("ablation", "soup", "probe", "learning_curve", "suggest", "pack", "benchmark"),
+        *("ablation", "soup", "probe", "learning_curve", "suggest", "pack"),
         *("schema", "new-experiment", "complete"),
     ]
 
@@ -66,7 +66,7 @@ def test_help_exits_with_0_and_needs_no_valid_override():
         assert "head.epochs=5" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["evaluate", "compare", "predict", "explain", "export", "app", "pack", "benchmark"])
+@pytest.mark.parametrize("name", ["evaluate", "compare", "predict", "explain", "export", "app", "pack"])
 def test_a_program_without_a_run_folder_has_its_name_and_no_log_file(name: str):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(name, return_hydra_config=True).hydra

@@ -17,15 +17,16 @@ from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from flowers.runtime.config import compose_checked
-from flowers.runtime.overrides import check_overrides, flatten, hydra_context
+from benchmarks.settings import SCHEMAS
+from flowers.settings.config import compose_checked
+from flowers.settings.overrides import check_overrides, flatten, hydra_context
 from tests.faults.doors import cell_names
 from tests.helpers import SMALL
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *DOCS]
-PROGRAMS = ["app", "benchmark", "compare", "evaluate", "explain", "export", "pack", "predict", "sweep", "train"]
+PROGRAMS = ["app", "compare", "evaluate", "explain", "export", "pack", "predict", "sweep", "train", *SCHEMAS]
 FLAGS = {"-m", "--multirun", "--help"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -48,8 +49,8 @@ def program_calls(page: Path) -> Iterator[tuple[str, list[str]]]:
             for command in re.split(r"&&|\|", line):
                 words = shlex.split(command, comments=True)
                 module = next((word for flag, word in pairwise(words) if flag == "-m"), "")
-                if module.startswith("flowers."):
-                    yield module.removeprefix("flowers."), words[words.index(module) + 1 :]
+                if module.startswith(("flowers.", "benchmarks.")):
+                    yield module.partition(".")[2], words[words.index(module) + 1 :]
                 elif words and Path(words[0]).name == "flowers" and words[1:]:
                     yield words[1], words[2:]
 

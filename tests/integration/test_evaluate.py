@@ -14,8 +14,8 @@ from flowers.evaluation.metrics import METRICS, compute_metrics
 from flowers.evaluation.predictions import Predictions, load_predictions
 from flowers.evaluation.report import write_report
 from flowers.models.classifier import read_checkpoint
+from flowers.runs.run_folder import BEST_CHECKPOINT
 from flowers.runtime.files import read_json
-from flowers.runtime.run_folder import BEST_CHECKPOINT
 from tests.helpers import configuration
 
 

@@ -28,8 +28,8 @@ from flowers.deploy.inference_server import InferenceServer
 from flowers.deploy.web_app import build_app
 from flowers.evaluation.predictions import load_predictions
 from flowers.export import main
+from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
 from flowers.runtime.files import read_json
-from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
 from tests.helpers import configuration
 
 FAST = ("rounds=1", "seconds=0", "batch=4", "calibration_images=16")

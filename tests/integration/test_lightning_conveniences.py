@@ -8,10 +8,10 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from flowers.runtime.config import check_settings
+from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
 from flowers.runtime.files import read_json
-from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
-from flowers.runtime.schema.values import parse_duration
+from flowers.settings.config import check_settings
+from flowers.settings.schema.values import parse_duration
 from flowers.training.experiment import check_config, run_training
 from flowers.training.lr_finder import find_learning_rates, smooth, suggest_rate
 from flowers.training.stage_limits import StageTimer

@@ -24,6 +24,7 @@ def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path, monkeypa
     settings = SMALL | {"IPYTHONDIR": f"{tmp_path}/ipython", "JUPYTER_RUNTIME_DIR": f"{tmp_path}/jupyter"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(path.parent))  # a notebook server starts a notebook in its own folder
     (tmp_path / "cwd").mkdir()
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path / "cwd"}}).execute()

@@ -14,8 +14,8 @@ from flowers.evaluate import main as evaluate
 from flowers.evaluation.evaluator import extract_features, predict_features
 from flowers.evaluation.metrics import score
 from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.runs.run_folder import BEST_CHECKPOINT
 from flowers.runtime.files import read_json
-from flowers.runtime.run_folder import BEST_CHECKPOINT
 from flowers.training.experiment import run_training
 from tests.helpers import SMALL, configuration, packed, program, weights
 

@@ -12,8 +12,8 @@ from flowers.evaluation.predictions import load_predictions, load_run_prediction
 from flowers.evaluation.rejection import load_rejection
 from flowers.features import int8_backbone
 from flowers.predict import main
+from flowers.runs.run_folder import BEST_CHECKPOINT
 from flowers.runtime.files import read_json
-from flowers.runtime.run_folder import BEST_CHECKPOINT
 from flowers.runtime.text import read_csv
 from flowers.training.experiment import run_training
 from tests.helpers import SMALL, configuration

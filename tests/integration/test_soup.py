@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from flowers.evaluate import main as evaluate
+from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
 from flowers.runtime.files import read_json
-from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
 from flowers.soup import main
 from flowers.training.experiment import run_training
 from flowers.training.soup import average_weights

@@ -74,5 +74,3 @@ def test_suggest_with_nothing_to_label_is_one_line(trained: Path, painted: Path,
         main(configuration(f"run={trained}", f"pool={painted}", name="suggest"))
     with pytest.raises(ValueError, match="no photos there: expected a folder of photos without labels"):
         main(configuration(f"run={trained}", f"pool={tmp_path}/none", name="suggest"))
-    with pytest.raises(ValueError, match="photos are too few for count=50"):
-        main(configuration(f"run={trained}", "simulate=2", "count=50", name="suggest"))

@@ -11,12 +11,12 @@ from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
+from flowers.runs.run_folder import RESULT_FILE, short_name
 from flowers.runtime.files import read_json
-from flowers.runtime.overrides import check_overrides
-from flowers.runtime.run_folder import RESULT_FILE, short_name
 from flowers.search.in_process import train_in_process
 from flowers.search.manifest import SearchManifest
 from flowers.search.study import STUDY_FILE, Search, open_storage
+from flowers.settings.overrides import check_overrides
 from flowers.sweep import main, pack_trial_settings
 from tests.helpers import SMALL, configuration, program
 

@@ -18,11 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flowers.data.datamodule import ImageDataModule
 from flowers.models.backbones import build_backbone, state_dict_sha256
 from flowers.models.classifier import load_classifier, read_checkpoint
-from flowers.runtime.config import instantiate_group
+from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args, short_name
 from flowers.runtime.files import read_json
-from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args, short_name
 from flowers.runtime.seeding import seeded
 from flowers.search.in_process import train_in_process
+from flowers.settings.config import instantiate_group
 from flowers.train import main
 from flowers.training.csv_logger import image_file
 from flowers.training.experiment import check_config, run_training

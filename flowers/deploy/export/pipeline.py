@@ -44,10 +44,7 @@ from flowers.deploy.export.web_page import read_web_runtime, write_web_page
 from flowers.deploy.hub_folder import CONFIG_FILE, WEIGHTS_FILE
 from flowers.evaluation.evaluator import find_split_file
 from flowers.models.classifier import read_checkpoint
-from flowers.runtime.config import require_extra
-from flowers.runtime.files import atomic_directory, atomic_write_text, cache_dir, cache_lock, read_json, write_json
-from flowers.runtime.hardware import device_name, has_native_bf16
-from flowers.runtime.run_folder import (
+from flowers.runs.run_folder import (
     BEST_CHECKPOINT,
     RESULT_FILE,
     find_checkpoint,
@@ -55,8 +52,11 @@ from flowers.runtime.run_folder import (
     read_result,
     run_dir_of,
 )
+from flowers.runtime.extras import require_extra
+from flowers.runtime.files import atomic_directory, atomic_write_text, cache_dir, cache_lock, read_json, write_json
+from flowers.runtime.hardware import device_name, has_native_bf16
 from flowers.runtime.text import one_line
-from flowers.runtime.validation import format_setting
+from flowers.settings.validation import format_setting
 
 
 def run_export(cfg: DictConfig) -> dict[str, Any]:

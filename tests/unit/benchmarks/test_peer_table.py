@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers.benchmarks.peer_table import SCRIPTS, Entry, epochs_within, fit_to_budget, peer_rows, run_measured
+from benchmarks.peer_table import SCRIPTS, Entry, epochs_within, fit_to_budget, peer_rows, run_measured
 from flowers.evaluation.predictions import Predictions
 
 
@@ -103,8 +103,6 @@ def test_run_measured_says_why_a_program_does_not_start(tmp_path: Path):
 
 
 def test_each_peer_has_a_script_that_nothing_imports():
-    folder = Path(sys.modules["flowers.benchmarks.peer_table"].__file__ or "").with_name("peers")
+    folder = Path(sys.modules["benchmarks.peer_table"].__file__ or "").with_name("peers")
     assert {path.stem for path in folder.glob("*.py")} == {*SCRIPTS.values(), "images", "job", "__init__"}
-    assert not [
-        name for name in sys.modules if name.startswith("flowers.benchmarks.peers.") and not name.endswith(".job")
-    ]
+    assert not [name for name in sys.modules if name.startswith("benchmarks.peers.") and not name.endswith(".job")]

@@ -1,6 +1,6 @@
 import pytest
 
-from flowers.benchmarks.report import COLUMNS, comparison_row, finetune_stage, head_stage
+from benchmarks.report import COLUMNS, comparison_row, finetune_stage, head_stage
 
 ROWS = {
     "decoding": {"baseline": 100.0, "flowers": 200.0, "roofline": 1000.0},

@@ -17,9 +17,9 @@ from flowers.data.transforms import (
     strong_augmentation,
     train_transform,
 )
-from flowers.runtime.config import load_config
-from flowers.runtime.config_reference import options_of
 from flowers.runtime.seeding import seeded
+from flowers.settings.config import load_config
+from flowers.settings.config_reference import options_of
 
 
 def test_max_useful_side_still_fills_the_smallest_crop():

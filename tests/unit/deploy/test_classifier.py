@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.gradcam import grad_cam
 from flowers.evaluation.predictions import load_predictions
+from flowers.runs.run_folder import BEST_CHECKPOINT
 from flowers.runtime.files import read_json
-from flowers.runtime.run_folder import BEST_CHECKPOINT
 
 
 def test_classifier_predicts_what_the_run_predicted_for_its_validation_images(trained: Path, painted: Path):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.gradcam import grad_cam
 from flowers.models.classifier import ImageClassifier
-from flowers.runtime.config import CONF
+from flowers.settings.config import CONF
 from tests.helpers import configuration
 
 SIDE = 64

@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import multiclass_f1_score, multicla
 from flowers.evaluation.metrics import METRICS, Metric, MetricInputs, compute_metrics, metric_values, score
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import wilson_interval
-from flowers.evaluation.tables import score_tables
+from flowers.evaluation.tables import score_tables, sort_by_f1
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +78,46 @@ def test_class_metrics_are_those_of_torchmetrics_to_the_bit(predictions: Predict
     assert [row["f1"]["value"] for row in scores["classes"].values()] == f1
 
 
-def test_bootstrap_intervals_are_those_of_drawing_images(predictions: Predictions, scores: dict[str, Any]):
+def test_intervals_of_averages_are_nearly_those_of_drawing_images(predictions: Predictions, scores: dict[str, Any]):
     generator = torch.Generator().manual_seed(1)
     draws = torch.randint(300, (1000, 300), generator=generator)
     recalls = torch.stack([multiclass_recall(predictions.predicted[i], predictions.labels[i], 4) for i in draws])
     expected = recalls.quantile(torch.tensor([0.025, 0.975])).tolist()
     assert scores["metrics"]["macro_recall"]["interval"] == pytest.approx(expected, abs=0.006)
+
+
+def test_a_class_without_images_has_no_recall_and_no_f1_and_is_in_no_average(capsys: pytest.CaptureFixture[str]):
+    """One of 50 images of a is taken for c, all 50 of b are right: the recalls are 0.98 and 1."""
+    labels = torch.arange(100) // 50
+    predicted = labels.index_fill(0, torch.tensor([0]), 2)
+    logits = torch.zeros(100, 3, dtype=torch.float64).scatter(1, predicted[:, None], 3.0)
+    scores = compute_metrics(Predictions([str(number) for number in range(100)], labels, logits, ["a", "b", "c"]))
+    values = {name: measured["value"] for name, measured in scores["metrics"].items()}
+    assert values["macro_recall"] == pytest.approx(0.99)
+    assert values["macro_precision"] == 1.0
+    assert values["macro_f1"] == pytest.approx((98 / 99 + 1) / 2)
+    unknown = {"value": None, "interval": None}
+    assert (scores["classes"]["c"]["recall"], scores["classes"]["c"]["f1"]) == (unknown, unknown)
+    assert scores["classes"]["c"]["precision"]["value"] == 0
+    assert list(dict(sort_by_f1(scores))) == ["a", "b", "c"]
+    for table in score_tables("val", scores):
+        Console(width=120).print(table)
+    out = capsys.readouterr().out
+    assert "2 of 3" in out
+    (row,) = [line.split() for line in out.splitlines() if line.split()[:2] == ["c", "0"]][:1]
+    assert (row[2], row[4:]) == ("0.000", ["none", "none"])
+
+
+def test_intervals_have_a_width_without_a_mistake():
+    """By hand: Wilson's interval of 5 of 5 begins at J = 5 / (5 + 1.96²) = 0.5655, the F1's at 2 J / (1 + J)."""
+    labels = torch.arange(10) % 2
+    logits = torch.nn.functional.one_hot(labels).double()
+    scores = compute_metrics(Predictions([str(number) for number in range(10)], labels, logits, ["a", "b"]))
+    assert scores["classes"]["a"]["f1"]["interval"] == pytest.approx([0.7225, 1], abs=1e-4)
+    for name in ("macro_precision", "macro_recall", "macro_f1"):
+        low, high = scores["metrics"][name]["interval"]
+        assert 0.5 < low < 0.9
+        assert high == 1
 
 
 @pytest.fixture(scope="module")

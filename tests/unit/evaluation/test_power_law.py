@@ -6,6 +6,7 @@ import pytest
 from flowers.evaluation.figures import figure_to_svg, plot_learning_curve
 from flowers.evaluation.power_law import (
     PowerLaw,
+    accuracy_band,
     describe_learning_curve,
     fit_learning_curve,
     interval,
@@ -68,6 +69,12 @@ def test_a_curve_of_one_accuracy_is_flat():
     correct[:, :, :30] = True
     assert fit_learning_curve(PHOTOS[:4], correct).accuracy(10_000) == pytest.approx(0.75, abs=0.01)
     assert fit_learning_curve(PHOTOS[:4], correct | True).accuracy(10_000) == pytest.approx(1, abs=0.01)
+
+
+def test_the_band_has_a_width_where_no_photo_is_wrong():
+    """By hand: Wilson's interval of 40 of 40 begins at 40 / (40 + 1.96²)."""
+    low, high = accuracy_band(PHOTOS[:4], np.ones((2, 4, 40), dtype=bool), [3200])
+    assert (low[0], high[0]) == pytest.approx((40 / (40 + 1.959964**2), 1), abs=1e-3)
 
 
 def test_the_check_predicts_all_photos_from_half_of_them(tmp_path: Path):

@@ -13,7 +13,7 @@ from flowers.evaluation.rejection import (
     rejection_threshold,
 )
 from flowers.features.strangeness import Strangeness
-from flowers.runtime.run_folder import REJECTION_FILE
+from flowers.runs.run_folder import REJECTION_FILE
 
 
 @pytest.fixture
@@ -52,6 +52,12 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order():
     assert area["interval"][0] < area["value"] < area["interval"][1]
     scores = torch.randn(300, generator=torch.Generator().manual_seed(0))
     assert auroc(scores, scores + 100)["value"] == 1
+
+
+def test_auroc_of_one_stranger_and_one_image_says_next_to_nothing():
+    area = auroc(torch.tensor([0.0]), torch.tensor([1.0]))
+    assert area["value"] == 1
+    assert area["interval"] == pytest.approx([0.2065, 1], abs=1e-4)  # as Wilson's of one image of one
 
 
 def test_rejection_scores_count_strangers_above_the_threshold(rejection: Rejection):

@@ -7,7 +7,7 @@ from torch import nn
 from torchvision import models
 
 from flowers.models.backbones import BACKBONES, build_backbone, check_backbone, find_weights, local_weights
-from flowers.runtime.config import CONF
+from flowers.settings.config import CONF
 from tests.helpers import configuration
 
 MODELS = sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - {"timm"})

@@ -8,15 +8,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning import Trainer
 from lightning.fabric.strategies.launchers import subprocess_script
 
-from flowers.runtime.config_reference import CONF
-from flowers.runtime.overrides import trainer_arguments
+from flowers.settings.config_reference import CONF
+from flowers.settings.overrides import trainer_arguments
 
 
 def test_lightning_trainer_arguments_can_be_read_from_its_source():
     expected = [name for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
     assert trainer_arguments() == expected, (
         "lightning: pytorch/trainer/trainer.py no longer states the Trainer's arguments as keyword-only arguments of "
-        "Trainer.__init__; adapt flowers.runtime.config.trainer_arguments"
+        "Trainer.__init__; adapt flowers.settings.config.trainer_arguments"
     )
 
 
@@ -31,8 +31,8 @@ def test_lightning_launcher_starts_the_module_that_main_spec_names():
 def test_hydra_override_grammar_has_the_parts_that_check_overrides_reads():
     (override,) = OverridesParser.create().parse_overrides(["++a.b=1,2"])
     assert (override.key_or_group, override.input_line) == ("a.b", "++a.b=1,2")
-    assert override.is_force_add(), "hydra-core: hydra.core.override_parser changed; adapt flowers.runtime.config"
-    assert override.is_sweep_override(), "hydra-core: hydra.core.override_parser changed; adapt flowers.runtime.config"
+    assert override.is_force_add(), "hydra-core: hydra.core.override_parser changed; adapt flowers.settings.config"
+    assert override.is_sweep_override(), "hydra-core: hydra.core.override_parser changed; adapt flowers.settings.config"
     assert list(override.sweep_iterator()) == [1, 2], "hydra-core: Override.sweep_iterator changed"
 
 
@@ -41,6 +41,6 @@ def test_hydra_keeps_its_running_instance_with_its_search_path_in_a_singleton():
         loader = GlobalHydra.instance().config_loader()
         paths = [entry.path for entry in loader.get_search_path().get_path()]
         assert any(str(CONF) in path for path in paths), (
-            "hydra-core: ConfigLoader.get_search_path changed; adapt flowers.runtime.config.hydra_context"
+            "hydra-core: ConfigLoader.get_search_path changed; adapt flowers.settings.config.hydra_context"
         )
         assert "resnet18" in loader.get_group_options("model"), "hydra-core: ConfigLoader.get_group_options changed"

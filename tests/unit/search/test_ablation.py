@@ -6,9 +6,9 @@ import torch
 
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import RunGroup
-from flowers.runtime.config import to_container
-from flowers.runtime.config_reference import options_of
 from flowers.search.ablation import ablation_rows, arm_overrides, check_arms, make_arms
+from flowers.settings.config import to_container
+from flowers.settings.config_reference import options_of
 from tests.helpers import configuration
 
 
@@ -53,14 +53,17 @@ def test_ablation_rows_pair_folds_and_correct_the_p_values(tmp_path: Path):
             result = {"val": val, "cost": {"seconds": {"head": 2.0, "finetune": 1.0}}}
             (run / "result.json").write_text(json.dumps(result))
             accuracies[f"seed=0 data.fold={fold}"], folders[f"seed=0 data.fold={fold}"] = 1 - wrong / 10, run
-        return RunGroup(name, accuracies, folders)
+        return RunGroup(name, accuracies, folders, dict.fromkeys(folders, 10))
 
     arms = make_arms(["a", "b"], ["a"])
     groups = {arm.name: group(arm.name, wrong) for arm, wrong in zip(arms, (6, 0, 5, 4), strict=True)}
     rows = {row["recipe"]: row for row in ablation_rows(arms, groups)}
     assert rows["base"]["accuracy"] == pytest.approx(0.4)
     assert rows["base + a"]["difference"] == pytest.approx(0.6)
-    assert rows["base + a"]["p"] == pytest.approx(2 * 2 / 2**12)  # twelve images gained, two comparisons with the base
+    assert rows["base + a"]["p"] == pytest.approx(3 * 2 / 2**12)  # twelve images gained, three comparisons
+    low, high = rows["base + a"]["95 % interval"]
+    assert low < 0.6 < high  # no spread between the folds
+    assert rows["base"]["p"] == ""
     assert rows["base + a"]["seconds"] == 3.0
     assert rows["best + b"]["compared with"] == "base + a"
 

@@ -1,11 +1,8 @@
 import numpy as np
 import pytest
-import torch
 
-from flowers.evaluation.pretrained_features import LabeledFeatures
-from flowers.runtime.schema.programs import Suggest
-from flowers.search.label_simulation import labels_needed, simulate_labeling
 from flowers.search.suggestion import METHODS, choose_badge, choose_margin, choose_margin_kmeans, uncertainty
+from flowers.settings.schema.programs import Suggest
 
 
 @pytest.fixture(name="pool")
@@ -54,20 +51,3 @@ def test_badge_does_not_choose_two_copies():
     features = np.repeat(np.eye(3), 5, axis=0)
     probabilities = np.tile([0.4, 0.3, 0.3], (15, 1))
     assert sorted(index // 5 for index in choose_badge(features, probabilities, 3, 0)) == [0, 1, 2]
-
-
-def test_labels_needed_lies_between_two_sizes():
-    accuracies = np.array([0.5, 0.7, 0.6, 0.9])
-    assert labels_needed([50, 100, 150, 200], accuracies, 0.6) == pytest.approx(75)
-    assert labels_needed([50, 100, 150, 200], accuracies, 0.4) == 50
-    assert labels_needed([50, 100, 150, 200], accuracies, 0.95) is None
-
-
-def test_simulation_is_repeatable_and_starts_with_the_same_labels_for_all_methods():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(150) % 3
-    features = torch.nn.functional.one_hot(labels, 3) + torch.randn(150, 3, generator=generator)
-    images = LabeledFeatures(features, labels, [str(index) for index in range(150)])
-    curves = {method: simulate_labeling(images, 3, method, [20, 40, 60], 0) for method in METHODS}
-    assert len({curve[0] for curve in curves.values()}) == 1
-    assert np.array_equal(curves["badge"], simulate_labeling(images, 3, "badge", [20, 40, 60], 0))

@@ -17,8 +17,8 @@ from flowers.evaluation.predictions import load_predictions
 from flowers.features.extractor import FeatureExtractor
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT, checkpoint_state_key
 from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREDICTIONS_DIR, SPLIT_FILE
 from flowers.runtime.files import read_json
-from flowers.runtime.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREDICTIONS_DIR, SPLIT_FILE
 from flowers.training.experiment import run_training
 from tests.helpers import SMALL, configuration
 

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from flowers.evaluation.predictions import Predictions
-from flowers.runtime.config import to_container
+from flowers.settings.config import to_container
 from flowers.training.pictures import log_predictions
 from flowers.training.tensorboard import log_embeddings, log_hyperparameters, make_logger
 from tests.helpers import configuration

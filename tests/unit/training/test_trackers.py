@@ -6,7 +6,7 @@ import pytest
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 
-from flowers.runtime.config import to_container
+from flowers.settings.config import to_container
 from flowers.training.csv_logger import make_csv_logger
 from flowers.training.tensorboard import make_logger
 from flowers.training.trackers import Tracker, hyperparameters, make_loggers, tracked, watch_lines

@@ -1,0 +1,271 @@
+"""The files of a run folder, how a run is found and resumed, and what produced its numbers."""
+
+import fcntl
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from flowers.runtime.files import atomic_write_text, read_json, read_yaml, remove_stale_parts
+from flowers.runtime.launch import (
+    exit_with_parent,
+    exit_with_parent_if_requested,
+    is_launched_by_lightning,
+    share_run_dir,
+)
+from flowers.settings.overrides import quote_override
+from flowers.settings.schema.run_files import Result, Resume, Start
+from flowers.settings.validation import check_file
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"  # the resolved configuration
+CORRECTIONS_FILE = "corrections.csv"  # the corrections of labels that the run was trained with
+SPLIT_FILE = "split.csv"  # each image, its class and its split
+START_FILE = "started.yaml"  # the overrides and the working directory that the run was started with; never changed
+RESUMES_FILE = "resumed.yaml"  # the overrides that resumes have added
+LOCK_FILE = ".lock"  # held by the process that trains in the folder
+BEST_CHECKPOINT = "checkpoints/best.ckpt"  # the weights of the epoch with the best validation accuracy
+LAST_CHECKPOINT = "checkpoints/last.ckpt"  # all that a resumed run needs
+PROFILE_DIR = "profile"  # where the time went, by stage; only with trainer.profiler
+PREDICTIONS_DIR = "predictions"  # one file a split, such as val.csv: the logits of each image
+REJECTION_FILE = "rejection.safetensors"  # what rejects images of none of the classes; only with `reject`
+TRACKERS_FILE = "trackers.json"  # the id of the run in MLflow and in Weights & Biases
+RESULT_FILE = "result.json"  # scores, versions and cost; written last, so only finished runs have it
+HYDRA_OVERRIDES_FILE = ".hydra/overrides.yaml"  # the overrides of this run, written by Hydra
+
+
+def expand_resume_args(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that a training process composes its configuration from.
+
+    `resume=FOLDER` expands to the overrides that the run in FOLDER was started with, those of earlier resumes since
+    which the run has progressed, and `overrides`. The working directory becomes that of the run, if it still exists, so
+    that relative paths keep their meaning.
+
+    Raises:
+        ValueError: FOLDER holds no run, or several processes would each make a run folder of their own.
+    """
+    exit_with_parent_if_requested()
+    if is_launched_by_lightning():  # the first process has expanded them already
+        exit_with_parent()
+        return list(overrides)
+    folders = [line.removeprefix("resume=") for line in overrides if line.startswith("resume=")]
+    if not folders or folders[-1] in ("", "null"):
+        return share_run_dir(overrides)
+    folder = Path(folders[-1] if Path(folders[-1]).exists() else folders[-1].strip("'\"")).resolve()
+    if not (folder / START_FILE).is_file():
+        raise ValueError(f"resume={folders[-1]}: no run there (no {START_FILE}): give a run folder")
+    cwd, started = read_start(folder)
+    with suppress(OSError):
+        os.chdir(cwd)
+    expanded = [line for line in [*started, *overrides] if not line.startswith("resume=")]
+    quoted = quote_override(folder)
+    # Without hydra.output_subdir=null, Hydra would replace the overrides of the start in .hydra.
+    return share_run_dir([*expanded, f"resume={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"])
+
+
+def read_start(folder: Path) -> tuple[str, list[str]]:
+    """Return the working directory of a run, and the overrides to resume it with.
+
+    Raises:
+        ValueError: A file of the run is damaged, or the run was started from Python, where no overrides are known.
+    """
+    start = _read_start(folder / START_FILE)
+    if start["overrides"] is None:
+        raise ValueError(
+            f"{folder} was started from Python: resume it there, with run_dir={folder} and resume={folder} beside its "
+            "own overrides"
+        )
+    resumes = _read_resumes(folder / RESUMES_FILE, "delete it to resume with the settings of the start")
+    # A resume with a setting that made it fail must not be repeated: it counts once a checkpoint has been written.
+    counted = [each for each in resumes if each["checkpoint"] != _checkpoint_state(folder)]
+    return start["cwd"], [line for each in [start, *counted] for line in each["overrides"]]
+
+
+def write_start(folder: Path, overrides: Sequence[str] | None, is_resumed: bool) -> None:
+    """Write what a run is started with, once; keep the overrides that a resume adds in another file.
+
+    Args:
+        folder: The run folder.
+        overrides: The overrides of this process, without those of Hydra; None where Hydra did not start it.
+        is_resumed: Whether the process resumes the run.
+    """
+    own = None if overrides is None else [line for line in overrides if not line.startswith("resume=")]
+    if not (folder / START_FILE).exists():
+        atomic_write_text(folder / START_FILE, OmegaConf.to_yaml({"cwd": str(Path.cwd()), "overrides": own}))
+        return
+    if not is_resumed or own is None:
+        return
+    known = {line.lstrip("+") for line in read_start(folder)[1]}
+    if own := [line for line in own if line.lstrip("+") not in known]:
+        path = folder / RESUMES_FILE
+        earlier = _read_resumes(path, "delete it")
+        entry = {"cwd": str(Path.cwd()), "overrides": own, "checkpoint": _checkpoint_state(folder)}
+        atomic_write_text(path, OmegaConf.to_yaml([*earlier, entry]))
+
+
+def _checkpoint_state(folder: Path) -> int:
+    """Return a number that changes whenever the last checkpoint is written; 0 before the first."""
+    path = folder / LAST_CHECKPOINT
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _read_start(path: Path) -> dict[str, Any]:
+    advice = "start a new run with the settings in config.yaml"
+    content = _read_yaml(path, advice)
+    check_file(path, content, Start, advice)
+    return dict(content)
+
+
+def _read_resumes(path: Path, advice: str) -> list[dict[str, Any]]:
+    """Return the entries of resumed.yaml; none if there is no such file."""
+    if not path.is_file():
+        return []
+    entries = _read_yaml(path, advice)
+    for entry in entries if isinstance(entries, list) else [entries]:
+        check_file(path, entry, Resume, advice)
+    return [{"checkpoint": 0, **entry} for entry in (entries if isinstance(entries, list) else [entries])]
+
+
+def _read_yaml(path: Path, advice: str) -> Any:
+    try:
+        return read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: {advice}") from error
+
+
+@contextmanager
+def own_run_dir(folder: Path) -> Iterator[None]:
+    """Create a run folder and hold it, so that no other process trains in it. The lock ends with the process.
+
+    Raises:
+        ValueError: Another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a") as file:
+        try:
+            # Not flock: the workers of a killed process would inherit it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ValueError(f"{folder} is in use: another process trains there; wait for it, or stop it") from error
+        except OSError as error:
+            log.warning("%s: the file system has no locks (%s): start no second run there", folder, error.strerror)
+        for part in ("", Path(LAST_CHECKPOINT).parent, PREDICTIONS_DIR):
+            remove_stale_parts(folder / part)
+        yield
+
+
+def find_checkpoint(run: str | Path | None) -> Path:
+    """Return the checkpoint that `run=` names: a run folder's best checkpoint, or the checkpoint file itself.
+
+    If the run has not finished, log a line that says so.
+
+    Raises:
+        ValueError: Nothing is given, or there is neither a run folder with a checkpoint nor a file.
+    """
+    if run and Path(run).is_file():
+        return Path(run)
+    folder = require_run_dir(run)
+    checkpoint, is_finished = folder / BEST_CHECKPOINT, (folder / RESULT_FILE).is_file()
+    if not checkpoint.is_file():
+        state = "it has lost" if is_finished else "no epoch has finished: it has no"
+        raise ValueError(f"run={run}: {state} {BEST_CHECKPOINT}: resume the run (python -m flowers.train resume={run})")
+    if not is_finished:
+        log.warning("%s has not finished: its best checkpoint so far is used (resume=%s finishes it)", run, run)
+    return checkpoint
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the content of result.json; None if the run has not finished.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    path = folder / RESULT_FILE
+    if not path.is_file():
+        return None
+    result = read_json(path)
+    check_file(path, result, Result, "delete it and resume the run to write it again")
+    return result
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.yaml of a run as plain text, numbers and lists: nothing in it is resolved, imported or called.
+
+    Raises:
+        ValueError: The file is missing or damaged.
+    """
+    path = folder / CONFIG_FILE
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} cannot be read: it is damaged")
+    return content
+
+
+def run_dir_of(checkpoint: Path) -> Path:
+    """Return the run folder that holds `checkpoint`, by the folder's layout; it may lack the other files of a run."""
+    return checkpoint.resolve().parent.parent
+
+
+def short_name(folder: Path) -> str:
+    """Return the last two parts of a path, such as "2025-01-31/12-30-00": what trackers call a run or a group."""
+    return "/".join(folder.absolute().parts[-2:])
+
+
+def require_run_dir(folder: str | Path | None) -> Path:
+    """Return `folder` as a path after checking that it is a run folder.
+
+    Raises:
+        ValueError: Nothing is given, or the folder holds no run.
+    """
+    if not folder:
+        raise ValueError("which run? Give run=FOLDER, or run=FILE for a checkpoint")
+    if not (Path(folder) / CONFIG_FILE).is_file():
+        raise ValueError(f"run={folder}: no run there (no {CONFIG_FILE}): give a run folder, such as outputs/…/…")
+    return Path(folder)
+
+
+def iterate_multirun(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each run folder of a Hydra multirun and its overrides, sorted by name; failed runs are included.
+
+    The overrides are as they were given: `${…}` in them is not resolved.
+
+    Raises:
+        ValueError: A file of overrides is damaged.
+    """
+    for path in sorted(folder.glob(f"*/{HYDRA_OVERRIDES_FILE}")):
+        content = read_yaml(path)
+        lines = content if isinstance(content, list) else [None]
+        # Hydra writes texts, but for one that is a number or the like to YAML.
+        if any(isinstance(line, (list, dict)) or line is None for line in lines):
+            raise ValueError(f"{path} is damaged: expected a list of overrides")
+        yield path.parents[1], [str(line) for line in lines]
+
+
+def provenance() -> dict[str, Any]:
+    """Return the versions of Python and the packages that compute, and the git commit (None outside of a checkout)."""
+    names = ("torch", "torchvision", "lightning", "torchmetrics", "pillow", "numpy")
+    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+    return {"versions": versions, "git": _git_commit()}
+
+
+def _git_commit() -> str | None:
+    def git(*arguments: str) -> str:
+        return subprocess.check_output(
+            ["git", *arguments], cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL, text=True
+        )
+
+    try:
+        if git("rev-parse", "--show-prefix").strip() != "flowers/":  # installed inside another project's checkout
+            return None
+        changes = git("status", "--porcelain", "--", ".", "../conf")
+        return git("rev-parse", "HEAD").strip() + ("-dirty" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

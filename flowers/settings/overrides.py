@@ -1,0 +1,276 @@
+"""Hydra's override grammar: check the names in overrides, and take overrides apart. No other module knows it."""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, RangeSweep, Sweep
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
+
+from flowers.settings.config_reference import CONF, config_folders, options_of, torchvision_classifiers
+from flowers.settings.suggestions import did_you_mean, suggest_key
+
+# Arguments of the Trainer that the program sets itself, and what to give instead.
+_RESERVED_TRAINER_KEYS = {
+    "trainer.max_epochs": "head.epochs and finetune.epochs",
+    "trainer.logger": "logger=…",
+    "trainer.callbacks": "callbacks=…",
+    "trainer.default_root_dir": "hydra.run.dir",
+    "trainer.plugins": "trainer.precision or trainer.strategy",
+    "trainer.fast_dev_run": "debug=steps",
+    "trainer.enable_checkpointing": "callbacks=…",
+    "trainer.enable_progress_bar": "~callbacks.progress",
+    "trainer.min_epochs": "head.epochs and finetune.epochs",
+    "trainer.min_steps": "head.epochs and finetune.epochs",
+    "trainer.check_val_every_n_epoch": "fewer epochs: the best epoch is found by validating each of them",
+}
+
+# Groups whose keys are not listed: they are arguments of the function that `model.architecture` names.
+_OPEN_GROUPS = ("model.options",)
+
+# Old key: new key. An old key may be valid in another program (`photos`), so a lookup first checks that it is unknown.
+RENAMED_KEYS = {
+    "data.on_bad_photo": "data.on_corrupt",
+    "data.patience": "data.retry_timeout",
+    "data.mixed_shards": "data.shuffle_shards",
+    "data.flip": "data.hflip_prob",
+    "data.memory_share": "data.decoded_cache_fraction",
+    "data.endpoint": "data.s3_endpoint",
+    "head.views": "head.cached_views",
+    "features.max_gb": "features.cache_gb",
+    "callbacks.within": "callbacks.mid_epoch",
+    "callbacks.pictures": "callbacks.image_logger",
+    "photos": "max_listed",
+    "limit": "min_agreement",
+    "int8_limit": "int8_min_agreement",
+    "calibration": "calibration_images",
+    "on_bad_photo": "on_corrupt",
+    "checkpoint": "run",
+}
+
+
+def rename_old_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a training configuration from an old checkpoint under today's key names; `config` stays unchanged."""
+    upgraded = {group: dict(value) if isinstance(value, dict) else value for group, value in config.items()}
+    for old, new in RENAMED_KEYS.items():
+        group, dot, name = old.partition(".")
+        settings = upgraded.get(group)
+        if dot and isinstance(settings, dict) and name in settings:
+            new_name = new.partition(".")[2]
+            upgraded[group] = {new_name if key == name else key: value for key, value in settings.items()}
+    return upgraded
+
+
+def check_overrides(overrides: Sequence[str], config_name: str) -> list[str]:
+    """Check the names in overrides of the command line, and return them as Hydra expects them.
+
+    Hydra refuses a key that the configuration lacks, unless it starts with `++`. Arguments of Lightning's Trainer under
+    `trainer`, and keys of the open group `model.options`, get this sign here. `compose_checked` checks the values.
+
+    Raises:
+        ValueError: A group, an option or a key does not exist. The message names the nearest valid name.
+    """
+    parsed = parse_overrides(overrides)
+    own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
+    options = [override for override in own if (CONF / override.key_or_group).is_dir()]
+    with hydra_context():
+        for override in parsed:
+            _check_option(override)
+        lines = [single_overrides(override) for override in options if not override.is_delete()]
+        base = compose(config_name, [each[0] for each in lines if each and not each[0].endswith("=null")])
+    values = flatten(OmegaConf.to_container(base))
+    keys = [override for override in own if override not in options]
+    for override in keys:
+        _check_renamed(override.key_or_group, values)
+    added = [override.input_line for override in keys if _must_be_added(override, values)]
+    return [f"++{line.lstrip('+')}" if line in added else line for line in overrides]
+
+
+@contextmanager
+def hydra_context() -> Iterator[Any]:
+    """Yield a Hydra instance that reads conf/: that of the running program, or else a new one for the block."""
+    singleton = GlobalHydra.instance()
+    running = singleton.hydra
+    if running and any(str(CONF) in entry.path for entry in running.config_loader.get_search_path().get_path()):
+        yield running
+        return
+    singleton.clear()  # a notebook may have initialized Hydra for another project
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            yield GlobalHydra.instance().hydra
+    finally:
+        singleton.hydra = running
+        GlobalHydra.set_instance(singleton)
+
+
+def quote_override(value: object) -> str:
+    """Return `value` as a quoted string of Hydra's override grammar, whatever characters it contains."""
+    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), str(value))
+    return "'" + escaped.replace("${", "\\${") + "'"
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dictionaries: `{"a": {"b": 1}}` becomes `{"a": {"b": 1}, "a.b": 1}`."""
+    flat = {}
+    for name, value in tree.items():
+        flat[f"{prefix}{name}"] = value
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+    return flat
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Parse overrides.
+
+    Raises:
+        ValueError: One of them is not of Hydra's grammar.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ValueError(f"an override is not of the form key=value: {str(error).splitlines()[0]}") from error
+
+
+def _check_option(override: Override) -> None:
+    group = override.key_or_group
+    # The loader also knows the options that Hydra and its plugins bring.
+    options = GlobalHydra.instance().config_loader().get_group_options(group)
+    for value in _override_values(override) if options else ():
+        for option in value if isinstance(value, list) else [value]:
+            if option is None and "none" in options:
+                raise ValueError(f"{group}=null: give {group}=none")
+            if option is not None and str(option) not in options:
+                files = options_of(group) or options
+                more = ", and any other classifier of torchvision" if group == "model" else ""
+                raise ValueError(
+                    f"{group}={option}: no such option{did_you_mean(str(option), options)} "
+                    f"(there are {', '.join(files)}{more})"
+                )
+            if group == "hydra/launcher":
+                _check_launcher(str(option))
+
+
+def _check_launcher(option: str) -> None:
+    file = CONF / "hydra" / "launcher" / f"{option}.yaml"
+    try:
+        if file.exists():
+            importlib.import_module(str(OmegaConf.load(file)._target_).rpartition(".")[0])
+    except ModuleNotFoundError as error:
+        extra = option.partition("_")[0]
+        raise ValueError(f"hydra/launcher={option} needs its plugin: pip install 'flowers[{extra}]'") from error
+
+
+def _check_renamed(key: str, values: dict[str, Any]) -> None:
+    for old, new in RENAMED_KEYS.items():
+        if (key == old or key.startswith(f"{old}.")) and old not in values and new in values:
+            raise ValueError(f"{key} is now {new}{key.removeprefix(old)}")
+
+
+def _must_be_added(override: Override, values: Mapping[str, Any]) -> bool:
+    """Return whether the configuration does not list a valid key, which Hydra then only takes with `++`.
+
+    Raises:
+        ValueError: The key does not exist, or is not for users; or an option of a group is given as a key.
+    """
+    key = override.key_or_group
+    if key in _RESERVED_TRAINER_KEYS and "trainer" in values:
+        raise ValueError(f"{key} is set by the program: give {_RESERVED_TRAINER_KEYS[key]}")
+    if override.is_delete():
+        if "${" in str(values.get(key, "")) and not isinstance(values[key], dict):
+            raise ValueError(f"~{key}: cannot be left out: it follows another setting, {values[key]}")
+        return False
+    group = key.replace(".", "/")
+    if (CONF / group).is_dir() and not all(isinstance(value, dict) for value in _override_values(override)):
+        value = next(value for value in _override_values(override) if not isinstance(value, dict))
+        raise ValueError(f"{key}={value}: {key} is a group of settings: give {group}={value}")
+    if any(key == name or key.startswith(f"{name}.") for name in _OPEN_GROUPS if name in values):
+        return True
+    if key in values:
+        return False
+    is_added = override.is_add() or override.is_force_add()
+    arguments = [f"trainer.{name}" for name in trainer_arguments()] if "trainer" in values else []
+    if key in arguments:
+        return True
+    if is_added and not key.startswith("trainer."):  # the schema knows which keys may be added
+        return False
+    raise ValueError(f"{key}: no such key{suggest_key(key, [*values, *arguments])}")
+
+
+def _override_values(override: Override) -> list[Any]:
+    """Return the values of an override: one, or those of a sweep, of an interval its ends; none for a glob."""
+    value: Any = override.value()
+    if isinstance(value, Glob):
+        return []
+    if isinstance(value, IntervalSweep):
+        return [value.start, value.end]
+    is_sweep = isinstance(value, Sweep) and override.is_sweep_override()
+    values = list(override.sweep_iterator()) if is_sweep else [value]
+    return [each.text if isinstance(each, QuotedString) else each for each in values]
+
+
+def single_overrides(override: Override) -> list[str]:
+    """Return an override once for each of its values; of a range or an interval, for its ends; none for a glob."""
+    if override.is_delete() or not override.is_sweep_override():
+        return [str(override.input_line)]
+    value: Any = override.value()
+    if isinstance(value, Glob):
+        return []
+    if isinstance(value, IntervalSweep):
+        values = [str(value.start), str(value.end)]
+    else:
+        values = list(override.sweep_string_iterator())
+        values = values[:: max(1, len(values) - 1)] if isinstance(value, RangeSweep) else values
+    return [f"{override.get_key_element()}={each}" for each in values]
+
+
+def last_value(overrides: Sequence[str], key: str) -> str | None:
+    """Return the value that the last override of `key` gives, as a text; None if there is none."""
+    given = [override for override in parse_overrides(overrides) if override.key_or_group == key]
+    values = [value for override in given for value in _override_values(override)]
+    return None if not values or values[-1] is None else str(values[-1])
+
+
+def _register_torchvision_classifiers() -> None:
+    """Make each classifier of torchvision an option of the group `model`, also those without a file."""
+    store = ConfigStore.instance()
+    for name in sorted({*torchvision_classifiers()} - {*options_of("model")}):
+        store.store(name, {"architecture": name, "weights": "IMAGENET1K_V1", "options": {}}, group="model")
+
+
+def trainer_arguments() -> list[str]:
+    """Return the arguments of Lightning's Trainer, read from its source: to import it takes seconds."""
+    package = importlib.util.find_spec("lightning")
+    assert package is not None, "lightning is installed with this project"
+    assert package.origin is not None
+    source = Path(package.origin).parent / "pytorch" / "trainer" / "trainer.py"
+    (trainer,) = (
+        node
+        for node in ast.parse(source.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == "Trainer"
+    )
+    (init,) = (node for node in trainer.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    return [argument.arg for argument in init.args.kwonlyargs]
+
+
+class _MoreFolders(SearchPathPlugin):
+    """Makes Hydra find what is not in conf/ of the project, such as experiments in conf/ of the working directory."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in config_folders()[1:]:
+            search_path.append("flowers", f"file://{folder}")
+
+
+Plugins.instance().register(_MoreFolders)
+_register_torchvision_classifiers()  # before Hydra composes any configuration

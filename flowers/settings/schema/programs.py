@@ -1,0 +1,280 @@
+"""The settings of the other programs, and the table of all programs."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from flowers.settings.schema.training import Folder, Model, Shards, Split, Train
+from flowers.settings.schema.values import (
+    AtLeastOne,
+    Count,
+    Device,
+    Engine,
+    Expected,
+    Fraction,
+    Group,
+    ImageSide,
+    NotNegative,
+    OnCorrupt,
+    Positive,
+    Precision,
+    Probability,
+    Seed,
+    Share,
+    Target,
+    TestTimeAugmentation,
+    Text,
+)
+
+
+class Evaluate(Group):
+    """flowers.evaluate."""
+
+    run: Text | None
+    tta: TestTimeAugmentation | None
+    split: Literal["train", "val", "test"]
+    root: Text | None
+    photos: Text | None
+    corrections: Text | None
+    on_corrupt: OnCorrupt | None
+    engine: Engine | None
+    accelerator: Device | None
+    precision: Precision | None
+    output: Text | None
+    report: Text | None
+    reject: Fraction | None
+    strangers: Text | None
+
+
+class Audit(Group):
+    """flowers.audit."""
+
+    photos: Text | None
+    run: Text | None
+    model: Model
+    corrections: Text | None
+    on_corrupt: OnCorrupt | None
+    image_size: ImageSide
+    folds: Annotated[int, Field(ge=2)]
+    seed: Seed
+    neighbors: AtLeastOne
+    max_photos: AtLeastOne
+    accelerator: Device | None
+    precision: Precision | None
+    cache_gb: NotNegative
+    output: Text
+
+
+class Compare(Group):
+    """flowers.compare."""
+
+    runs: Annotated[list[Text], Expected("at least two runs, runs='[A,B]'")]
+    multirun: Text | None
+    split: Literal["val", "test"]
+    corrections: Text | None
+    max_listed: Count
+    output: Text | None
+
+
+class Predict(Group):
+    """flowers.predict."""
+
+    run: Text | None
+    tta: TestTimeAugmentation | None
+    photos: Text | list[Text]
+    root: Text | None
+    confidence: Probability | None
+    reject: Fraction | None
+    output: Text | None
+    engine: Engine | None
+    accelerator: Device | None
+    precision: Precision | None
+    num_workers: Count | None
+
+
+class Explain(Group):
+    """flowers.explain."""
+
+    run: Text
+    photos: Text | list[Text]
+    label: str | int | float | bool | None
+    output: Text
+    accelerator: Device | None
+    precision: Precision | None
+
+
+class Export(Group):
+    """flowers.export."""
+
+    run: Text | None
+    tta: TestTimeAugmentation | None
+    output: Text
+    photos: Text | None
+    on_corrupt: OnCorrupt | None
+    reject: Fraction | None
+    formats: Annotated[
+        list[Literal["torch_export", "onnx", "int8", "hub", "web"]],
+        Field(min_length=1),
+        Expected("a list of torch_export, onnx, int8, hub and web"),
+    ]
+    web_runtime: Text | None
+    int8: bool
+    calibration_images: AtLeastOne
+    reduce_range: bool
+    min_agreement: Probability
+    int8_min_agreement: Probability
+    min_rejection_agreement: Probability
+    batch: AtLeastOne
+    rounds: AtLeastOne
+    seconds: NotNegative
+
+
+class App(Group):
+    """flowers.app."""
+
+    run: Text | None
+    confidence: Probability | None
+    reject: Fraction | None
+    host: Text
+    port: Annotated[int, Field(ge=0, le=65535)]
+    token: Text | None
+    allowed_hosts: list[Text]
+    proxy: bool
+    max_megapixels: Positive
+    max_request_mb: Positive
+    max_files: AtLeastOne
+    max_in_flight: AtLeastOne
+    request_seconds: Positive
+    accelerator: Device | None
+    precision: Precision | None
+
+
+class SweepSettings(Group):
+    """sweep."""
+
+    trials: AtLeastOne
+    folder: Text
+    storage: Text | None
+    study: Text
+    seed: Seed
+    keep: Count | None
+    settings: list[str]
+    options: list[str]
+    sampler: Target
+    pruner: Target
+
+
+class Sweep(Group):
+    """flowers.sweep."""
+
+    sweep: SweepSettings
+
+
+class Recipe(Group):
+    """recipe."""
+
+    base: list[str]
+    parts: dict[str, list[str]]
+    best: list[str]
+
+
+class Ablation(Group):
+    """flowers.ablation."""
+
+    recipe: Recipe
+    settings: list[str]
+    folds: Annotated[int, Field(ge=2)]
+    seeds: Annotated[list[Seed], Field(min_length=1), Expected("at least one seed")]
+    folder: Text
+    keep_checkpoints: bool
+
+
+class Soup(Group):
+    """flowers.soup."""
+
+    runs: Annotated[list[Text], Expected("at least two runs, runs='[A,B]'")]
+    multirun: Text | None
+    root: Text | None
+    output: Text
+    accelerator: Device | None
+    precision: Precision | None
+
+
+class Pack(Group):
+    """flowers.pack."""
+
+    photos: Text
+    output: Text
+    shard_mb: Positive
+    workers: AtLeastOne | None
+    data: Split
+
+
+class Probe(Group):
+    """flowers.probe."""
+
+    data: Folder | Shards
+    models: Annotated[
+        list[Text], Field(min_length=1), Expected("a list of architectures, models='[resnet18,A:WEIGHTS]'")
+    ]
+    folds: Annotated[int, Field(ge=2)]
+    seed: Seed
+    accelerator: Device | None
+    precision: Precision | None
+    cache_gb: NotNegative
+    output: Text | None
+
+
+class LearningCurve(Group):
+    """flowers.learning_curve."""
+
+    data: Folder | Shards
+    model: Model
+    run: Text | None
+    root: Text | None
+    stage: Literal["head", "finetune"]
+    fractions: Annotated[
+        list[Share],
+        Field(min_length=3),
+        Expected("at least three numbers above 0 and at most 1"),
+    ]
+    seeds: Annotated[list[Seed], Field(min_length=2), Expected("at least two seeds")]
+    seed: Seed
+    accelerator: Device | None
+    precision: Precision | None
+    cache_gb: NotNegative
+    output: Text | None
+
+
+class Suggest(Group):
+    """flowers.suggest."""
+
+    run: Text | None
+    pool: Text | None
+    root: Text | None
+    count: AtLeastOne
+    labels: Text | None
+    method: Literal["margin_kmeans", "margin", "badge", "random"]
+    seed: Seed
+    output: Text | None
+    accelerator: Device | None
+    precision: Precision | None
+
+
+PROGRAM_SCHEMAS: dict[str, type[Group]] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "audit": Audit,
+    "compare": Compare,
+    "predict": Predict,
+    "explain": Explain,
+    "export": Export,
+    "app": App,
+    "sweep": Sweep,
+    "ablation": Ablation,
+    "soup": Soup,
+    "pack": Pack,
+    "probe": Probe,
+    "learning_curve": LearningCurve,
+    "suggest": Suggest,
+}

@@ -1,0 +1,82 @@
+import re
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from flowers.settings.config import check_targets, compose_checked, load_config, to_container
+from flowers.settings.overrides import check_overrides
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["head.epochs=1,2.5"], "head.epochs=2.5: expected a whole number, at least 0"),
+        (["seed=range(0,5)", "optimizer.lr=interval(-1,1)"], "optimizer.lr=-1.0: expected a number, above 0"),
+        (["optimizer=adam,sgd", "data.batch_size=0,1"], "data.batch_size=0: expected a whole number, at least 1"),
+    ],
+)
+def test_compose_checked_checks_each_value_of_a_sweep(overrides: list[str], message: str):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        compose_checked(check_overrides(overrides, "train"), "train")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data=folder"], "data.root is missing: give data.root=…"),
+        (["data.root=${oc.env:UNSET}"], "data.root: the environment variable UNSET is not set: give a value"),
+        (["data.root=${no.such}"], "data.root: Interpolation key 'no.such' not found: give a value"),
+        (
+            ["~logger.tensorboard.run_dir"],
+            "~logger.tensorboard.run_dir: cannot be left out: it follows another setting, ${run_dir}",
+        ),
+        (["+optimizer.momentum=0.5"], "optimizer.momentum: torch.optim.Adam takes no such argument"),
+        (
+            ["+optimizer.weight_decy=0.5"],
+            "optimizer.weight_decy: torch.optim.Adam takes no such argument: did you mean optimizer.weight_decay?",
+        ),
+        (["+callbacks.x._target_=no.such"], "callbacks.x._target_=no.such: cannot be imported: "),
+        (
+            ["+callbacks.best.mod=max"],
+            "callbacks.best.mod: flowers.training.checkpointing.RelocatableModelCheckpoint takes",
+        ),
+    ],
+)
+def test_load_config_and_check_targets_name_the_key(
+    overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("UNSET", raising=False)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as error:
+        check_targets(to_container(load_config([*overrides, "run_dir=x"])))
+    assert "\n" not in str(error.value)
+
+
+def test_load_config_composes_as_the_command_line_and_gives_each_run_a_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    first, second = (load_config(["experiment=quickstart", "trainer.gradient_clip_val=1"]) for _ in range(2))
+    assert first.data.image_size == 48
+    assert first.trainer.gradient_clip_val == 1
+    assert first.run_dir != second.run_dir
+    assert Path(first.run_dir).relative_to(tmp_path).parts[0] == "outputs"
+    assert first.callbacks.best.dirpath == f"{first.run_dir}/checkpoints"
+    assert load_config([f"run_dir={tmp_path}/run"]).run_dir == f"{tmp_path}/run"
+    assert load_config(["run=x"], "evaluate").run == "x"
+
+
+def test_load_config_refuses_mistakes_and_several_values():
+    with pytest.raises(ValueError, match=r"did you mean optimizer\.lr"):
+        load_config(["optimizer.lrr=1"])
+    with pytest.raises(ValueError, match=r"seed=0,1: expected one value"):
+        load_config(["seed=0,1"])
+
+
+def test_load_config_leaves_the_hydra_of_another_project_as_it_is(tmp_path: Path):
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        other = GlobalHydra.instance().hydra
+        assert load_config(["run_dir=x"]).head.epochs == 5
+        assert GlobalHydra.instance().hydra is other
+    assert not GlobalHydra.instance().is_initialized()
