@@ -67,6 +67,7 @@ class Confinement(NamedTuple):
         environment: More variables.
         prepare: Is called in the process before it is confined.
         serves: Whether it may listen on this machine: it is interrupted as soon as it does.
+        cpu_seconds: How long it may compute.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Confinement(NamedTuple):
     environment: Mapping[str, str] = {}
     prepare: Callable[[], object] | None = None
     serves: bool = False
+    cpu_seconds: float = CPU_SECONDS
 
 
 def start_server() -> None:
@@ -120,7 +122,7 @@ def run_confined(case: Confinement, method: str = "forkserver") -> Ended:
             computed, worked = seconds, now
         if (used := _grown(case.folder, pid)) > 1.25 * MEMORY_BYTES:
             reason = f"took {used / 1e9:.1f} GB"
-        elif computed > 2 * CPU_SECONDS:
+        elif computed > 2 * case.cpu_seconds:
             reason = f"computed for {computed:.0f} s"
         elif now - worked > WAITING_SECONDS or now - start > CLOCK_SECONDS:
             reason = f"waited, {now - start:.0f} s in all"
@@ -184,7 +186,7 @@ def _become(case: Confinement) -> None:
     for handler in logging.getLogger().handlers[:]:  # those of pytest
         logging.getLogger().removeHandler(handler)
     multiprocessing.set_start_method("fork", force=True)  # as in a program that a user starts
-    multiprocessing.process.current_process()._config.pop("tempdir", None)
+    vars(multiprocessing.current_process())["_config"].pop("tempdir", None)  # that of the server, where it forked this
     home, work, out = (case.folder / name for name in ("home", "work", "out"))
     for each in (home, work, out):
         each.mkdir(exist_ok=True)
@@ -213,7 +215,7 @@ def _become(case: Confinement) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        _finish(events, status)
+        _finish(events, status, case.cpu_seconds)
 
 
 def _call(main: Callable[[], object]) -> int:
@@ -226,12 +228,12 @@ def _call(main: Callable[[], object]) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
-def _finish(events: int, status: int) -> None:
+def _finish(events: int, status: int, cpu_seconds: float) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
     seconds = sum(os.times()[:4])
-    if seconds > CPU_SECONDS:
+    if seconds > cpu_seconds:
         os.write(events, f"! computed for {seconds:.0f} s\n".encode())
     with contextlib.suppress(OSError, ValueError):
         grown = _status("self", "VmHWM") - int(Path("../start").read_text())

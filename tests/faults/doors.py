@@ -204,7 +204,7 @@ def make_exhibits(folder: Path) -> None:
 
     def make(name: str, *arguments: str) -> None:
         work = folder.with_name(f"{folder.name}-made")
-        ended = run_confined(Confinement(name, arguments, work, folder / "nothing", (folder,)))
+        ended = run_confined(Confinement(name, arguments, work, folder / "nothing", (folder,), cpu_seconds=600))
         assert (ended.status, ended.findings) == (0, []), f"{name} {' '.join(arguments)}: {ended}"
 
     _make_photos(folder)

@@ -12,7 +12,8 @@ import stat
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,6 +103,11 @@ def unix_socket(place: Place) -> None:
     os.mknod(place.path, stat.S_IFSOCK | 0o600)
 
 
+def link_to_itself(place: Place) -> None:
+    place.path.unlink()
+    place.path.symlink_to(place.path.name)
+
+
 def link_to(target: str) -> Change:
     def change(place: Place) -> None:
         place.path.unlink()
@@ -125,7 +131,7 @@ ANY: dict[str, Change] = {
     "socket": unix_socket,
     "link to /dev/zero": link_to("/dev/zero"),
     "link to /dev/stdin": link_to("/dev/stdin"),
-    "link to itself": lambda place: (place.path.unlink(), place.path.symlink_to(place.path.name)),
+    "link to itself": link_to_itself,
     "dangling link": link_to("/nowhere/at/all"),
     "link to a secret": link_to("secret"),
     "pickle": runs_code,
@@ -208,7 +214,7 @@ def document_changes(document: Any, place: Place) -> Iterator[tuple[str, Callabl
         numbers = [key for key in plain if isinstance(at(document, key), (int, float))]
         yield f"each text={name}", _setter(texts, value)
         yield f"each number={name}", _setter(numbers, value)
-        yield f"the whole={name}", lambda _, value=value: value
+        yield f"the whole={name}", partial(_second, second=value)
     for key in found:
         yield f"{text_of(key)} is missing", _deleter(key)
         if isinstance(at(document, key), dict):
@@ -220,6 +226,10 @@ def document_changes(document: Any, place: Place) -> Iterator[tuple[str, Callabl
         if "logger" in document:
             yield "trackers that call", _setter([("logger",)], {"mlflow": calls, "wandb": calls, "tensorboard": calls})
         yield "a later format", _setter([("format_version",)], 99)
+
+
+def _second(first: object, second: Any) -> Any:
+    return second
 
 
 def _setter(keys: list[Key], value: Any) -> Callable[[Any], Any]:
@@ -275,6 +285,11 @@ def yaml_changes(place: Place) -> dict[str, Change]:
 # Of tables
 
 
+def _drop_column(index: int, rows: list[list[str]]) -> None:
+    for row in rows:
+        del row[index]
+
+
 def csv_changes(place: Place) -> dict[str, Change]:
     def read(path: Path) -> list[list[str]]:
         return list(csv.reader(io.StringIO(path.read_text("utf-8"))))
@@ -301,8 +316,8 @@ def csv_changes(place: Place) -> dict[str, Change]:
         "a row twice": write(lambda rows: rows.append(rows[1])),
         "a short row": write(lambda rows: rows[1].pop()),
         "a long row": write(lambda rows: rows[1].append("x")),
-        "one more column": write(lambda rows: [row.append(VARIABLE) for row in rows]),
-        "a column twice": write(lambda rows: [row.append(row[0]) for row in rows]),
+        "one more column": write(lambda rows: rows.__setitem__(slice(None), [[*row, VARIABLE] for row in rows])),
+        "a column twice": write(lambda rows: rows.__setitem__(slice(None), [[*row, row[0]] for row in rows])),
         "many columns": write(lambda rows: rows[0].extend(map(str, range(300_000)))),
         "a million rows": write(lambda rows: rows.extend([rows[1]] * 1_000_000)),
         "zero byte": lambda place: replace(place, place.path.read_bytes()[:60] + b"\0" + place.path.read_bytes()[60:]),
@@ -327,7 +342,7 @@ def csv_changes(place: Place) -> dict[str, Change]:
         "digits": "9" * 5000,
     }
     for index, column in enumerate(header):
-        changes[f"{column} is missing"] = write(lambda rows, index=index: [row.pop(index) for row in rows])
+        changes[f"{column} is missing"] = write(partial(_drop_column, index))
         for name, value in texts.items():
             changes[f"{column}={name}"] = write(cells(index, value, all_rows=False))
             changes[f"each {column}={name}"] = write(cells(index, value, all_rows=True))
@@ -335,6 +350,23 @@ def csv_changes(place: Place) -> dict[str, Change]:
 
 
 # Of tensors
+
+
+def _put(name: str, value: object, found: dict[str, Any]) -> None:
+    found[name] = value
+
+
+def _drop(names: Sequence[str], found: dict[str, Any]) -> None:
+    for name in names:
+        del found[name]
+
+
+def _of_state(change: Callable[[dict[str, Any]], None], content: dict[str, Any]) -> None:
+    change(content["state_dict"])
+
+
+def _with_metadata(metadata: dict[str, str], header: dict[str, Any]) -> dict[str, Any]:
+    return header | {"__metadata__": metadata}
 
 
 def tensor_changes(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, Callable[[dict[str, Any]], None]]]:
@@ -353,11 +385,11 @@ def tensor_changes(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, Call
             "booleans": torch.zeros(first.shape, dtype=torch.bool),
         }
         for kind, value in others.items():
-            yield f"{name}: {kind}", lambda found, name=name, value=value: found.update({name: value})
-        yield f"{name} is missing", lambda found, name=name: found.pop(name)
-    yield "no tensors", lambda found: found.clear()
-    yield "half of the tensors", lambda found: [found.pop(name) for name in names[: len(names) // 2]]
-    yield "one more tensor", lambda found: found.update({"stranger": torch.zeros(3)})
+            yield f"{name}: {kind}", partial(_put, name, value)
+        yield f"{name} is missing", partial(_drop, [name])
+    yield "no tensors", partial(_drop, names)
+    yield "half of the tensors", partial(_drop, names[: len(names) // 2])
+    yield "one more tensor", partial(_put, "stranger", torch.zeros(3))
 
 
 def safetensors_changes(place: Place) -> dict[str, Change]:
@@ -391,14 +423,9 @@ def safetensors_changes(place: Place) -> dict[str, Change]:
     for key in metadata:
         for name in ("variable", "nan", "minus one", "huge", "text", "long"):
             value = str(values(place)[name])
-            changes[f"{key}={name}"] = of_header(
-                lambda header, key=key, value=value: header | {"__metadata__": header["__metadata__"] | {key: value}}
-            )
-        changes[f"{key} is missing"] = of_header(
-            lambda header, key=key: (
-                header | {"__metadata__": {name: each for name, each in header["__metadata__"].items() if name != key}}
-            )
-        )
+            changes[f"{key}={name}"] = of_header(partial(_with_metadata, {**metadata, key: value}))
+        others = {name: each for name, each in metadata.items() if name != key}
+        changes[f"{key} is missing"] = of_header(partial(_with_metadata, others))
     first = min(tensors)
     return {
         **changes,
@@ -432,12 +459,12 @@ def checkpoint_changes(place: Place) -> dict[str, Change]:
     else:
         state = dict(content["state_dict"])
         for name, change in tensor_changes(state):
-            changes[name] = write(lambda content, change=change: change(content["state_dict"]))
+            changes[name] = write(partial(_of_state, change))
         for name, change in document_changes(content["hyper_parameters"], place):
             changes[name] = of_hparams(change)
         for name in content:
-            changes[f"top {name} is missing"] = write(lambda content, name=name: content.pop(name))
-            changes[f"top {name}=text"] = write(lambda content, name=name: content.update({name: VARIABLE}))
+            changes[f"top {name} is missing"] = write(partial(_drop, [name]))
+            changes[f"top {name}=text"] = write(partial(_put, name, VARIABLE))
         changes["instantiator"] = write(
             lambda content: content["hyper_parameters"].update(
                 _instantiator="os.system", config={"_instantiator": "os.system"}

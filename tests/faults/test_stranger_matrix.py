@@ -5,12 +5,18 @@ stranger ran, no name was looked up and no socket opened, nothing was written ou
 was printed, at most 2 GiB and 20 s were taken, and the program ended well or with one line that names the file.
 """
 
+import contextlib
+import os
+import runpy
+import socket
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from flowers.settings.schema.programs import PROGRAM_SCHEMAS
-from tests.faults.confinement import preload, start_server
+from tests.faults.confinement import Confinement, preload, run_confined, start_server
 from tests.faults.doors import (
     EXHIBITS,
     NOT_OF_A_STRANGER,
@@ -57,6 +63,29 @@ def test_each_setting_that_may_name_a_file_is_a_door_or_says_why_not():
     found = {setting for schema in PROGRAM_SCHEMAS.values() for setting in text_settings(schema)}
     differing = found ^ (TAKES.keys() | NOT_OF_A_STRANGER.keys())
     assert not differing, f"put {sorted(differing)} into TAKES or NOT_OF_A_STRANGER of tests/faults/doors.py, or out"
+
+
+def test_run_confined_tells_what_a_program_must_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "stranger").mkdir()
+    (tmp_path / "stranger" / "module.py").write_text("x = 1\n")
+
+    def main() -> None:
+        os.system("true")
+        (tmp_path / "outside").touch()
+        socket.getaddrinfo("localhost", 1)
+        runpy.run_path(str(tmp_path / "stranger" / "module.py"))
+        with contextlib.suppress(OSError), socket.socket() as client:
+            client.connect(("127.0.0.1", 9))
+
+    rogue = types.ModuleType("flowers.rogue")
+    rogue.main = main  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flowers.rogue", rogue)
+    ended = run_confined(Confinement("rogue", [], tmp_path / "cell", tmp_path / "stranger"), "fork")
+    assert ended.status == 0
+    assert ended.opened == {"module.py"}
+    beginnings = ("ran b'true'", "wrote or deleted", "looked up 'localhost'", "executed the code of", "connected to")
+    assert len(ended.findings) == len(beginnings)
+    assert all(found.startswith(each) for found, each in zip(ended.findings, beginnings, strict=True)), ended.findings
 
 
 @pytest.mark.parametrize("name", sampled())
