@@ -65,6 +65,7 @@ class LabelSimulation(Group):
     """benchmarks.label_simulation."""
 
     run: Text
+    root: Text | None
     seeds: AtLeastOne
     count: AtLeastOne
     accelerator: Device | None

@@ -170,10 +170,15 @@ def _text_settings(annotation: Any, name: str) -> Iterator[str]:
             yield from _text_settings(part, name)
 
 
+def installed_programs() -> dict[str, type[BaseModel]]:
+    """Return the schemas of the programs that are installed: those of benchmarks/ are in the table once imported."""
+    return {name: schema for name, schema in PROGRAM_SCHEMAS.items() if schema.__module__.startswith("flowers.")}
+
+
 def doors() -> list[Door]:
     """Return all doors of all programs."""
     found = []
-    for program, schema in PROGRAM_SCHEMAS.items():
+    for program, schema in installed_programs().items():
         for setting in dict.fromkeys(text_settings(schema)):
             found += [Door(program, setting, exhibit) for exhibit in TAKES.get(setting, ())]
     return found

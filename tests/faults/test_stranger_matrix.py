@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from flowers.settings.schema.programs import PROGRAM_SCHEMAS
 from tests.faults.confinement import Confinement, preload, run_confined, start_server
 from tests.faults.doors import (
     EXHIBITS,
@@ -25,6 +24,7 @@ from tests.faults.doors import (
     cell_names,
     collect_exhibits,
     doors,
+    installed_programs,
     make_exhibits,
     text_settings,
 )
@@ -60,7 +60,7 @@ def small_matrix(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Matr
 
 
 def test_each_setting_that_may_name_a_file_is_a_door_or_says_why_not():
-    found = {setting for schema in PROGRAM_SCHEMAS.values() for setting in text_settings(schema)}
+    found = {setting for schema in installed_programs().values() for setting in text_settings(schema)}
     differing = found ^ (TAKES.keys() | NOT_OF_A_STRANGER.keys())
     assert not differing, f"put {sorted(differing)} into TAKES or NOT_OF_A_STRANGER of tests/faults/doors.py, or out"
 
