@@ -19,6 +19,7 @@ from flowers.runtime.files import atomic_write, open_regular
 from flowers.settings.schema.values import TestTimeAugmentation
 
 _FORMAT = "1"
+_MAX_BYTES = 2**29  # of the file: ImageNet-21k with 4,096 features takes 350 MB
 
 
 def rejection_threshold(scores: Tensor, share: float) -> float:
@@ -98,12 +99,14 @@ def load_rejection(run_dir: Path, reject: float | None = None, width: int | None
         raise ValueError(f"reject={reject:g}: {run_dir} has no {REJECTION_FILE}: {advice}")
     try:
         with open_regular(path), safe_open(path, "pt") as file:
+            assert path.stat().st_size <= _MAX_BYTES
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         assert metadata["format"] == _FORMAT
         val_scores = tensors.pop("val_scores")
-        strangeness = Strangeness(len(tensors["center"]), len(tensors["gains"]), len(tensors["bias"]))
-        strangeness.load_state_dict(tensors)
+        with torch.device("meta"):  # of any shape takes no memory: the weight of a stranger need not have it
+            strangeness = Strangeness(len(tensors["center"]), len(tensors["gains"]), len(tensors["bias"]))
+        strangeness.load_state_dict(tensors, assign=True)
         assert all(tensor.isfinite().all() for tensor in (*tensors.values(), val_scores))
         found = Rejection(strangeness, val_scores, float(metadata["reject"]), metadata["tta"])
         assert 0 < found.share < 1

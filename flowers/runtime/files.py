@@ -415,6 +415,10 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {reason}") from error
 
 
+_YAML_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_MAX_YAML_DIGITS = 400  # the largest float has 309
+
+
 class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
     """Plain values, without aliases: ten lines of them are a billion values."""
 
@@ -422,6 +426,12 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("an alias")
         return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: Any) -> Any:
+        # A number to the base of 60 of a megabyte, "1:59:59…", would take minutes.
+        if node.tag in _YAML_NUMBERS and len(node.value) > _MAX_YAML_DIGITS:
+            raise yaml.YAMLError("a number that is too long")
+        return super().construct_scalar(node)
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -433,6 +443,7 @@ def read_yaml(path: str | Path) -> Any:
     try:
         text = read_bounded(path, MAX_YAML_BYTES).decode("utf-8", errors="surrogateescape")
         return yaml.load(text, _PlainLoader)  # a safe loader
-    except (OSError, ValueError, TypeError, yaml.YAMLError, AttributeError, OverflowError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is damaged"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # PyYAML raises anything from AttributeError to KeyError for a damaged file
+        raise ValueError(f"{path} cannot be read: it is damaged") from error

@@ -49,7 +49,7 @@ from flowers.runtime.interrupt import resumable
 from flowers.runtime.logging import configure_logging, progress_bar
 from flowers.runtime.text import one_line, write_csv
 from flowers.search.in_process import group_override, train_in_process
-from flowers.settings.config import to_container
+from flowers.settings.config import compose_checked, to_container
 from flowers.settings.overrides import check_overrides, last_value, quote_override
 from flowers.settings.stored_overrides import plain_overrides
 
@@ -191,6 +191,10 @@ def finetuned_curve(
     Raises:
         ValueError: There is no such run, or it has no folder of images; or a training fails.
     """
+    if links := [path for path in (folder, *folder.rglob("*")) if path.is_symlink()]:
+        raise ValueError(
+            f"{one_line(links[0])} is a link, through which nothing is written: delete it, or give output="
+        )
     run, folder = require_run_dir(run).resolve(), folder.resolve()
     records = load_split(run / SPLIT_FILE)
     train = [record for record in records if record.split == "train"]
@@ -204,10 +208,11 @@ def finetuned_curve(
     images = run_images_args(settings, root)
     if images.get("packed"):
         raise ValueError(f"run={run}: stage=finetune needs a run on a folder of images, and not on shards")
-    if (weights := hparams["config"]["model"]["weights"]) is not None:
-        local_weights(hparams["architecture"], _below(cwd, weights))  # a run folder starts no download
     data_root = Path(_below(cwd, images["root"])).resolve()
     overrides += [f"data.root={quote_override(data_root)}", "data.source=null"]
+    model = compose_checked(check_overrides(overrides, "train"), "train").model  # the checkpoint may name another one
+    if model.weights is not None:
+        local_weights(model.architecture, model.weights)  # a run folder starts no download
     rows = []
     with resumable("python -m flowers.learning_curve stage=finetune …"):
         for seed, position in zip(seeds, positions, strict=True):

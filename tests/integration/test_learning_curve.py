@@ -55,3 +55,24 @@ def test_finetuning_trains_each_part_once(trained: Path, painted: Path, tmp_path
     assert main(configuration(*settings, name="learning_curve")) == first
     assert {path: path.stat().st_mtime_ns for path in states} == states
     assert read_json(run / "learning_curve.json")["stage"] == "finetune"
+
+
+def test_finetuning_starts_no_download_and_writes_through_no_link(
+    trained: Path, painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "started.yaml").unlink()  # it may name other weights than the checkpoint
+    write_start(run, [*SMALL, f"data.root={painted}", "model.weights=IMAGENET1K_V1"], is_resumed=False)
+    settings = [f"run={run}", "fractions=[0.4,0.7,1.0]", "seeds=[0,1]", "stage=finetune"]
+    with pytest.raises(ValueError, match="a run folder starts no download"):
+        main(configuration(*settings, name="learning_curve"))
+    assert not (run / "learning_curve").exists()
+    (tmp_path / "elsewhere").mkdir()
+    for link in (run / "learning_curve", run / "learning_curve" / "seed-0-3"):
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ValueError, match=f"{link.name} is a link, through which nothing is written"):
+            main(configuration(*settings, name="learning_curve"))
+        link.unlink()
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -3,6 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from flowers.evaluation.rejection import (
     Rejection,
@@ -101,3 +103,14 @@ def test_load_rejection_says_how_to_make_what_is_missing_or_damaged(rejection: R
     rejection.save(tmp_path)
     with pytest.raises(ValueError, match="is damaged"):
         load_rejection(tmp_path, width=len(rejection.strangeness.center) + 1)
+
+
+def test_load_rejection_makes_no_weight_larger_than_that_of_the_file(rejection: Rejection, tmp_path: Path):
+    rejection.save(tmp_path)
+    path, side = tmp_path / REJECTION_FILE, 1_000_000  # side x side numbers: more than any machine has
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors | {"center": torch.zeros(side), "gains": torch.zeros(side)}, path, metadata)
+    with pytest.raises(ValueError, match="is damaged") as raised:
+        load_rejection(tmp_path)
+    assert "size mismatch for weight" in str(raised.value.__cause__)

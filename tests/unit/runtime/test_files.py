@@ -252,7 +252,17 @@ def test_read_bounded_opens_regular_files_of_a_size_only(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "text", ["a: &x 1\nb: *x", "!!python/object/apply:os.mkdir [x]", "[" * 5000, "a: 1: 2", "\0", "? {}\n: 1"]
+    "text",
+    [
+        *("a: &x 1\nb: *x", "!!python/object/apply:os.mkdir [x]", "[" * 5000, "a: 1: 2", "\0", "? {}\n: 1"),
+        *(
+            "a: !!int ''",
+            "a: !!bool x",
+            "a: 1" + ":59" * 200,
+            f"a: {'9' * 401}.0",
+            "a: !!int {=: 1" + ":59" * 200 + "}",
+        ),
+    ],
 )
 def test_read_yaml_names_what_is_no_plain_yaml(text: str, tmp_path: Path):
     (tmp_path / "x.yaml").write_text(text)
