@@ -140,6 +140,7 @@ WRONG: dict[str, dict[str, str]] = {
         "port=x": "a whole number",
         "host=": "expected a text",
         "token=[1]": "expected a text",
+        "token=1234": "a number in quotes",
         "allowed_hosts=a": "expected a list",
         "proxy=1": "expected true or false",
         "max_megapixels=0": "above 0",

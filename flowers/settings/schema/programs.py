@@ -137,7 +137,7 @@ class App(Group):
     reject: Fraction | None
     host: Text
     port: Annotated[int, Field(ge=0, le=65535)]
-    token: Text | None
+    token: Annotated[Text, Expected("a text; a number in quotes, token=\"'123'\", or $FLOWERS_APP_TOKEN")] | None
     allowed_hosts: list[Text]
     proxy: bool
     max_megapixels: Positive
