@@ -128,7 +128,7 @@ def prepare_run_dir(cfg: DictConfig) -> Path:
     # Not Path.resolve: before Python 3.13 it raises RuntimeError for a link to itself.
     cfg.data.root = cfg.data.root if is_remote(cfg.data.root) else os.path.realpath(cfg.data.root)
     if cfg.data.corrections:
-        cfg.data.corrections = os.path.realpath(cfg.data.corrections)
+        cfg.data.corrections = str(Path(cfg.data.corrections).absolute())  # of a link, messages give the name as it is
     if _is_multirun() and not cfg.group:
         cfg.group = short_name(Path(HydraConfig.get().sweep.dir))
     mlflow = (cfg.get("logger") or {}).get("mlflow")
