@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 # Raise it with every change of this module that changes pixels: cached features are then computed again.
+_LONGEST_ASPECT = 32  # of what is resized; the pixels that the center square needs are far inside
 TRANSFORM_VERSION = 1
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -99,10 +100,21 @@ def strong_augmentation(
 def eval_transform(image_size: int, resize: int, interpolation: Interpolation = "bilinear") -> v2.Transform:
     """Return the evaluation transform: resize the shorter side to `resize` pixels, then crop the center square.
 
-    It maps uint8 (3, H, W) to uint8 (3, image_size, image_size).
+    It maps uint8 (3, H, W) to uint8 (3, image_size, image_size). Of a strip, only the center is resized.
     """
     mode = v2.InterpolationMode(interpolation)
-    return v2.Compose([v2.Resize(resize, mode, antialias=True), v2.CenterCrop(image_size)])
+    return v2.Compose([_crop_strip, v2.Resize(resize, mode, antialias=True), v2.CenterCrop(image_size)])
+
+
+def _crop_strip(image: Tensor) -> Tensor:
+    """Return the center of an image (3, H, W) that is longer than `_LONGEST_ASPECT` times its shorter side.
+
+    An image of 1 x 65,000 pixels that is resized to a shorter side of 256 takes 13 GB.
+    """
+    longest = _LONGEST_ASPECT * min(image.shape[-2:])
+    if max(image.shape[-2:]) <= longest:
+        return image
+    return torch.as_tensor(v2.functional.center_crop(image, [min(side, longest) for side in image.shape[-2:]]))
 
 
 def max_useful_side(image_size: int, crop_scale: Sequence[float], crop_ratio: Sequence[float]) -> int:

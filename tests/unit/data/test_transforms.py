@@ -12,6 +12,7 @@ from flowers.data.datamodule import ImageDataModule
 from flowers.data.transforms import (
     FusedColorJitter,
     ResizeIfLarger,
+    eval_transform,
     light_augmentation,
     max_useful_side,
     strong_augmentation,
@@ -98,3 +99,17 @@ def test_the_augmentation_is_part_of_the_key_of_cached_views():
     assert keys[1]["augmentation"] == "flowers.data.transforms.light_augmentation {}"
     assert keys[2]["augmentation"] == 'flowers.data.transforms.strong_augmentation {"erasing": 0.5}'
     assert plain_data.transform_settings() == erasing.transform_settings()
+
+
+@pytest.mark.parametrize("shape", [(1, 65_000), (2_000_000, 20), (40, 2_000)])
+def test_eval_transform_resizes_the_center_of_a_strip_alone(shape: tuple[int, int]):
+    center = torch.arange(min(shape) * 9, dtype=torch.uint8).reshape(1, -1, 9)
+    image = torch.zeros((3, *shape), dtype=torch.uint8)
+    middle = max(shape) // 2
+    if shape[0] < shape[1]:
+        image[:, :, middle - 4 : middle + 5] = center
+    else:
+        image[:, middle - 4 : middle + 5] = center.transpose(1, 2)
+    found = eval_transform(24, 32)(image)
+    short = v2.functional.center_crop(image, [min(side, 16 * min(shape)) for side in shape])
+    assert torch.equal(found, v2.Compose([v2.Resize(32, antialias=True), v2.CenterCrop(24)])(short))
