@@ -4,6 +4,7 @@ A claim about a real network needs $LOAD_RUN, a run, and $LOAD_PHOTOS, a folder 
 $LOAD_SECONDS is the time of each part.
 """
 
+import contextlib
 import http.client
 import io
 import itertools
@@ -72,7 +73,10 @@ class Server:
         answered, wrong, memory = [0], list[str](), list[int]()
 
         def client() -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
+                ask_until_end(connection)
+
+        def ask_until_end(connection: http.client.HTTPConnection) -> None:
             while time.monotonic() < end:
                 try:
                     connection.request("POST", "/predict", content(next(numbers)), {"Content-Type": "image/jpeg"})
