@@ -104,7 +104,8 @@ def server(run: Path) -> Iterator[Server]:
         yield started
     finally:
         started.process.terminate()
-        assert started.process.wait(10) == 0
+        with started.process:  # closes its output
+            assert started.process.wait(10) == 0
 
 
 def is_flat(memory: list[int]) -> bool:
