@@ -205,7 +205,8 @@ def _save_picture(picture: Image.Image, path: Path) -> None:
 def _picture_paths(files: Sequence[Path], output: Path) -> list[Path]:
     """Return the path of each picture: the image's path relative to the common folder of all, plus ".png"."""
     absolute = [Path(os.path.normpath(file.absolute())) for file in files]  # not resolved: a link keeps its name
-    if any(file.is_relative_to(output.resolve()) for file in map(Path.resolve, files)):
+    # Not Path.resolve: before Python 3.13 it raises RuntimeError for a link to itself.
+    if any(Path(os.path.realpath(file)).is_relative_to(os.path.realpath(output)) for file in files):
         raise ValueError(f"output={output}: contains some of the images to explain; give another folder")
     common = os.path.commonpath([file.parent for file in absolute])
     return [output / f"{file.relative_to(common)}.png" for file in absolute]

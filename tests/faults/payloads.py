@@ -644,7 +644,7 @@ _TRIES = (
 
 # Payloads that make a file wrong: what reads it must refuse it, or answer as before.
 _WRONG = re.compile(
-    r"=nan$|=infinity$|(?<!mean\.\d)=minus one$|: |(?<!temperature) is missing$|tensors$|one more tensor$"
+    r"=nan$|=infinity$|(?<!mean\.\d)=minus one$|: (?!whole numbers|booleans)|(?<!temperature) is missing$|tensors?$"
 )
 
 

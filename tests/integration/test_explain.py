@@ -26,6 +26,7 @@ def test_explain_writes_a_picture_per_image_and_skips_other_files(
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes((painted / name).read_bytes())
     (tmp_path / "rose" / "notes.txt").write_text("not an image")
+    (tmp_path / "rose" / "itself.jpg").symlink_to("itself.jpg")
     photos = f"photos=[{tmp_path}/rose,{tmp_path}/daisy/*.jpg]"
     assert explain(f"run={trained}", photos, f"output={tmp_path}/pictures", "accelerator=cpu") == 2
     pictures = sorted((tmp_path / "pictures").rglob("*.*"))
@@ -34,6 +35,7 @@ def test_explain_writes_a_picture_per_image_and_skips_other_files(
         "rose/00002.jpg.png",
     ]
     assert "rose/notes.txt: not a JPEG" in caplog.text
+    assert "rose/itself.jpg: " in caplog.text
     prediction = Classifier.load(trained)(tmp_path / "rose/00002.jpg")
     caption = f"{prediction.label}, probability {prediction.probability:.3f}"
     assert f"{pictures[1]}: {caption}\n" in capsys.readouterr().out

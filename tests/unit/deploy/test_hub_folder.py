@@ -160,6 +160,10 @@ def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path):
             state | {first: state[first] * float("nan")},
             r"in its weights backbone.features.0.0.weight are infinite or mis",
         ),
+        (
+            state | {first: state[first] * 1j},
+            r"in its weights backbone.features.0.0.weight are infinite or mis",
+        ),
     ):
         save_file(changed, tmp_path / "model.safetensors")
         with pytest.raises(ValueError, match=message) as caught:
