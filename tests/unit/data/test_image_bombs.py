@@ -44,7 +44,7 @@ def test_read_image_takes_large_tags_with_bytes_of_their_own(kind: int):
 
 
 def test_read_image_takes_tags_that_end_early():
-    with pytest.warns(UserWarning, match="Truncated File Read"):
+    with pytest.warns(UserWarning, match="Truncated File Read|Tag data larger|Corrupt EXIF"):
         assert read_image(png(directory(range(1000, 1010), UNDEFINED, 10_000)[:60])).size == (20, 10)
 
 

@@ -220,7 +220,7 @@ def test_check_images_prints_no_warning_of_pillow_and_takes_such_files(
     Image.fromarray(RED_OVER_BLUE).quantize(4).save(tmp_path / "palette.png", transparency=b"\0\x80\xff\xff")
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\x01\x0e\0\x02\0\0\0\x40\0\0\xff\0"
     Image.fromarray(RED_OVER_BLUE).save(tmp_path / "exif.jpg", exif=exif)
-    with pytest.warns(UserWarning, match="Truncated File Read"):
+    with pytest.warns(UserWarning, match="Truncated File Read|Tag data larger|Corrupt EXIF"):
         read_image(tmp_path / "exif.jpg")
     recwarn.clear()
     assert {check.reason for check in check_images(tmp_path, ["palette.png", "exif.jpg"]).values()} == {""}
