@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import os
-import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flowers.data.image_bombs import check_scans, limit_tags
 from flowers.data.pixels import to_rgb
-from flowers.runtime.files import cache_dir, cache_lock, chunk_by_time, read_cache, write_cache
+from flowers.runtime.files import cache_dir, cache_lock, chunk_by_time, open_regular, read_cache, write_cache
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.machine_errors import is_memory_error
 from flowers.runtime.memory_budget import MemoryBudget
@@ -43,7 +42,6 @@ _CHECKS_FORMAT = 1  # of the cached checks; another number makes all of them sta
 _CHUNK_BYTES = 1 << 20
 _EMPTY_SHA256 = hashlib.sha256().hexdigest()
 _MORE_MEMORY = "make it smaller, end other programs, or set fewer workers"
-_NOT_REGULAR = "not a regular file"
 _HASH_SIZE = 16  # a perceptual hash has 16 x 16 bits
 
 
@@ -112,7 +110,7 @@ def read_image(source: str | Path | IO[bytes] | ImageBytes, max_pixels: int = MA
             various other exceptions.
     """
     if isinstance(source, (str, Path)):
-        with named_memory_error(source), open_regular(source) as file:
+        with named_memory_error(source), _open_image(source) as file:
             return _decode(file, max_pixels)
     return _decode(io.BytesIO(source.content()) if isinstance(source, ImageBytes) else source, max_pixels)
 
@@ -141,31 +139,20 @@ def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
                 raise ImageMemoryError(f"not enough memory to decode {size}: {_MORE_MEMORY}") from error
 
 
-def open_regular(path: str | Path) -> io.BufferedReader:
-    """Open a regular file, or a link to one, of at most MAX_FILE_BYTES bytes.
+def _open_image(path: str | Path) -> IO[bytes]:
+    """Open an image file.
 
     Raises:
-        OSError: It cannot be opened, or is a FIFO, on which opening waits for a writer, a device, which may have no
-            end, a socket or a folder.
-        ValueError: It has more bytes.
+        OSError: It is no regular file, or cannot be opened.
+        ValueError: It has more than MAX_FILE_BYTES bytes.
     """
-    _check_regular(Path(path).stat())  # opening a device may already do something
-    # The file may have been replaced since: opening without blocking, and asking again, leaves no gap.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
-    file = open(os.open(path, flags), "rb")  # noqa: PTH123, SIM115  # of a descriptor; the caller closes it
+    file = open_regular(path)
     try:
-        status = os.fstat(file.fileno())
-        _check_regular(status)
-        _check_size(status.st_size)
+        _check_size(os.fstat(file.fileno()).st_size)
     except BaseException:
         file.close()
         raise
     return file
-
-
-def _check_regular(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(_NOT_REGULAR)
 
 
 def _check_size(size: int) -> None:
@@ -174,8 +161,8 @@ def _check_size(size: int) -> None:
 
 
 def image_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of an image file, hexadecimal; see `open_regular` for what it raises."""
-    with open_regular(path) as file:
+    """Return the SHA-256 of an image file, hexadecimal, if it is a regular file of at most MAX_FILE_BYTES bytes."""
+    with _open_image(path) as file:
         return _sha256(file)
 
 
@@ -209,7 +196,7 @@ def read_unchanged(path: Path, sha256: str) -> bytes:
     """
     again = "restore it, or start a new run"
     try:
-        with named_memory_error(path), open_regular(path) as file:
+        with named_memory_error(path), _open_image(path) as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except ImageMemoryError:
         raise
@@ -290,7 +277,7 @@ def _file_state(path: Path) -> str:
 
 def _check_file(path: Path) -> ImageCheck:
     try:
-        file = open_regular(path)
+        file = _open_image(path)
     except (OSError, ValueError) as error:
         return ImageCheck("", "", read_error_reason(error))
     with file, named_memory_error(path):

@@ -372,8 +372,9 @@ def open_regular(path: str | Path) -> IO[bytes]:
         OSError: It is something else, or cannot be opened.
     """
     _check_regular(Path(path).stat(), path)
-    # It may be another file by now: O_NONBLOCK opens a FIFO without waiting for its writer.
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123, SIM115
+    # It may be another file by now: O_NONBLOCK opens a FIFO without waiting for its writer. Windows has no such flags.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    file = open(os.open(path, flags), "rb")  # noqa: PTH123, SIM115  # of a descriptor; the caller closes it
     try:
         _check_regular(os.fstat(file.fileno()), path)
     except OSError:

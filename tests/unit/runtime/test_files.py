@@ -15,6 +15,7 @@ from flowers.runtime.files import (
     cache_lock,
     chunk_by_time,
     evict_least_recently_used,
+    open_regular,
     optional_cache,
     read_bounded,
     read_json,
@@ -234,6 +235,17 @@ def test_atomic_directory_deletes_what_dead_processes_left_and_follows_no_link(t
     with atomic_directory(tmp_path / "new"):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"new", "kept", link.name}
+
+
+def test_open_regular_notices_a_fifo_that_replaced_the_file_after_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
+    status = (tmp_path / "file").stat()
+    monkeypatch.setattr(Path, "stat", lambda _: status)
+    with pytest.raises(OSError, match="not a regular file"):
+        open_regular(tmp_path / "fifo")
 
 
 def test_read_bounded_opens_regular_files_of_a_size_only(tmp_path: Path):
