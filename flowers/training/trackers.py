@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from flowers.runs.run_folder import TRACKERS_FILE
@@ -24,6 +22,8 @@ from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.text import one_line, printable
 from flowers.settings.overrides import flatten
 from flowers.settings.schema.run_files import TrackerIds
+from flowers.settings.schema.training import TrainSettings
+from flowers.settings.schema.values import Target
 from flowers.settings.validation import check_file
 from flowers.training.csv_logger import RunCSVLogger, image_file, make_csv_logger
 from flowers.training.tensorboard import chart_names
@@ -36,14 +36,14 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 _MLFLOW_VALUE = 250  # characters of a parameter that the logger of Lightning keeps
 
 
-def make_loggers(groups: Mapping[str, DictConfig], run_dir: Path) -> list[Logger]:
+def make_loggers(groups: Mapping[str, Target], run_dir: Path) -> list[Logger]:
     """Return the loggers of a run.
 
     Args:
         groups: The settings of each, by name.
         run_dir: The run folder, where a file keeps what a lost server would have been told.
     """
-    loggers: list[Logger] = [instantiate(group) for group in groups.values()]
+    loggers: list[Logger] = [group.build() for group in groups.values()]
     kept = [logger for logger in loggers if isinstance(logger, (TensorBoardLogger, CSVLogger))]
     for logger in loggers:
         if isinstance(logger, Tracker) and not kept:
@@ -166,9 +166,9 @@ def each_logger(trainer: Trainer, action: Callable[[Logger], object]) -> None:
 
 
 @contextmanager
-def tracked(trainer: Trainer, config: DictConfig) -> Iterator[None]:
+def tracked(trainer: Trainer, settings: TrainSettings) -> Iterator[None]:
     """Log the settings of a run at its start, and tell the trackers how it ended."""
-    each_logger(trainer, lambda logger: start_run(logger, hyperparameters(config)))
+    each_logger(trainer, lambda logger: start_run(logger, hyperparameters(settings)))
     status = "failed"
     try:
         yield
@@ -182,9 +182,9 @@ def tracked(trainer: Trainer, config: DictConfig) -> Iterator[None]:
                 tracker.call(lambda logger: end_run(logger, status))
 
 
-def hyperparameters(config: DictConfig) -> dict[str, Any]:
+def hyperparameters(settings: TrainSettings) -> dict[str, Any]:
     """Return the settings of a run by key, such as "optimizer.lr", without those of what runs beside training."""
-    flat = flatten(OmegaConf.to_container(config, resolve=True))
+    flat = flatten(settings.to_dict())
     return {
         key: printable(value) if isinstance(value, str) else value
         for key, value in flat.items()

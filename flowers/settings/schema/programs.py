@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from flowers.settings.schema.training import Folder, Model, Shards, Split, Train
+from flowers.settings.schema.training import Folder, Model, Shards, Split, TrainSettings
 from flowers.settings.schema.values import (
     AtLeastOne,
     Count,
-    Device,
+    DeviceChoice,
     Engine,
     Expected,
     Fraction,
@@ -17,7 +17,6 @@ from flowers.settings.schema.values import (
     NotNegative,
     OnCorrupt,
     Positive,
-    Precision,
     Probability,
     Seed,
     Share,
@@ -27,7 +26,7 @@ from flowers.settings.schema.values import (
 )
 
 
-class Evaluate(Group):
+class EvaluateSettings(DeviceChoice):
     """flowers.evaluate."""
 
     run: Text | None
@@ -38,15 +37,13 @@ class Evaluate(Group):
     corrections: Text | None
     on_corrupt: OnCorrupt | None
     engine: Engine | None
-    accelerator: Device | None
-    precision: Precision | None
     output: Text | None
     report: Text | None
     reject: Fraction | None
     strangers: Text | None
 
 
-class Audit(Group):
+class AuditSettings(DeviceChoice):
     """flowers.audit."""
 
     photos: Text | None
@@ -59,13 +56,11 @@ class Audit(Group):
     seed: Seed
     neighbors: AtLeastOne
     max_photos: AtLeastOne
-    accelerator: Device | None
-    precision: Precision | None
     cache_gb: NotNegative
     output: Text
 
 
-class Compare(Group):
+class CompareSettings(Group):
     """flowers.compare."""
 
     runs: Annotated[list[Text], Expected("at least two runs, runs='[A,B]'")]
@@ -76,7 +71,7 @@ class Compare(Group):
     output: Text | None
 
 
-class Predict(Group):
+class PredictSettings(DeviceChoice):
     """flowers.predict."""
 
     run: Text | None
@@ -87,23 +82,19 @@ class Predict(Group):
     reject: Fraction | None
     output: Text | None
     engine: Engine | None
-    accelerator: Device | None
-    precision: Precision | None
     num_workers: Count | None
 
 
-class Explain(Group):
+class ExplainSettings(DeviceChoice):
     """flowers.explain."""
 
     run: Text
     photos: Text | list[Text]
     label: str | int | float | bool | None
     output: Text
-    accelerator: Device | None
-    precision: Precision | None
 
 
-class Export(Group):
+class ExportSettings(Group):
     """flowers.export."""
 
     run: Text | None
@@ -129,7 +120,7 @@ class Export(Group):
     seconds: NotNegative
 
 
-class App(Group):
+class AppSettings(DeviceChoice):
     """flowers.app."""
 
     run: Text | None
@@ -145,11 +136,9 @@ class App(Group):
     max_files: AtLeastOne
     max_in_flight: AtLeastOne
     request_seconds: Positive
-    accelerator: Device | None
-    precision: Precision | None
 
 
-class SweepSettings(Group):
+class Search(Group):
     """sweep."""
 
     trials: AtLeastOne
@@ -164,10 +153,10 @@ class SweepSettings(Group):
     pruner: Target
 
 
-class Sweep(Group):
+class SweepSettings(Group):
     """flowers.sweep."""
 
-    sweep: SweepSettings
+    sweep: Search
 
 
 class Recipe(Group):
@@ -178,7 +167,7 @@ class Recipe(Group):
     best: list[str]
 
 
-class Ablation(Group):
+class AblationSettings(Group):
     """flowers.ablation."""
 
     recipe: Recipe
@@ -189,18 +178,16 @@ class Ablation(Group):
     keep_checkpoints: bool
 
 
-class Soup(Group):
+class SoupSettings(DeviceChoice):
     """flowers.soup."""
 
     runs: Annotated[list[Text], Expected("at least two runs, runs='[A,B]'")]
     multirun: Text | None
     root: Text | None
     output: Text
-    accelerator: Device | None
-    precision: Precision | None
 
 
-class Pack(Group):
+class PackSettings(Group):
     """flowers.pack."""
 
     photos: Text
@@ -210,7 +197,7 @@ class Pack(Group):
     data: Split
 
 
-class Probe(Group):
+class ProbeSettings(DeviceChoice):
     """flowers.probe."""
 
     data: Folder | Shards
@@ -219,13 +206,11 @@ class Probe(Group):
     ]
     folds: Annotated[int, Field(ge=2)]
     seed: Seed
-    accelerator: Device | None
-    precision: Precision | None
     cache_gb: NotNegative
     output: Text | None
 
 
-class LearningCurve(Group):
+class LearningCurveSettings(DeviceChoice):
     """flowers.learning_curve."""
 
     data: Folder | Shards
@@ -240,13 +225,11 @@ class LearningCurve(Group):
     ]
     seeds: Annotated[list[Seed], Field(min_length=2), Expected("at least two seeds")]
     seed: Seed
-    accelerator: Device | None
-    precision: Precision | None
     cache_gb: NotNegative
     output: Text | None
 
 
-class Suggest(Group):
+class SuggestSettings(DeviceChoice):
     """flowers.suggest."""
 
     run: Text | None
@@ -257,24 +240,22 @@ class Suggest(Group):
     method: Literal["margin_kmeans", "margin", "badge", "random"]
     seed: Seed
     output: Text | None
-    accelerator: Device | None
-    precision: Precision | None
 
 
 PROGRAM_SCHEMAS: dict[str, type[Group]] = {
-    "train": Train,
-    "evaluate": Evaluate,
-    "audit": Audit,
-    "compare": Compare,
-    "predict": Predict,
-    "explain": Explain,
-    "export": Export,
-    "app": App,
-    "sweep": Sweep,
-    "ablation": Ablation,
-    "soup": Soup,
-    "pack": Pack,
-    "probe": Probe,
-    "learning_curve": LearningCurve,
-    "suggest": Suggest,
+    "train": TrainSettings,
+    "evaluate": EvaluateSettings,
+    "audit": AuditSettings,
+    "compare": CompareSettings,
+    "predict": PredictSettings,
+    "explain": ExplainSettings,
+    "export": ExportSettings,
+    "app": AppSettings,
+    "sweep": SweepSettings,
+    "ablation": AblationSettings,
+    "soup": SoupSettings,
+    "pack": PackSettings,
+    "probe": ProbeSettings,
+    "learning_curve": LearningCurveSettings,
+    "suggest": SuggestSettings,
 }
