@@ -14,7 +14,7 @@ from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.models.classifier import IMAGENET_MEAN, IMAGENET_STD, ImageClassifier
+from flowers.models.network import IMAGENET_MEAN, IMAGENET_STD, Network
 
 
 def training_images(data: ImageDataModule) -> tuple[list[Path], list[int]]:
@@ -82,7 +82,7 @@ class BaselineBenchmark:
         self,
         data: ImageDataModule,
         settings: Mapping[str, Any],
-        model: ImageClassifier,
+        model: Network,
         device: torch.device,
         sample: Sequence[int],
         loop_indices: Sequence[int],

@@ -27,8 +27,8 @@ from torch.nn.functional import cross_entropy
 from benchmarks.settings import Speed
 from flowers.data.images import read_image
 from flowers.features.frozen_backbone import FrozenBackbone
-from flowers.models.classifier import ImageClassifier
 from flowers.models.cuda_graph import CudaGraph
+from flowers.models.network import Network
 from flowers.runs.run_folder import RESULT_FILE, provenance
 from flowers.runtime.files import atomic_write_text, read_json
 from flowers.runtime.hardware import device_name, has_native_bf16, resolve_device
@@ -168,7 +168,7 @@ def measure_training(model: str, batch: int, image_size: int, device: str, way: 
             graph", which is what a run does; or that "compiled".
     """
     place, is_plain = torch.device(device), way == "plain"
-    classifier = ImageClassifier(model, [str(number) for number in range(5)], compiled=way == "compiled").to(place)
+    classifier = Network(model, [str(number) for number in range(5)], compiled=way == "compiled").to(place)
     network: nn.Module = classifier
     if is_plain:
         network = nn.Sequential(classifier.normalize, classifier.backbone, classifier.head)
@@ -197,7 +197,7 @@ def measure_training(model: str, batch: int, image_size: int, device: str, way: 
 def measure_inference(model: str, batch: int, image_size: int, device: str, way: str) -> dict[str, Any]:
     """Measure the backbone in evaluation mode: eager, as a run computes features (fused), exported or compiled."""
     place = torch.device(device)
-    classifier = ImageClassifier(model, ["a", "b"]).to(place).eval()
+    classifier = Network(model, ["a", "b"]).to(place).eval()
     is_bf16 = has_native_bf16(device)
     pixels, _ = _random_batch(batch, image_size, place)
     images = classifier.normalize(pixels).contiguous(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from flowers.data.images import read_image
 from flowers.features.datamodule import FeatureDataset
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.features.int8_backbone import load_int8_backbone
-from flowers.models.classifier import ImageClassifier
+from flowers.models.network import Network
 from flowers.runtime.timing import synchronize
 
 
@@ -38,7 +38,7 @@ class ProjectBenchmark:
         self,
         data: ImageDataModule,
         settings: Mapping[str, Any],
-        model: ImageClassifier,
+        model: Network,
         optimizer: Callable[..., Optimizer],
         sample: Sequence[int],
         loop_indices: Sequence[int],

@@ -15,8 +15,8 @@ from benchmarks.settings import Speed
 from flowers.data.datamodule import ImageDataModule
 from flowers.features.int8_backbone import check_int8
 from flowers.models.backbones import check_backbone
-from flowers.models.classifier import ImageClassifier
 from flowers.models.input_settings import resolve_input_settings
+from flowers.models.network import Network
 from flowers.runs.run_folder import provenance
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import device_name, resolve_device, resolve_trainer_config
@@ -74,9 +74,7 @@ def run_benchmark(settings: Speed) -> dict[str, Any]:
 
     parts: dict[str, Any] = {"optimizer": settings.optimizer.build(), "scheduler": settings.scheduler.build()}
     digest = data.split_digest
-    model = ImageClassifier(
-        **model_settings.to_dict(), classes=data.classes, split_digest=digest, **pixels.sizes(), **parts
-    )
+    model = Network(**model_settings.to_dict(), classes=data.classes, split_digest=digest, **pixels.sizes(), **parts)
     is_cpu = device.type == "cpu"
     batch_size = settings.step_batch or (8 if is_cpu else settings.data.batch_size)
     sample = random.Random(settings.seed).sample(range(counts[0]), min(counts[0], 256))

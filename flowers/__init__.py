@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flowers.data.datamodule import ImageDataModule
     from flowers.deploy.classifier import Classifier, Prediction
-    from flowers.models.classifier import ImageClassifier
     from flowers.settings.config import load_config
+    from flowers.training.task import FineTuning as ImageClassifier
 
     __version__: str
 
@@ -18,7 +18,7 @@ __all__ = ["Classifier", "ImageClassifier", "ImageDataModule", "Prediction", "lo
 
 _MODULES = {
     "Classifier": "flowers.deploy.classifier",
-    "ImageClassifier": "flowers.models.classifier",
+    "ImageClassifier": "flowers.training.task",
     "ImageDataModule": "flowers.data.datamodule",
     "Prediction": "flowers.deploy.classifier",
     "load_config": "flowers.settings.config",

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowers.data.packing import run_packing
-from flowers.models.classifier import read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.run_folder import LAST_CHECKPOINT
 from flowers.settings.config import CONF, read_settings
 from flowers.settings.schema import PROGRAM_SCHEMAS

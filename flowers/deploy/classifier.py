@@ -20,7 +20,8 @@ from flowers.evaluation.evaluator import open_run_images, predict_logits, resolv
 from flowers.evaluation.rejection import Rejection, load_rejection
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.features.int8_backbone import Int8Backbone, load_int8_backbone
-from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
+from flowers.models.network import Network, load_network
 from flowers.runs.run_folder import REJECTION_FILE, read_result, run_dir_of
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
 
@@ -73,7 +74,7 @@ class Classifier:
 
     def __init__(
         self,
-        model: ImageClassifier,
+        model: Network,
         temperature: float = 1.0,
         precision: str = "32-true",
         tta: str = "none",
@@ -147,7 +148,7 @@ class Classifier:
             return cls(model.to(device), config["temperature"], resolved["precision"], tta or config["tta"], rejection)
         hparams = read_checkpoint(found)["hyper_parameters"]  # raises a clear error for a file of another origin
         temperature = (read_result(run_dir_of(found)) or {}).get("temperature", 1.0)
-        model = load_classifier(found).to(device).eval()
+        model = load_network(found).to(device).eval()
         rejection = load_rejection(run_dir_of(found), reject, model.head.in_features)
         tta, backbone = tta or hparams["config"]["tta"], None
         if resolve_engine(model, hparams["config"], engine) == "int8":
@@ -229,7 +230,7 @@ class Classifier:
     @torch.inference_mode()
     def logits(self, features: Tensor) -> Tensor:
         """Return the logits (B, C) of features (B, F)."""
-        return torch.as_tensor(self.model(features))
+        return self.model.logits(features)
 
     def strangeness(self, features: Tensor) -> Tensor | None:
         """Return the strangeness (B,), on the CPU, of features (B, F); None without `rejection`."""
@@ -252,7 +253,7 @@ class Classifier:
         return predictions
 
 
-def _answers(model: ImageClassifier, rejection: Rejection | None, features: Tensor) -> Tensor:
+def _answers(model: Network, rejection: Rejection | None, features: Tensor) -> Tensor:
     """Return the answers (N,) to features (N, F): class numbers, and -1 for none of the classes."""
     answers = predict_logits(model, features).argmax(1)
     if rejection is not None:

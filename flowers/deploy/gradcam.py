@@ -75,7 +75,7 @@ def _explain_batch(classifier: Classifier, pixels: Tensor, label: int | None) ->
         """Return the logit (B,) of the class that is explained."""
         nonlocal features, logits
         features = _differentiable(classifier).forward(images).float()
-        logits = torch.as_tensor(classifier.model(features))
+        logits = classifier.model.logits(features)
         return logits.amax(1) if label is None else logits[:, label]
 
     with torch.enable_grad(), _exposed_layer(classifier) as exposed:

@@ -12,7 +12,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from flowers.evaluation.rejection import Rejection
-from flowers.models.classifier import ImageClassifier
+from flowers.models.network import Network
 from flowers.models.published_names import PublishedClassifier, publish, read_published
 from flowers.models.timm_backbones import pretrained_settings
 from flowers.runs.run_folder import find_checkpoint
@@ -41,9 +41,7 @@ def find_classifier(run: str | Path | None) -> Path:
     return Path(str(run)) if is_hub_folder(run) else find_checkpoint(run)
 
 
-def write_hub_folder(
-    folder: Path, model: ImageClassifier, calibration: Mapping[str, Any], rejection: Rejection | None
-) -> None:
+def write_hub_folder(folder: Path, model: Network, calibration: Mapping[str, Any], rejection: Rejection | None) -> None:
     """Write model.safetensors, config.json, and rejection.safetensors if the model rejects images.
 
     Args:
@@ -105,7 +103,7 @@ def _timm_settings(architecture: str, published: PublishedClassifier, pixels: Ma
     }
 
 
-def read_hub_folder(folder: Path) -> tuple[ImageClassifier, dict[str, Any]]:
+def read_hub_folder(folder: Path) -> tuple[Network, dict[str, Any]]:
     """Return the model, in evaluation mode on the CPU, and the content of config.json. This runs no code in the files.
 
     Raises:

@@ -15,8 +15,9 @@ from flowers.evaluation.pretrained_features import model_before_training
 from flowers.evaluation.review_page import review_content, write_page
 from flowers.evaluation.tables import plain
 from flowers.models.backbones import check_backbone
-from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
 from flowers.models.input_settings import resolve_input_settings
+from flowers.models.network import Network, load_network
 from flowers.runs.run_folder import CORRECTIONS_FILE, find_checkpoint, run_dir_of
 from flowers.runtime.extras import require_extra
 from flowers.runtime.hardware import check_devices
@@ -69,7 +70,7 @@ def run_audit(settings: AuditSettings) -> int:
     return len(audit.likely("label"))
 
 
-def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, ImageClassifier, dict[str, Any]]:
+def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network, dict[str, Any]]:
     """Return the photos of a folder, a frozen backbone, and the settings to extract features with."""
     if not settings.photos:
         raise ValueError("nothing to audit: expected photos=FOLDER or run=FOLDER")
@@ -85,11 +86,11 @@ def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, ImageClassif
     )
     classes = sorted({image.label for image in data.corrections.apply(data.root.images)})
     with seeded(settings.seed):
-        model = ImageClassifier(**model_settings.to_dict(), classes=classes, **pixels.sizes())
+        model = Network(**model_settings.to_dict(), classes=classes, **pixels.sizes())
     return data, model, _feature_settings(settings, {})
 
 
-def _open_run(settings: AuditSettings) -> tuple[ImageDataModule, ImageClassifier, dict[str, Any]]:
+def _open_run(settings: AuditSettings) -> tuple[ImageDataModule, Network, dict[str, Any]]:
     """Return the photos of a run, with the corrections that it was trained with, and its pretrained backbone."""
     checkpoint = find_checkpoint(settings.run)
     hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
@@ -103,7 +104,7 @@ def _open_run(settings: AuditSettings) -> tuple[ImageDataModule, ImageClassifier
     data = ImageDataModule(**arguments)
     # Random features tell nothing of the labels: without weights, only the trained backbone can.
     is_pretrained = hparams["config"]["model"]["weights"] is not None
-    model = model_before_training(checkpoint, hparams) if is_pretrained else load_classifier(checkpoint)
+    model = model_before_training(checkpoint, hparams) if is_pretrained else load_network(checkpoint)
     return data, model, _feature_settings(settings, hparams["config"]["trainer"])
 
 

@@ -25,7 +25,8 @@ from flowers.features.extractor import FeatureExtractor
 from flowers.features.int8_backbone import check_int8
 from flowers.features.strangeness import fit_strangeness
 from flowers.models.backbones import state_dict_sha256
-from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
+from flowers.models.network import Network, load_network
 from flowers.runs.run_folder import SPLIT_FILE, find_checkpoint, run_dir_of
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
@@ -54,7 +55,7 @@ def run_evaluation(settings: EvaluateSettings) -> float:
     config |= {"tta": settings.tta or config["tta"]}
     accelerator = resolve_trainer_config(config["trainer"])["accelerator"]
     resolve_device(accelerator)  # fails before any image is read
-    model = load_classifier(checkpoint)
+    model = load_network(checkpoint)
     config |= {"engine": resolve_engine(model, config, settings.engine)}
     if config["engine"] == "int8":
         check_int8(accelerator)
@@ -95,7 +96,7 @@ def report_page(settings: EvaluateSettings) -> Path | None:
 def _find_rejection(
     settings: EvaluateSettings,
     checkpoint: Path,
-    model: ImageClassifier,
+    model: Network,
     data: ImageDataModule,
     features: Tensor,
     config: Mapping[str, Any],
@@ -115,7 +116,7 @@ def _find_rejection(
 
 
 def _stranger_features(
-    folder: str, model: ImageClassifier, config: Mapping[str, Any], open_run: Callable[[], ImageDataModule]
+    folder: str, model: Network, config: Mapping[str, Any], open_run: Callable[[], ImageDataModule]
 ) -> Tensor:
     """Return the features of all images below a folder."""
     data = ImageDataModule(folder, **inference_data_args(config["data"]) | {"packed": False})
@@ -186,7 +187,7 @@ def find_split_file(checkpoint: Path, digest: str) -> Path:
     return split_file
 
 
-def resolve_engine(model: ImageClassifier, config: Mapping[str, Any], engine: str | None = None) -> str:
+def resolve_engine(model: Network, config: Mapping[str, Any], engine: str | None = None) -> str:
     """Return the engine that computes a model's features: "pytorch" or "int8".
 
     Args:
@@ -201,7 +202,7 @@ def resolve_engine(model: ImageClassifier, config: Mapping[str, Any], engine: st
 
 
 def extract_features(
-    model: ImageClassifier,
+    model: Network,
     data: ImageDataModule,
     dataset: ImageDataset,
     name: str,
@@ -240,7 +241,7 @@ def extract_features(
 
 
 def fit_rejection(
-    model: ImageClassifier, data: ImageDataModule, val_features: Tensor, config: Mapping[str, Any], share: float
+    model: Network, data: ImageDataModule, val_features: Tensor, config: Mapping[str, Any], share: float
 ) -> Rejection:
     """Fit the strangeness to the training images of a run, and its threshold to the validation images.
 
@@ -275,17 +276,17 @@ def _sample(dataset: ImageDataset, count: int) -> ImageDataset:
     return ImageDataset(dataset.root, paths, labels, digests, dataset.prepare)
 
 
-def has_untrained_backbone(model: ImageClassifier) -> bool:
+def has_untrained_backbone(model: Network) -> bool:
     """Return whether the backbone is that of the start of the run."""
     return bool(state_dict_sha256(model.backbone) == model.hparams["weights_digest"])
 
 
-def predict_features(model: ImageClassifier, features: Tensor, dataset: ImageDataset) -> Predictions:
+def predict_features(model: Network, features: Tensor, dataset: ImageDataset) -> Predictions:
     """Return the predictions of a model's head for the features (N, F) of the images of `dataset`."""
     return Predictions(dataset.paths, torch.tensor(dataset.labels), predict_logits(model, features), model.classes)
 
 
 @torch.inference_mode()
-def predict_logits(model: ImageClassifier, features: Tensor) -> Tensor:
+def predict_logits(model: Network, features: Tensor) -> Tensor:
     """Return the logits (N, C), float64 on the CPU, of a model's head for features (N, F)."""
-    return torch.as_tensor(model(features.float().to(model.device))).double().cpu()
+    return model.logits(features.float().to(model.device)).double().cpu()

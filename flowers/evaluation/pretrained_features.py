@@ -10,8 +10,9 @@ from torch import Tensor
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.evaluator import extract_features, open_run_images
 from flowers.models.backbones import local_weights, state_dict_sha256
-from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
 from flowers.models.input_settings import resolve_input_settings
+from flowers.models.network import Network, load_network
 from flowers.runs.run_folder import find_checkpoint
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.seeding import seeded
@@ -45,7 +46,7 @@ def device_settings(choice: DeviceChoice, cache_gb: float) -> dict[str, Any]:
     return {"trainer": trainer, "features": {"cache": True, "cache_gb": cache_gb}, "tta": "none"}
 
 
-def pretrained_model(data: Folder | Shards, model: Model, seed: int) -> tuple[ImageDataModule, ImageClassifier]:
+def pretrained_model(data: Folder | Shards, model: Model, seed: int) -> tuple[ImageDataModule, Network]:
     """Return the images and the model before training that settings name.
 
     Raises:
@@ -54,10 +55,10 @@ def pretrained_model(data: Folder | Shards, model: Model, seed: int) -> tuple[Im
     model, data = resolve_input_settings(model, data)
     images = ImageDataModule(**build_parts(data))
     with seeded(seed):
-        return images, ImageClassifier(**model.to_dict(), classes=images.classes, **data.sizes())
+        return images, Network(**model.to_dict(), classes=images.classes, **data.sizes())
 
 
-def pretrained_model_of_run(run: str, root: str | None = None) -> tuple[ImageDataModule, ImageClassifier]:
+def pretrained_model_of_run(run: str, root: str | None = None) -> tuple[ImageDataModule, Network]:
     """Return the images of a run, in its split, and its model before training; see `open_run_images` for `root`.
 
     Raises:
@@ -68,7 +69,7 @@ def pretrained_model_of_run(run: str, root: str | None = None) -> tuple[ImageDat
     return open_run_images(checkpoint, hparams, root), model_before_training(checkpoint, hparams)
 
 
-def model_before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> ImageClassifier:
+def model_before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> Network:
     """Return the model of a run as it was before training: its backbone has not seen the labels.
 
     The weights that the run started from are read from this machine only. A run folder starts no download.
@@ -80,7 +81,7 @@ def model_before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> Image
     Raises:
         ValueError: The weights that the run started from cannot be had again.
     """
-    model = load_classifier(checkpoint)
+    model = load_network(checkpoint)
     if state_dict_sha256(model.backbone) == hparams["weights_digest"]:
         return model  # only its head was trained
     keys = ("architecture", "classes", "options", "image_size", "resize", "interpolation", "mean", "std")
@@ -88,7 +89,7 @@ def model_before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> Image
     if weights is not None:
         weights = local_weights(hparams["architecture"], weights)
     with seeded(config["seed"]):
-        first = ImageClassifier(**{key: hparams[key] for key in keys if key in hparams}, weights=weights)
+        first = Network(**{key: hparams[key] for key in keys if key in hparams}, weights=weights)
     if first.hparams["weights_digest"] != hparams["weights_digest"]:
         raise ValueError(
             f"model.weights={config['model']['weights']}: not the weights that {checkpoint} was trained from: "
@@ -97,9 +98,7 @@ def model_before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> Image
     return first
 
 
-def extract_split(
-    data: ImageDataModule, model: ImageClassifier, split: str, settings: Mapping[str, Any]
-) -> LabeledFeatures:
+def extract_split(data: ImageDataModule, model: Network, split: str, settings: Mapping[str, Any]) -> LabeledFeatures:
     """Return the features of the images of a split; `settings` are those of `device_settings`."""
     dataset = data.dataset(split)
     features = extract_features(model, data, dataset, split, settings).float()

@@ -16,7 +16,7 @@ from flowers.data.samplers import ResumableDataLoader
 from flowers.features.datamodule import FeatureDataModule, FeatureDataset, keep_batch
 from flowers.features.extractor import FeatureExtractor
 from flowers.features.frozen_backbone import FrozenBackbone
-from flowers.models.classifier import ImageClassifier
+from flowers.models.network import Network
 from flowers.models.parameter_groups import backbone_blocks
 from flowers.runtime.distributed import rank_and_world_size
 from flowers.runtime.hardware import available_memory
@@ -99,7 +99,7 @@ class ActivationDataModule(FeatureDataModule):
         first_blocks: The frozen blocks; see `split_backbone`.
     """
 
-    def __init__(self, data: ImageDataModule, model: ImageClassifier, views: int, first_blocks: fx.GraphModule) -> None:
+    def __init__(self, data: ImageDataModule, model: Network, views: int, first_blocks: fx.GraphModule) -> None:
         super().__init__(data, model, views, cache=False)
         self.first_blocks = first_blocks.eval()
 

@@ -13,7 +13,7 @@ from flowers.data.datamodule import ImageDataModule
 from flowers.data.samplers import EpochSampler
 from flowers.features.extractor import FeatureExtractor
 from flowers.features.linear_probe import L2_GRID, fit_linear_probe
-from flowers.models.classifier import ImageClassifier
+from flowers.models.network import Network
 from flowers.runtime.distributed import local_slice, rank_and_world_size
 from flowers.runtime.seeding import PADDING_INDEX
 
@@ -34,7 +34,7 @@ class FeatureDataModule(LightningDataModule):
     def __init__(
         self,
         data: ImageDataModule,
-        model: ImageClassifier,
+        model: Network,
         views: int = 1,
         cache: bool = True,
         cache_gb: float = 10.0,

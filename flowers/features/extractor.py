@@ -18,7 +18,7 @@ from flowers.features.cache import FeatureCache, IndexedFeatures, concat_batches
 from flowers.features.frozen_backbone import PASS_VERSION, FrozenBackbone, precision_dtype
 from flowers.features.int8_backbone import Answers, Int8Backbone, load_int8_backbone
 from flowers.models.backbones import timm_name
-from flowers.models.classifier import ImageClassifier
+from flowers.models.network import Network
 from flowers.runtime.distributed import all_gather_object, broadcast_object, local_slice, rank_and_world_size
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.seeding import PADDING_INDEX
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def cache_key(
-    data: ImageDataModule, model: ImageClassifier, precision: str, view: int | None, tta: str = "none"
+    data: ImageDataModule, model: Network, precision: str, view: int | None, tta: str = "none"
 ) -> dict[str, str]:
     """Return all settings, except the image itself, that the features of an image depend on.
 
@@ -73,7 +73,7 @@ class FeatureExtractor:
     def __init__(
         self,
         data: ImageDataModule,
-        model: ImageClassifier,
+        model: Network,
         precision: str,
         cache: bool = True,
         cache_gb: float = 10.0,

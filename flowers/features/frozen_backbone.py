@@ -9,11 +9,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from flowers.features.mkldnn_fusion import fuse_if_equal
 from flowers.features.tta import mean_over_views
-from flowers.models.classifier import ImageClassifier
+from flowers.models.network import Network
 
 log = logging.getLogger(__name__)
 
-# Raise it with every change of this module, of mkldnn_fusion, or of `ImageClassifier.normalize` that changes features:
+# Raise it with every change of this module, of mkldnn_fusion, or of `Network.normalize` that changes features:
 # cached features are then computed again.
 PASS_VERSION = 1
 
@@ -90,9 +90,7 @@ class FrozenBackbone:
         batch_size: The size of the batches that it computes.
     """
 
-    def __init__(
-        self, model: ImageClassifier, precision: str, tta: str = "none", network: nn.Module | None = None
-    ) -> None:
+    def __init__(self, model: Network, precision: str, tta: str = "none", network: nn.Module | None = None) -> None:
         network = model.backbone if network is None else network
         assert not network.training, "a backbone in training mode is not a pure function"
         self.tta = tta

@@ -25,7 +25,7 @@ from flowers.features.frozen_backbone import PASS_VERSION, FrozenBackbone, fuse_
 from flowers.features.onnx_program import first_line, load_onnx, quantize_onnx, to_onnx
 from flowers.features.tta import mean_over_views
 from flowers.models.backbones import state_dict_sha256
-from flowers.models.classifier import ImageClassifier
+from flowers.models.network import Network
 from flowers.runtime.extras import require_extra
 from flowers.runtime.files import (
     cache_dir,
@@ -115,7 +115,7 @@ def check_int8(accelerator: str) -> None:
 
 
 def load_int8_backbone(
-    model: ImageClassifier, precision: str, tta: str, open_data: Callable[[], ImageDataModule]
+    model: Network, precision: str, tta: str, open_data: Callable[[], ImageDataModule]
 ) -> Int8Backbone:
     """Find the 8-bit program of a model's backbone in the cache, or make it.
 
@@ -144,7 +144,7 @@ def load_int8_backbone(
     return Int8Backbone(content, key, tta)
 
 
-def _program_key(model: ImageClassifier, precision: str) -> str:
+def _program_key(model: Network, precision: str) -> str:
     hparams = model.hparams
     settings = {
         "format": _FORMAT,
@@ -159,7 +159,7 @@ def _program_key(model: ImageClassifier, precision: str) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=list).encode()).hexdigest()[:32]
 
 
-def _make_program(model: ImageClassifier, precision: str, data: ImageDataModule) -> bytes:
+def _make_program(model: Network, precision: str, data: ImageDataModule) -> bytes:
     """Return the 8-bit program, with the features of validation images by PyTorch and by the program."""
     with tempfile.TemporaryDirectory() as folder:
         source, path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
@@ -181,7 +181,7 @@ def _make_program(model: ImageClassifier, precision: str, data: ImageDataModule)
 class _NormalizedBackbone(nn.Module):
     """Maps uint8 images to features. BatchNorm is fused into the convolutions."""
 
-    def __init__(self, model: ImageClassifier) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__()
         self.normalize, self.backbone = model.normalize, fuse_conv_bn(model.backbone)
         for parameter in self.parameters():
@@ -192,7 +192,7 @@ class _NormalizedBackbone(nn.Module):
         return torch.as_tensor(self.backbone(self.normalize(images)))
 
 
-def _write_float_program(model: ImageClassifier, path: Path) -> None:
+def _write_float_program(model: Network, path: Path) -> None:
     import onnx
 
     side = int(model.hparams["image_size"])

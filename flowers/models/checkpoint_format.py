@@ -7,13 +7,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from flowers.runtime.files import open_regular
+from flowers.runtime.machine_errors import machine_error_text
 from flowers.runtime.text import one_line
 from flowers.settings.overrides import rename_old_keys
 from flowers.settings.schema.run_files import Hyperparameters
 from flowers.settings.validation import check_file, check_stored_config
 
-CHECKPOINT_FORMAT = 2  # also of result.json; format 1 has no `format_version`
+CHECKPOINT_FORMAT = 3  # also of result.json; format 1 has no `format_version`
 
 _MAX_PICKLE = 32 * 2**20  # a few hundred bytes a tensor, and the names of classes
 
@@ -26,6 +30,39 @@ _GLOBALS = {
 }
 
 _CALLBACKS_1 = {"Clock": "StageTimer", "WithinEpoch": "MidEpochCheckpoint", "Pruning": "PruningCallback"}
+
+
+def read_checkpoint(path: str | Path, mmap: bool = True, is_run: bool = False) -> dict[str, Any]:
+    """Return the content of a checkpoint in today's format, without running code in it.
+
+    Args:
+        path: The checkpoint.
+        mmap: Leave the tensors on disk until they are used.
+        is_run: Whether the configuration of a run must be in it, which is then checked.
+
+    Raises:
+        ValueError: The file is missing, is not a checkpoint of this project, is of a later format, or has
+            hyperparameters that are unknown or out of range.
+    """
+    try:
+        check_pickle(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        check_checkpoint(checkpoint if isinstance(checkpoint, dict) else {})
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # on arbitrary bytes, torch.load raises anything from OSError to UnpicklingError
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a checkpoint of flowers"
+        raise ValueError(f"{path} cannot be read: {machine_error_text(error) or reason}") from error
+    checkpoint["hyper_parameters"] = check_hyperparameters(path, checkpoint["hyper_parameters"])
+    try:
+        upgraded = upgrade_checkpoint(checkpoint)
+        assert all(isinstance(value, Tensor) for value in upgraded["state_dict"].values())
+        assert all(type(upgraded["progress"][key]) is int for key in ("epochs_done", "steps"))
+    except (KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"{path} cannot be read: not a checkpoint of flowers") from error
+    if is_run or checkpoint["hyper_parameters"].get("config"):
+        check_run_config(path, upgraded["hyper_parameters"]["config"])
+    return upgraded
 
 
 def check_checkpoint(checkpoint: Mapping[str, Any]) -> None:
@@ -111,6 +148,11 @@ def upgrade_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         if "callbacks" in upgraded:
             upgraded["callbacks"] = {_state_key(key, state): state for key, state in upgraded["callbacks"].items()}
         upgraded["format_version"] = 2
+    if upgraded["format_version"] == 2:  # it may lack hyperparameters that are younger than the file
+        fields = Hyperparameters.model_fields.items()
+        defaults = {name: field.default for name, field in fields if not field.is_required()}
+        upgraded["hyper_parameters"] = defaults | upgraded["hyper_parameters"]
+        upgraded["format_version"] = 3
     hparams = upgraded["hyper_parameters"]  # without tta and reject if they are older than these settings
     upgraded["hyper_parameters"] = hparams | {"config": {"tta": "none", "reject": None} | (hparams["config"] or {})}
     return upgraded

@@ -1,5 +1,6 @@
 """Replay the pass of a network as a CUDA graph."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,3 +61,24 @@ class CudaGraph:
     def _current_mode(self) -> tuple[list[bool], list[bool]]:
         trained = [parameter.requires_grad for parameter in self._parameters]
         return [module.training for module in self._modules], trained
+
+
+class CudaGraphs:
+    """Graphs that replace the pass of a network for the inputs that they fit, until `release`.
+
+    Args:
+        network: The network.
+        graphs: Its graphs.
+    """
+
+    def __init__(self, network: nn.Module, graphs: Sequence[CudaGraph]) -> None:
+        self._network, self._graphs, self._eager = network, graphs, network.forward
+        network.forward = self._run  # as make_graphed_callables does
+
+    def _run(self, inputs: Tensor) -> Any:
+        return next((graph for graph in self._graphs if graph.fits(inputs)), self._eager)(inputs)
+
+    def release(self) -> None:
+        """Give the network its own pass back, and free the memory of the graphs."""
+        vars(self._network).pop("forward", None)
+        self._graphs = ()

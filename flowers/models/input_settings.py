@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from flowers.models.backbones import timm_name
-from flowers.models.classifier import IMAGENET_MEAN, IMAGENET_STD
+from flowers.models.network import IMAGENET_MEAN, IMAGENET_STD
 from flowers.models.timm_backbones import pretrained_settings
 from flowers.settings.schema.training import Model, Resizing
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from flowers.models.backbones import BACKBONES, last_linear, timm_name
-from flowers.models.classifier import ImageClassifier, check_weights
+from flowers.models.network import Network, check_weights
 from flowers.models.timm_backbones import classifier_layers
 
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # classifiers of GoogLeNet and Inception that only training uses
@@ -33,7 +33,7 @@ class PublishedClassifier(NamedTuple):
     state_dict: dict[str, Tensor]
 
 
-def publish(model: ImageClassifier) -> PublishedClassifier:
+def publish(model: Network) -> PublishedClassifier:
     """Rename the parameters of a trained classifier, and check that the network of the library computes its logits.
 
     Args:
@@ -73,22 +73,22 @@ def publish(model: ImageClassifier) -> PublishedClassifier:
 
 
 @torch.inference_mode()
-def _check_logits(network: nn.Module, model: ImageClassifier) -> None:
+def _check_logits(network: nn.Module, model: Network) -> None:
     side = model.hparams["image_size"]
     images = torch.randint(256, (2, 3, side, side), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     images = model.normalize(images)
-    if not torch.allclose(network(images), model(images), rtol=_TOLERANCE, atol=_TOLERANCE):
+    if not torch.allclose(network(images), model.logits(model.encode(images)), rtol=_TOLERANCE, atol=_TOLERANCE):
         name = model.hparams["architecture"]
         raise ValueError(f"{name}: the network of the library computes other logits from the same weights")
 
 
-def read_published(published: PublishedClassifier, classes: Sequence[str], **hparams: Any) -> ImageClassifier:
+def read_published(published: PublishedClassifier, classes: Sequence[str], **hparams: Any) -> Network:
     """Return the classifier whose parameters were renamed by `publish`, on the CPU.
 
     Args:
         published: From `publish`.
         classes: The names of the classes.
-        hparams: Further arguments of `ImageClassifier`.
+        hparams: Further arguments of `Network`.
 
     Raises:
         ValueError: The parameters do not fit the network.
@@ -108,7 +108,7 @@ def read_published(published: PublishedClassifier, classes: Sequence[str], **hpa
     lacking = [f"{layer}.{key}" for layer, keys in heads.items() for key in ("weight", "bias") if key not in keys]
     if lacking:
         raise ValueError(f"the weights do not fit {published.architecture}: {', '.join(lacking)} missing")
-    model = ImageClassifier(architecture, classes, None, published.model_args, **hparams)
+    model = Network(architecture, classes, None, published.model_args, **hparams)
     model.load_state_dict(state)
     return model.eval()
 

@@ -28,8 +28,8 @@ from flowers.features.extractor import FeatureExtractor
 from flowers.features.frozen_backbone import PASS_VERSION, FrozenBackbone
 from flowers.features.linear_probe import cross_validated_logits
 from flowers.models.backbones import check_backbone, timm_name
-from flowers.models.classifier import ImageClassifier
 from flowers.models.input_settings import check_image_size, input_settings, resize_for
+from flowers.models.network import Network
 from flowers.runtime.files import atomic_write, atomic_write_text, cache_dir, optional_cache, read_json, write_json
 from flowers.runtime.hardware import check_devices, device_name, resolve_device, resolve_trainer_config
 from flowers.runtime.logging import configure_logging
@@ -214,7 +214,7 @@ def _probe(
     if (found := _recall(file)) is not None:
         return found
     with seeded(seed):
-        model = ImageClassifier(
+        model = Network(
             architecture,
             data.classes,
             weights,
@@ -257,7 +257,7 @@ def against_best(results: Sequence[ProbeResult]) -> list[float]:
     return holm(p_values)
 
 
-def _measure(model: ImageClassifier, data: ImageDataModule, split: str, precision: str) -> float:
+def _measure(model: Network, data: ImageDataModule, split: str, precision: str) -> float:
     """Return the milliseconds that the frozen backbone takes for an image, in batches of its usual size."""
     frozen = FrozenBackbone(model, precision)
     dataset = data.dataset(split)

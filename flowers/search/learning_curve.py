@@ -34,7 +34,7 @@ from flowers.evaluation.pretrained_features import (
 )
 from flowers.features.linear_probe import choose_l2, fit_linear_probe
 from flowers.models.backbones import local_weights
-from flowers.models.classifier import read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.run_folder import (
     SPLIT_FILE,
     START_FILE,

@@ -21,7 +21,8 @@ from flowers.evaluation.audit import preview_images
 from flowers.evaluation.evaluator import extract_features, predict_features
 from flowers.evaluation.review_page import labeling_content, write_page
 from flowers.evaluation.tables import plain
-from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
+from flowers.models.network import load_network
 from flowers.runs.run_folder import SPLIT_FILE, find_checkpoint, read_result, run_dir_of
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
@@ -146,7 +147,7 @@ def suggest_photos(
     data = ImageDataModule(pool, **inference_data_args(config["data"]) | {"packed": False})
     digests = [checks[name].sha256 for name in names]
     dataset = ImageDataset(Path(pool).resolve(), names, [0] * len(names), digests, data.eval_transform)
-    model = load_classifier(checkpoint)
+    model = load_network(checkpoint)
     features = extract_features(model, data, dataset, "pool", config)
     temperature = (read_result(run_dir_of(checkpoint)) or {}).get("temperature", 1.0)
     probabilities = predict_features(model, features, dataset).probabilities(temperature).numpy()

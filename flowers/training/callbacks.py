@@ -16,9 +16,9 @@ from flowers.evaluation.predictions import Predictions
 from flowers.features.datamodule import FeatureDataModule
 from flowers.features.extractor import FeatureExtractor
 from flowers.features.linear_probe import choose_l2, fit_linear_probe
-from flowers.models.classifier import ImageClassifier
 from flowers.runtime.distributed import broadcast_object
 from flowers.training.pictures import log_images, log_predictions, shows_images
+from flowers.training.task import FineTuning
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,13 @@ class EpochSummaryLogger(ProgressBar):
         metrics = trainer.callback_metrics
         names = [f"{split}/{metric}" for split in ("train", "val") for metric in ("loss", "accuracy")]
         values = "  ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
-        log.info("%s  epoch %d/%s  %s", pl_module.stage, trainer.current_epoch + 1, trainer.max_epochs, values)
+        log.info(
+            "%s  epoch %d/%s  %s",
+            cast(FineTuning, pl_module).stage.name,
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            values,
+        )
 
 
 class GlobalStep(Callback):
@@ -63,7 +69,7 @@ class GlobalStep(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the counters, after a checkpoint has been restored."""
-        loop, steps = trainer.fit_loop.epoch_loop, cast(ImageClassifier, pl_module).steps
+        loop, steps = trainer.fit_loop.epoch_loop, cast(FineTuning, pl_module).progress.steps
         loop.automatic_optimization.optim_progress.optimizer.step.total.completed = steps
         loop.manual_optimization.optim_step_progress.total.completed = steps
 
@@ -84,16 +90,17 @@ class ProbeHead(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the weights of the head if the run begins here. The model is on its device by now."""
-        model = cast(ImageClassifier, pl_module)
-        if trainer.ckpt_path is not None or model.steps:
+        task = cast(FineTuning, pl_module)
+        if trainer.ckpt_path is not None or task.progress.steps:
             return
+        model = task.network
         dataset = self.data.dataset("train")
         model.backbone.eval()
         extractor = FeatureExtractor(self.data, model, str(trainer.precision), **self.features)
         features, labels = extractor.extract(dataset, "train"), torch.tensor(dataset.labels)
         start, weights = time.perf_counter(), self.data.class_weights()
         class_weights = None if weights is None else torch.tensor(weights)
-        l2 = choose_l2(features, labels, len(model.classes), model.seed, class_weights=class_weights)
+        l2 = choose_l2(features, labels, len(model.classes), task.seed, class_weights=class_weights)
         found = fit_linear_probe(features, labels, len(model.classes), l2, class_weights=class_weights)
         probe = broadcast_object(found)
         if extractor.int8 is not None:
@@ -115,7 +122,7 @@ class LearningRateLogger(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Log the rates of the batch's first step."""
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        steps = cast(ImageClassifier, pl_module).steps
+        steps = cast(FineTuning, pl_module).progress.steps
         # A batch of cached features holds several steps, so that few batches begin at a multiple of `every`.
         if every and (batch_idx == 0 or (steps + 1) % every == 0):
             groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
@@ -183,15 +190,12 @@ class WeightEMA(WeightAveraging):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start an average, except in the head stage: there, a batch holds many steps."""
         self._average_model = None
-        model = cast(ImageClassifier, pl_module)
-        model.averaged_weights = None
-        if model.stage == "finetune":
-            super().setup(trainer, model, stage)
-            model.averaged_weights = self._averaged_weights
+        if cast(FineTuning, pl_module).stage.is_averaged:
+            super().setup(trainer, pl_module, stage)
 
-    def _averaged_weights(self) -> dict[str, Tensor]:
-        assert self._average_model is not None
-        return self._average_model.module.state_dict()
+    def averaged_weights(self) -> dict[str, Tensor] | None:
+        """Return the averaged weights, by their names in the network; None in the head stage."""
+        return None if self._average_model is None else self._average_model.module.state_dict()
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Return whether to update the average: after each step of the fine-tune stage."""
@@ -261,7 +265,7 @@ class ImageLogger(Callback):
         logits, labels = (torch.cat(parts) for parts in zip(*self._outputs, strict=True))
         records = [record for record in data.records if record.split == "val"][: len(labels)]
         predictions = Predictions([record.path for record in records], labels, logits, data.classes)
-        log_predictions(trainer, predictions, data.root, step=cast(ImageClassifier, pl_module).steps - 1)
+        log_predictions(trainer, predictions, data.root, step=cast(FineTuning, pl_module).progress.steps - 1)
         self._outputs, self._last = None, time.monotonic()
 
 

@@ -17,8 +17,7 @@ from torchmetrics import Metric
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.samplers import ResumableDataLoader
 from flowers.features.datamodule import FeatureDataModule
-from flowers.models.checkpoint_format import checkpoint_state_key
-from flowers.models.classifier import read_checkpoint
+from flowers.models.checkpoint_format import checkpoint_state_key, read_checkpoint
 from flowers.runs.run_folder import LAST_CHECKPOINT
 from flowers.runtime.distributed import all_gather_object
 from flowers.runtime.files import atomic_write, check_free_space

@@ -25,9 +25,9 @@ from flowers.data.remote import is_remote
 from flowers.data.splits import SPLITS, load_split, save_split
 from flowers.features.int8_backbone import check_int8
 from flowers.models.backbones import check_backbone
-from flowers.models.classifier import ImageClassifier, Stage
 from flowers.models.input_settings import resolve_input_settings
 from flowers.models.losses import LossFunction, class_weighted
+from flowers.models.network import Network
 from flowers.runs.run_folder import (
     CONFIG_FILE,
     CORRECTIONS_FILE,
@@ -49,14 +49,16 @@ from flowers.runtime.text import one_line
 from flowers.settings.config import build_parts, check_targets
 from flowers.settings.schema.training import TrainSettings
 from flowers.settings.schema.values import parse_duration
-from flowers.training.callbacks import GlobalStep, ProbeHead
+from flowers.training.callbacks import GlobalStep, ProbeHead, WeightEMA
 from flowers.training.checkpointing import AtomicCheckpointIO
 from flowers.training.cuda_graphs import GraphTraining
 from flowers.training.fsdp import FSDP2Strategy
 from flowers.training.online_trackers import local_tracking_uri
 from flowers.training.results import finalize_run
 from flowers.training.stage_limits import StageTimer
-from flowers.training.stages import StagePlan, check_stages, plan_stages, train_stage
+from flowers.training.stage_plan import StagePlan, check_stages, plan_stages, train_stage
+from flowers.training.stages import FinetuneStage, HeadStage
+from flowers.training.task import FineTuning
 from flowers.training.trackers import make_loggers, tracked, watch_lines
 
 log = logging.getLogger(__name__)
@@ -85,27 +87,26 @@ def run_training(settings: TrainSettings, extra_callbacks: Sequence[Callback] = 
 
 
 def _run_stages(settings: TrainSettings, run_dir: Path, extra_callbacks: Sequence[Callback]) -> float:
-    plans = plan_stages(settings.head.epochs, settings.finetune.epochs, run_dir)
+    plans = plan_stages(*make_stages(settings), run_dir)
     data = ImageDataModule(**build_parts(settings.data), seed=settings.seed)
     timer = StageTimer(parse_duration(settings.trainer.max_time) if settings.trainer.max_time else None)
     own_callbacks: list[Callback] = [timer, GlobalStep()]
-    cached_views: dict[Stage, int] = {"head": settings.head.cached_views, "finetune": settings.finetune.cached_views}
     if settings.finetune.cuda_graph and not settings.finetune.compile:
         own_callbacks.append(GraphTraining())
     if settings.head.init == "probe":
         own_callbacks.append(ProbeHead(data, settings.features.to_dict()))
     trainer = make_trainer(settings, run_dir, own_callbacks, extra_callbacks)
     seed_everything(settings.seed)
-    model = make_model(settings, data, trainer)  # the first use of the images: downloads, verifies and splits them
-    check_stages(plans, data, trainer, cached_views, settings.reject)
+    task = make_task(settings, data, trainer)  # the first use of the images: downloads, verifies and splits them
+    check_stages(plans, data, trainer, settings.reject)
     write_run_manifest(settings, run_dir, data)
-    log_run_summary(data, model, plans, trainer)
+    log_run_summary(data, task, plans, trainer)
     with resumable(f"python -m flowers.train resume={run_dir}"), tracked(trainer, settings):
         for plan in plans:
-            trainer.profiler = make_profiler(settings.trainer.profiler, run_dir, plan.stage)  # type: ignore[attr-defined]
-            train_stage(plan, model, data, trainer, cached_views, settings.features.to_dict())
+            trainer.profiler = make_profiler(settings.trainer.profiler, run_dir, plan.stage.name)  # type: ignore[attr-defined]
+            train_stage(plan, task, data, trainer)
             if broadcast_object(timer.is_over):
-                log_time_limit(settings, run_dir, model)
+                log_time_limit(settings, run_dir, task.progress.epochs_done)
                 break
         result = finalize_run(run_dir, data, trainer, timer)
     return float(result["val"]["accuracy"])
@@ -260,7 +261,7 @@ def make_trainer(
     )
 
 
-def make_profiler(name: str | None, run_dir: Path, stage: Stage) -> Profiler:
+def make_profiler(name: str | None, run_dir: Path, stage: str) -> Profiler:
     """Return the profiler of a stage, which writes to `profile` in the run folder. A resumed run adds to its files."""
     profilers: dict[str | None, Callable[..., Profiler]] = {
         None: PassThroughProfiler,
@@ -271,19 +272,38 @@ def make_profiler(name: str | None, run_dir: Path, stage: Stage) -> Profiler:
     return profilers[name](**({"dirpath": run_dir / PROFILE_DIR, "filename": stage} if name else {}))
 
 
-def log_time_limit(settings: TrainSettings, run_dir: Path, model: ImageClassifier) -> None:
+def log_time_limit(settings: TrainSettings, run_dir: Path, epochs_done: int) -> None:
     """Log that `trainer.max_time` is over, and how to train on, if there are epochs left."""
-    plans = plan_stages(settings.head.epochs, settings.finetune.epochs, run_dir)
+    plans = plan_stages(*make_stages(settings), run_dir)
     if left := sum(plan.remaining for plan in plans):
         log.info(
             "trainer.max_time=%s is over after %d epochs; for up to %d more: python -m flowers.train resume=%s "
             "trainer.max_time=null",
-            *(settings.trainer.max_time, model.epochs_done, left, run_dir),
+            *(settings.trainer.max_time, epochs_done, left, run_dir),
         )
 
 
-def make_model(settings: TrainSettings, data: ImageDataModule, trainer: Trainer) -> ImageClassifier:
-    """Return the classifier before training."""
+def make_stages(settings: TrainSettings) -> tuple[HeadStage, FinetuneStage]:
+    """Return both stages of a run."""
+    head, finetune = settings.head, settings.finetune
+    mixing = settings.mixing.build() if settings.mixing else None
+    return (
+        HeadStage(head.epochs, head.cached_views, settings.features.to_dict(), mixing),
+        FinetuneStage(
+            epochs=finetune.epochs,
+            cached_views=finetune.cached_views,
+            backbone_lr=finetune.backbone_lr,
+            layer_decay=finetune.layer_decay,
+            norm_weight_decay=finetune.norm_weight_decay,
+            depth=finetune.depth,
+            image_sizes=finetune.image_sizes or (),
+            mixing=mixing,
+        ),
+    )
+
+
+def make_task(settings: TrainSettings, data: ImageDataModule, trainer: Trainer) -> FineTuning:
+    """Return the network before training, with what trains it."""
     # Lightning refuses to clip gradients for a fused optimizer under mixed precision: with float16, such an optimizer
     # divides the gradients by the loss scale inside its step, after they are clipped.
     is_clipped = (
@@ -291,28 +311,29 @@ def make_model(settings: TrainSettings, data: ImageDataModule, trainer: Trainer)
         and trainer.gradient_clip_val
         and "fused" in settings.optimizer.given()
     )
-    model = ImageClassifier(
+    network = Network(
         **settings.model.to_dict(),
         classes=data.classes,
         **settings.data.sizes(),
         split_digest=data.split_digest,
-        config=settings.to_dict(),
+        seed=settings.seed,
+    )
+    if settings.finetune.compile:
+        network.backbone.compile()  # in place: the names in checkpoints do not change
+    if settings.head.init == "zero":
+        for parameter in network.head.parameters():
+            torch.nn.init.zeros_(parameter)
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    averaging = next((callback for callback in callbacks if isinstance(callback, WeightEMA)), None)
+    return FineTuning(
+        network,
         optimizer=settings.optimizer.build(**({"fused": False} if is_clipped else {})),
         scheduler=settings.scheduler.build(),
-        backbone_lr=settings.finetune.backbone_lr,
-        compiled=settings.finetune.compile,
-        seed=settings.seed,
         loss=make_loss(settings, data),
-        mixing=settings.mixing.build() if settings.mixing else None,
-        layer_decay=settings.finetune.layer_decay,
-        norm_weight_decay=settings.finetune.norm_weight_decay,
-        depth=settings.finetune.depth,
-        train_sizes=settings.finetune.image_sizes,
+        seed=settings.seed,
+        config=settings.to_dict(),
+        averaging=averaging.averaged_weights if averaging else None,
     )
-    if settings.head.init == "zero":
-        for parameter in model.head.parameters():
-            torch.nn.init.zeros_(parameter)
-    return model
 
 
 def make_loss(settings: TrainSettings, data: ImageDataModule) -> LossFunction:
@@ -348,9 +369,7 @@ def write_run_manifest(settings: TrainSettings, run_dir: Path, data: ImageDataMo
             atomic_write_text(config_file, OmegaConf.to_yaml(settings.to_dict()))
 
 
-def log_run_summary(
-    data: ImageDataModule, model: ImageClassifier, plans: Sequence[StagePlan], trainer: Trainer
-) -> None:
+def log_run_summary(data: ImageDataModule, task: FineTuning, plans: Sequence[StagePlan], trainer: Trainer) -> None:
     """Log images per class and split, parameters per stage, device, precision, and how to watch."""
     counts = {split: data.counts(split) for split in SPLITS if data.counts(split)}
     width = max(len(one_line(name)) for name in data.classes[:_SUMMARY_CLASSES]) + 2
@@ -365,18 +384,17 @@ def log_run_summary(
     if weights := [weight for weight in data.class_weights() or () if weight]:
         least, most = min(weights), max(weights)
         lines += [f"data.balance={data.balance}: an image counts {least:.3g} to {most:.3g} times, by its class"]
-    head_lr = model.hparams["config"]["optimizer"]["lr"]
-    head, backbone = (sum(weight.numel() for weight in part.parameters()) for part in (model.head, model.backbone))
+    network, head_lr = task.network, (task.config or {})["optimizer"]["lr"]
     for plan in plans:
-        model.set_stage(plan.stage, plan.epochs)  # freezes what the stage does not train
-        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-        backbone_rate = f", backbone {model.backbone_lr:g}" if plan.stage == "finetune" else ""
+        plan.stage.freeze(network)
+        trained = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+        rates = f"learning rate {head_lr:g}{plan.stage.backbone_rate}"
         lines += [
-            f"{plan.stage} stage: {plan.remaining} of {plan.epochs} epochs left, {trained:,} trained parameters, "
-            f"learning rate {head_lr:g}{backbone_rate}"
+            f"{plan.stage.name} stage: {plan.remaining} of {plan.stage.epochs} epochs left, {trained:,} trained "
+            f"parameters, {rates}"
         ]
-    device = device_name(trainer.strategy.root_device)
-    lines += [f"{model.hparams['architecture']} with {head + backbone:,} parameters on {device}, {trainer.precision}"]
+    device, count = device_name(trainer.strategy.root_device), sum(weight.numel() for weight in network.parameters())
+    lines += [f"{network.hparams['architecture']} with {count:,} parameters on {device}, {trainer.precision}"]
     if trainer.world_size > 1:
         share = data.per_rank_batch_size(trainer.world_size)
         lines += [f"{trainer.world_size} processes, each with {share} of the {data.batch_size} images of a step"]

@@ -1,7 +1,7 @@
 """Sharded training with PyTorch FSDP2: each process holds a part of the weights and of the optimizer state."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Trainer
@@ -12,6 +12,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
+
+from flowers.training.task import FineTuning
 
 _UNITS_PER_MODULE = 8  # a module with more than an eighth of all weights is split further
 
@@ -28,9 +30,9 @@ class FSDP2Strategy(DDPStrategy):
         assert self.lightning_module is not None
         # Without a mesh, FSDP2 takes a GPU, even if training runs on the CPU.
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-        for network in self.lightning_module.children():
-            if any(weight.requires_grad for weight in network.parameters()):
-                shard_module(network, mesh)
+        for part in cast(FineTuning, self.lightning_module).network.children():
+            if any(weight.requires_grad for weight in part.parameters()):
+                shard_module(part, mesh)
 
     def setup_optimizers(self, trainer: Trainer) -> None:
         """Turn off the fused optimizer kernels: the one of SGD does not support shards."""

@@ -8,7 +8,8 @@ parameter groups the same rate, and takes the loss of the first steps for that o
 import copy
 import logging
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -20,15 +21,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.figures import plot_range_tests
-from flowers.models.classifier import ImageClassifier, Stage
 from flowers.runtime.files import atomic_write, write_json
 from flowers.runtime.hardware import resolve_trainer_config
 from flowers.runtime.logging import configure_logging
 from flowers.settings.config import build_parts
 from flowers.settings.schema.training import TrainSettings
 from flowers.training.callbacks import ProbeHead
-from flowers.training.experiment import make_model, prepare_run
-from flowers.training.stages import check_stages, plan_stages, stage_batches, train_stage
+from flowers.training.experiment import make_stages, make_task, prepare_run
+from flowers.training.stage_plan import begin_stage, check_stages, plan_stages, train_stage
+from flowers.training.stages import Stage
+from flowers.training.task import FineTuning
 
 log = logging.getLogger(__name__)
 
@@ -38,21 +40,20 @@ _STEPS = 100
 _RANGE = 1e-6, 1.0
 _DIVERGED = 4.0  # the test ends at so many times the lowest loss, as that of Lightning
 _SMOOTHING = 0.9  # weight of the past in the moving average of the loss
-_SETTINGS: dict[Stage, str] = {"head": "optimizer.lr", "finetune": "finetune.backbone_lr"}
 
 
 class RangeTest(NamedTuple):
     """The loss at each learning rate.
 
     Attributes:
-        stage: The stage that was tested.
+        stage: The name of the stage that was tested.
         rates: Of the steps, in ascending order.
         losses: Of the same steps, before each.
         smoothed: The moving average of the losses.
         suggestion: The rate that trains best; see `suggest_rate`.
     """
 
-    stage: Stage
+    stage: str
     rates: list[float]
     losses: list[float]
     smoothed: list[float]
@@ -75,25 +76,23 @@ def find_learning_rates(settings: TrainSettings) -> dict[str, float]:
     """
     configure_logging()  # Lightning is imported by now
     settings, run_dir = prepare_run(settings)
-    plans = plan_stages(settings.head.epochs, settings.finetune.epochs, run_dir)
+    plans = plan_stages(*make_stages(settings), run_dir)
     data = ImageDataModule(**build_parts(settings.data), seed=settings.seed)
-    views: dict[Stage, int] = {"head": settings.head.cached_views, "finetune": settings.finetune.cached_views}
     seed_everything(settings.seed)
     trainer = _make_trainer(settings, [])
-    model = make_model(settings, data, trainer)
-    check_stages(plans, data, trainer, views)
+    task = make_task(settings, data, trainer)
+    check_stages(plans, data, trainer)
     probe = [ProbeHead(data, settings.features.to_dict())] if settings.head.init == "probe" else []
-    tests = []
+    tests: dict[str, RangeTest] = {}
     for plan in plans:
-        test = run_range_test(settings, model, data, plan.stage, probe)
-        tests.append(test)
-        log.info("%s stage: %s=%.2g", plan.stage, _SETTINGS[plan.stage], test.suggestion)
-        if plan.stage == "head":
-            model.optimizer = settings.optimizer.build(lr=test.suggestion)
+        setting = plan.stage.rate_setting
+        tests[setting] = test = run_range_test(settings, task, data, plan.stage, probe)
+        log.info("%s stage: %s=%.2g", plan.stage.name, setting, test.suggestion)
         if plan is not plans[-1]:  # the next stage starts from a trained head
             log.info("training the head stage with it, for the test of the next stage")
-            train_stage(plan, model, data, _make_trainer(settings, probe), views, settings.features.to_dict())
-    found = {_SETTINGS[test.stage]: float(f"{test.suggestion:.2g}") for test in tests}
+            task.optimizer = settings.optimizer.build(lr=test.suggestion)
+            train_stage(plan, task, data, _make_trainer(settings, probe))
+    found = {setting: float(f"{test.suggestion:.2g}") for setting, test in tests.items()}
     _write(tests, run_dir)
     suggested = " ".join(f"{name}={rate:g}" for name, rate in found.items())
     log.info("suggested: %s\npicture: %s", suggested, run_dir / PICTURE_FILE)
@@ -102,35 +101,33 @@ def find_learning_rates(settings: TrainSettings) -> dict[str, float]:
 
 def run_range_test(
     settings: TrainSettings,
-    model: ImageClassifier,
+    task: FineTuning,
     data: ImageDataModule,
     stage: Stage,
     callbacks: Sequence[Callback] = (),
 ) -> RangeTest:
-    """Train a stage for some steps with a growing rate, and return the losses. The model stays as it was.
+    """Train a stage for some steps with a growing rate, and return the losses. The network stays as it was.
 
     Args:
         settings: Those of `flowers.train`.
-        model: The classifier, as the stage would start with it.
+        task: The training, as the stage would start with it.
         data: The images.
         stage: The stage.
-        callbacks: Callbacks that prepare the model.
+        callbacks: Callbacks that prepare the network.
     """
-    before = copy.deepcopy(model.state_dict())
-    schedule, sizes = model.scheduler, model.train_sizes
-    reference = settings.optimizer.lr if stage == "head" else settings.finetune.backbone_lr
-    model.set_stage(stage, _STEPS, total_steps=_STEPS)
-    model.scheduler, model.train_sizes = partial(_growing, stage=stage, reference=reference), sizes[:1]
-    views: dict[Stage, int] = {"head": settings.head.cached_views, "finetune": settings.finetune.cached_views}
+    network, before = task.network, copy.deepcopy(task.network.state_dict())
+    reference: float = operator.attrgetter(stage.rate_setting)(settings)
+    tested = stage.for_range_test(_STEPS)
+    scheduler = partial(_growing, is_tuned=stage.is_tuned, reference=reference)
+    trial = FineTuning(network, task.optimizer, scheduler, task.loss, task.seed)
+    batches = begin_stage(trial, tested, data, steps=1)
     losses = LossRecorder()
     trainer = _make_trainer(settings, [*callbacks, losses], max_epochs=_STEPS, max_steps=_STEPS)
-    trainer.fit(model, stage_batches(stage, model, data, views, settings.features.to_dict(), steps=1))
-    model.scheduler, model.train_sizes, model.last_blocks = schedule, sizes, None
-    model.steps = model.epochs_done = 0
-    model.load_state_dict(before)
+    trainer.fit(trial, batches)
+    network.load_state_dict(before)
     rates = [rate_at(step) for step in range(len(losses.means))]
     smoothed = smooth(losses.means)
-    return RangeTest(stage, rates, losses.means, smoothed, suggest_rate(stage, rates, smoothed))
+    return RangeTest(stage.name, rates, losses.means, smoothed, suggest_rate(stage.name, rates, smoothed))
 
 
 def rate_at(step: int) -> float:
@@ -148,7 +145,7 @@ def smooth(losses: Sequence[float]) -> list[float]:
     return smoothed
 
 
-def suggest_rate(stage: Stage, rates: Sequence[float], smoothed: Sequence[float]) -> float:
+def suggest_rate(stage: str, rates: Sequence[float], smoothed: Sequence[float]) -> float:
     """Return a tenth of the highest rate whose loss is close to the lowest one: from there on, it grows.
 
     Close is within a tenth of the fall: where the loss is flat, the lowest one is a matter of chance.
@@ -181,7 +178,7 @@ class LossRecorder(Callback):
     ) -> None:
         """Record the loss of the batch."""
         self._batches.append(float(cast(dict[str, Tensor], outputs)["loss"]) * trainer.accumulate_grad_batches)
-        if cast(ImageClassifier, pl_module).steps == len(self.means):
+        if cast(FineTuning, pl_module).progress.steps == len(self.means):
             return  # gradients still accumulate
         loss, self._batches = sum(self._batches) / len(self._batches), []
         if not math.isfinite(loss):
@@ -192,7 +189,7 @@ class LossRecorder(Callback):
         trainer.should_stop |= smoothed[-1] > _DIVERGED * min(smoothed)
 
 
-def _growing(optimizer: Optimizer, total_steps: int, stage: Stage, reference: float) -> LambdaLR:
+def _growing(optimizer: Optimizer, total_steps: int, is_tuned: Callable[[str], bool], reference: float) -> LambdaLR:
     """Let the rates of the groups that a stage is tested for grow, in their proportions; the others stay."""
 
     def grow(step: int) -> float:
@@ -201,8 +198,7 @@ def _growing(optimizer: Optimizer, total_steps: int, stage: Stage, reference: fl
     def stay(step: int) -> float:
         return 1.0
 
-    is_tested = [(group["name"] == "head") == (stage == "head") for group in optimizer.param_groups]
-    return LambdaLR(optimizer, [grow if is_on else stay for is_on in is_tested])
+    return LambdaLR(optimizer, [grow if is_tuned(group["name"]) else stay for group in optimizer.param_groups])
 
 
 def _make_trainer(settings: TrainSettings, callbacks: Sequence[Callback], **limits: int) -> Trainer:
@@ -215,10 +211,11 @@ def _make_trainer(settings: TrainSettings, callbacks: Sequence[Callback], **limi
     return Trainer(**arguments | quiet | limits, callbacks=list(callbacks))
 
 
-def _write(tests: Sequence[RangeTest], run_dir: Path) -> None:
+def _write(tests: Mapping[str, RangeTest], run_dir: Path) -> None:
     """Write the picture and the figures."""
-    figure = plot_range_tests({_SETTINGS[test.stage]: test._asdict() for test in tests})
+    figures = {setting: test._asdict() for setting, test in tests.items()}
+    figure = plot_range_tests(figures)
     run_dir.mkdir(parents=True, exist_ok=True)
     with atomic_write(run_dir / PICTURE_FILE) as partial_file:
         figure.savefig(partial_file, format="png", dpi=150, facecolor="white")
-    write_json({_SETTINGS[test.stage]: test._asdict() for test in tests}, run_dir / FIGURES_FILE)
+    write_json(figures, run_dir / FIGURES_FILE)

@@ -13,8 +13,8 @@ from flowers.evaluation.calibration import fit_temperature
 from flowers.evaluation.evaluator import extract_features, fit_rejection, predict_features, resolve_engine
 from flowers.evaluation.metrics import metric_values, score, score_line
 from flowers.evaluation.predictions import Predictions
-from flowers.models.checkpoint_format import CHECKPOINT_FORMAT
-from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
+from flowers.models.checkpoint_format import CHECKPOINT_FORMAT, read_checkpoint
+from flowers.models.network import load_network
 from flowers.runs.run_folder import BEST_CHECKPOINT, PREDICTIONS_DIR, REJECTION_FILE, RESULT_FILE, provenance
 from flowers.runtime.distributed import broadcast_object
 from flowers.runtime.files import write_json
@@ -25,6 +25,7 @@ from flowers.training.checkpointing import RelocatableModelCheckpoint
 from flowers.training.fsdp import FSDP2Strategy
 from flowers.training.pictures import log_class_curves
 from flowers.training.stage_limits import StageTimer
+from flowers.training.task import FineTuning
 from flowers.training.tensorboard import log_embeddings, log_hyperparameters
 from flowers.training.trackers import each_logger, log_best_checkpoint
 
@@ -45,9 +46,9 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
     checkpoint = read_checkpoint(run_dir / BEST_CHECKPOINT)
     config = checkpoint["hyper_parameters"]["config"]
     if isinstance(trainer.strategy, FSDP2Strategy):  # the trainer's model is in shards
-        model = load_classifier(run_dir / BEST_CHECKPOINT)
+        model = load_network(run_dir / BEST_CHECKPOINT)
     else:
-        model = cast(ImageClassifier, trainer.lightning_module)
+        model = cast(FineTuning, trainer.lightning_module).network
         model.load_state_dict(checkpoint["state_dict"])
     datasets = {split: data.dataset(split) for split in ("val", "test") if data.counts(split)}
     features = {split: extract_features(model, data, dataset, split, config) for split, dataset in datasets.items()}

@@ -16,7 +16,8 @@ from flowers.evaluation.evaluator import extract_features, predict_features, res
 from flowers.evaluation.metrics import score, score_line
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import mcnemar, mcnemar_verdict
-from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
+from flowers.models.network import Network, load_network
 from flowers.runs.run_folder import BEST_CHECKPOINT, CONFIG_FILE, SPLIT_FILE, read_result
 from flowers.runtime.files import atomic_write, atomic_write_text
 from flowers.runtime.hardware import resolve_trainer_config
@@ -53,7 +54,7 @@ def run_soup(settings: SoupSettings) -> float:
     hparams = checkpoints[0]["hyper_parameters"]
     config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | settings.requested_device()}
     data = ImageDataModule(split_file=runs[0] / SPLIT_FILE, **run_images_args(config["data"], settings.root))
-    model = load_classifier(runs[0] / BEST_CHECKPOINT)
+    model = load_network(runs[0] / BEST_CHECKPOINT)
 
     console = Console(highlight=False, markup=False, emoji=False)
     states = [checkpoint["state_dict"] for checkpoint in checkpoints]
@@ -148,7 +149,7 @@ def check_members(runs: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]
 
 
 def predict(
-    model: ImageClassifier, weights: Mapping[str, Tensor], data: ImageDataModule, split: str, config: Mapping[str, Any]
+    model: Network, weights: Mapping[str, Tensor], data: ImageDataModule, split: str, config: Mapping[str, Any]
 ) -> Predictions:
     """Return the predictions of a model with other weights for a split."""
     model.load_state_dict(weights)

@@ -9,7 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
-from flowers.models.classifier import ImageClassifier
+from flowers.training.task import FineTuning
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class StageTimer(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock of the stage."""
-        self._stage, self._last = str(pl_module.stage), time.perf_counter()
+        self._stage, self._last = cast(FineTuning, pl_module).stage.name, time.perf_counter()
         self._epoch_start, self._epoch_images = self._last, 0  # an epoch that is resumed inside has no start hook
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -130,18 +130,11 @@ class StageEarlyStopping(EarlyStopping):
         super().on_train_epoch_end(trainer, pl_module)
         if self.wait_count < self.patience:
             return
-        model = cast(ImageClassifier, pl_module)
-        done, planned = self._stage_epochs(trainer, model)
-        model.ended[model.stage] = done
+        task = cast(FineTuning, pl_module)
+        done, planned = task.end_stage(), task.stage.epochs
         if trainer.is_global_zero and done < planned:
             best, epochs = float(self.best_score), "epoch" if self.patience == 1 else f"{self.patience} epochs"
             log.info(
                 "%s stage: ends after %d of %d epochs: %s, at best %.4f, has not improved for %s",
-                *(model.stage, done, planned, self.monitor, best, epochs),
+                *(task.stage.name, done, planned, self.monitor, best, epochs),
             )
-
-    @staticmethod
-    def _stage_epochs(trainer: Trainer, model: ImageClassifier) -> tuple[int, int]:
-        """Return the epochs of the stage that are done, and its length."""
-        assert trainer.max_epochs is not None
-        return trainer.current_epoch + 1 - (trainer.max_epochs - model.stage_epochs), model.stage_epochs

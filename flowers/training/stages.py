@@ -1,183 +1,339 @@
-"""The stages of a run: which are left, where a resumed run continues, and how many steps they take."""
+"""The stages of a run: what each freezes and optimizes, and what a batch of it is.
+
+The head stage trains the head on images or on cached features, the fine-tune stage trains the backbone too, on images
+or on cached activations.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from lightning import LightningDataModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torchvision.transforms import v2
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.evaluation.rejection import rejection_threshold
 from flowers.features.activations import ActivationDataModule, split_backbone
 from flowers.features.datamodule import FeatureDataModule
-from flowers.models.classifier import ImageClassifier, Stage, read_checkpoint
-from flowers.runs.run_folder import LAST_CHECKPOINT
-from flowers.training.checkpointing import epoch_steps_key
+from flowers.models.mixing import Mixing
+from flowers.models.network import Network
+from flowers.models.parameter_groups import backbone_groups, freeze_first_blocks, frozen_modules
+from flowers.runtime.distributed import rank_and_world_size
+from flowers.runtime.seeding import PADDING_INDEX
 
-_STEPS_PER_BATCH = 64  # of the head stage on cached features
-
-_MULTI_STEP_OPTIONS = {  # the options of a Trainer that neither counts batches nor changes gradients between two steps
-    "world_size": 1,
-    "gradient_clip_val": None,
-    "accumulate_grad_batches": 1,
-    "limit_train_batches": 1.0,
-    "overfit_batches": 0.0,
-    "val_check_interval": 1.0,
-    "max_steps": -1,
-}
+if TYPE_CHECKING:
+    from flowers.training.task import FineTuning
 
 
-class StagePlan(NamedTuple):
-    """A stage to train.
+class Inputs:
+    """What a batch of a stage holds beside labels.
 
     Attributes:
-        stage: Its name.
-        epochs: Its length.
-        remaining: The epochs that are left to train.
-        end_epoch: The epochs of the run once the stage has ended.
-        checkpoint: The checkpoint to resume from.
-        epoch_steps: The `epoch_steps_key` of the epoch inside which the checkpoint was written; None between epochs.
+        step_size: Images per optimizer step if a batch holds several steps; None for one step per batch.
+        total_steps: Optimizer steps of the stage; None uses `stage_steps`, for one step per batch.
     """
 
-    stage: Stage
-    epochs: int
-    remaining: int
-    end_epoch: int
-    checkpoint: Path | None = None
-    epoch_steps: str | None = None
+    step_size: int | None = None
+    total_steps: int | None = None
+
+    def logits(self, network: Network, batch: Tensor) -> Tensor:
+        """Return the logits (B, C)."""
+        raise NotImplementedError
+
+    def training_logits(
+        self, network: Network, batch: Tensor, labels: Tensor, stage_epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits (B, C), and the targets of the loss: the labels (B,), or probabilities (B, C)."""
+        return self.logits(network, batch), labels
 
 
-def plan_stages(head_epochs: int, finetune_epochs: int, run_dir: Path) -> list[StagePlan]:
-    """Return the stages that are left: all of them, or those from the last checkpoint in `run_dir` onwards.
-
-    A stage that ended exactly at the checkpoint is included with no remaining epoch: fitting it restores the state
-    from which the next stage starts. A stage that ended early has the epochs that it trained.
-
-    Raises:
-        ValueError: There is no epoch to train, or the run has more epochs than requested; or the checkpoint cannot be
-            read.
-    """
-    if min(head_epochs, finetune_epochs) < 0 or not head_epochs + finetune_epochs:
-        raise ValueError(
-            f"head.epochs={head_epochs} finetune.epochs={finetune_epochs}: expected at least 0 each, and 1 in all"
-        )
-    last = run_dir / LAST_CHECKPOINT
-    checkpoint = read_checkpoint(last) if last.exists() else None
-    done, mid_epoch = (checkpoint["progress"]["epochs_done"], checkpoint.get("mid_epoch")) if checkpoint else (0, None)
-    ended = checkpoint["progress"].get("ended", {}) if checkpoint else {}
-    head_epochs, finetune_epochs = ended.get("head", head_epochs), ended.get("finetune", finetune_epochs)
-    if done > head_epochs + finetune_epochs:
-        raise ValueError(
-            f"head.epochs={head_epochs} finetune.epochs={finetune_epochs}: expected at least {done} in all, "
-            f"the epochs that {run_dir} has already trained"
-        )
-    stages: list[tuple[Stage, int, int]] = [
-        ("head", head_epochs, head_epochs),
-        ("finetune", finetune_epochs, head_epochs + finetune_epochs),
-    ]
-    plans = [
-        StagePlan(stage, epochs, min(epochs, end - done), end)
-        for stage, epochs, end in stages
-        if epochs and (end > done or (end == done and not mid_epoch))  # mid_epoch: inside the next stage
-    ]
-    if checkpoint:
-        plans[0] = plans[0]._replace(checkpoint=last, epoch_steps=mid_epoch["epoch_steps"] if mid_epoch else None)
-    return plans
-
-
-def check_stages(
-    plans: Sequence[StagePlan],
-    data: ImageDataModule,
-    trainer: Trainer,
-    cached_views: Mapping[Stage, int],
-    reject: float | None = None,
-) -> None:
-    """Check that train and val have images, the ranks can share a step, and a resumed epoch has the steps of its start.
-
-    With `reject`, also check that val has enough images for a threshold.
-
-    Raises:
-        ValueError: One of these is not so.
-    """
-    data.setup("fit")
-    data.per_rank_batch_size(trainer.world_size)
-    if reject:
-        rejection_threshold(torch.zeros(data.counts("val").total()), reject)
-    if cached_views["finetune"] and trainer.world_size > 1:
-        raise ValueError(
-            f"finetune.cached_views={cached_views['finetune']} with {trainer.world_size} processes: expected "
-            "trainer.devices=1, or finetune.cached_views=0"
-        )
-    is_cached = plans[0].stage == "head" and cached_views["head"]
-    found = f"head.cached_views={cached_views['head']}" if is_cached else epoch_steps_key(data, trainer.world_size)
-    if plans[0].epoch_steps not in (None, found):
-        raise ValueError(
-            f"this run stopped inside an epoch with {plans[0].epoch_steps}, found {found}: "
-            "resume it with the settings that it had"
-        )
-
-
-def train_stage(
-    plan: StagePlan,
-    model: ImageClassifier,
-    data: ImageDataModule,
-    trainer: Trainer,
-    cached_views: Mapping[Stage, int],
-    features: Mapping[str, Any],
-) -> None:
-    """Train one stage.
+class Images(Inputs):
+    """Images, uint8 (B, 3, H, W).
 
     Args:
-        plan: The stage.
-        model: The classifier, as the previous stage left it.
-        data: The images.
-        trainer: The Trainer of the run, for all of its stages.
-        cached_views: Cached views of each training image by stage; 0 computes them anew in each epoch.
-        features: The settings of the feature cache.
+        mixing: Mixes normalized training images and their labels; see `flowers.models.mixing`.
+        sides: The side in pixels to which the training images of each epoch are resized; empty for no change.
     """
-    steps = steps_per_batch(trainer)
-    model.set_stage(plan.stage, plan.epochs)
-    if plan.stage == "head" and cached_views["head"] and plan.remaining and steps > 1:
-        total_steps = math.ceil(data.counts("train").total() / data.batch_size) * plan.epochs
-        model.set_stage(plan.stage, plan.epochs, step_size=data.batch_size, total_steps=total_steps)
-    batches = stage_batches(plan.stage, model, data, cached_views, features, steps) if plan.remaining else data
-    # A stage before this one may have ended early.
-    trainer.fit_loop.max_epochs = plan.end_epoch if plan.checkpoint else model.epochs_done + plan.remaining
-    trainer.fit(model, batches, ckpt_path=plan.checkpoint, weights_only=True)
-    model.last_blocks = None
+
+    def __init__(
+        self, mixing: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None, sides: Sequence[int] = ()
+    ) -> None:
+        self.mixing, self.sides = mixing, sides
+
+    def logits(self, network: Network, batch: Tensor) -> Tensor:
+        """Return the logits (B, C)."""
+        return torch.as_tensor(network(batch))
+
+    def training_logits(
+        self, network: Network, batch: Tensor, labels: Tensor, stage_epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits (B, C) and targets of the images as they are trained on: resized and mixed."""
+        if self.sides:
+            side = self.sides[stage_epoch]
+            batch = torch.as_tensor(v2.functional.resize(batch, [side, side], antialias=True))
+        if self.mixing is None:
+            return self.logits(network, batch), labels
+        pixels, targets = self._mix(network.normalize(batch), labels, len(network.classes))
+        return network.logits(network.encode(pixels)), targets
+
+    def _mix(self, pixels: Tensor, labels: Tensor, class_count: int) -> tuple[Tensor, Tensor]:
+        """Return mixtures of the images with their targets (B, C). Padding stays."""
+        assert self.mixing is not None
+        if rank_and_world_size()[1] == 1:  # without padding
+            return self.mixing(pixels, labels)
+        targets, is_image = pixels.new_zeros(len(labels), class_count), labels != PADDING_INDEX
+        if is_image.any():
+            pixels[is_image], targets[is_image] = self.mixing(pixels[is_image], labels[is_image])
+        return pixels, targets
 
 
-def stage_batches(
-    stage: Stage,
-    model: ImageClassifier,
-    data: ImageDataModule,
-    cached_views: Mapping[Stage, int],
-    features: Mapping[str, Any],
-    steps: int,
-) -> LightningDataModule:
-    """Return what a stage trains on: images, cached features or cached activations, on which the model then works.
+class Features(Inputs):
+    """Cached features (B, F). Only the head works on them.
 
     Args:
-        stage: The stage.
-        model: The classifier, in this stage.
-        data: The images.
-        cached_views: See `train_stage`.
-        features: The settings of the feature cache.
-        steps: The optimizer steps for which a batch of cached features holds images.
+        step_size: Images per optimizer step if a batch holds several steps. Lightning spends more time on a batch than
+            a small head needs for a step. Within such a batch, nothing clips or accumulates gradients, and callbacks
+            see only the batch.
+        total_steps: Optimizer steps of the stage, if a batch holds several.
     """
-    if stage == "head" and cached_views["head"]:
-        return FeatureDataModule(data, model, cached_views["head"], **features, steps_per_batch=steps)
-    if stage == "finetune" and cached_views["finetune"]:
-        assert model.depth is not None
-        first_blocks, last_blocks = split_backbone(model.backbone, model.depth)
-        model.last_blocks = last_blocks.forward
-        return ActivationDataModule(data, model, cached_views["finetune"], first_blocks)
-    return data
+
+    def __init__(self, step_size: int | None = None, total_steps: int | None = None) -> None:
+        self.step_size, self.total_steps = step_size, total_steps
+
+    def logits(self, network: Network, batch: Tensor) -> Tensor:
+        """Return the logits (B, C)."""
+        return network.logits(batch)
 
 
-def steps_per_batch(trainer: Trainer) -> int:
-    """Return how many optimizer steps a batch of cached features holds: 1 if an option acts between two steps."""
-    is_plain = all(getattr(trainer, name) == value for name, value in _MULTI_STEP_OPTIONS.items())
-    return _STEPS_PER_BATCH if is_plain else 1
+class Activations(Inputs):
+    """Cached outputs (B, …) of the frozen first blocks of the backbone; the last blocks turn them into features.
+
+    Args:
+        last_blocks: See `split_backbone`.
+    """
+
+    def __init__(self, last_blocks: nn.Module) -> None:
+        self.last_blocks = last_blocks
+
+    def logits(self, network: Network, batch: Tensor) -> Tensor:
+        """Return the logits (B, C)."""
+        # Not a call of the module: it has no hooks, and shares the blocks of the backbone.
+        return network.logits(self.last_blocks.forward(batch).float())
+
+
+@dataclass(frozen=True)
+class HeadStage:
+    """Train the head. The backbone is frozen: without gradients, and in evaluation mode.
+
+    Attributes:
+        epochs: Length of the stage.
+        cached_views: Cached views of each training image; 0 computes features anew in each epoch.
+        features: The settings of the feature cache.
+        mixing: Mixes training images. Cached features are not mixed.
+    """
+
+    name: ClassVar[str] = "head"
+    rate_setting: ClassVar[str] = "optimizer.lr"  # the learning rate of what the stage is for
+    is_averaged: ClassVar[bool] = False  # a batch may hold many steps
+    backbone_rate: ClassVar[str] = ""
+
+    epochs: int = 1
+    cached_views: int = 0
+    features: Mapping[str, Any] = field(default_factory=dict)
+    mixing: Mixing | None = None
+
+    @property
+    def order_key(self) -> str | None:
+        """The setting that decides which images each step of an epoch takes; None if those of the images do."""
+        return f"head.cached_views={self.cached_views}" if self.cached_views else None
+
+    def check_processes(self, count: int) -> None:
+        """Check that as many processes can train the stage: any number."""
+
+    def freeze(self, network: Network) -> None:
+        """Freeze what the stage does not train."""
+        network.backbone.requires_grad_(False)
+
+    def set_mode(self, network: Network) -> None:
+        """Set training mode, and evaluation mode for what is frozen.
+
+        In training mode, a frozen BatchNorm would still update its statistics, and dropout would still act.
+        """
+        network.train()
+        network.backbone.eval()
+
+    def parameter_groups(self, network: Network) -> list[dict[str, Any]]:
+        """Return one group for the head, and an empty one for the backbone."""
+        return [_head_group(network), {"name": "backbone", "params": []}]
+
+    def is_tuned(self, group: str) -> bool:
+        """Return whether a parameter group has the learning rate `rate_setting`, or is in proportion to it."""
+        return group == "head"
+
+    def for_range_test(self, steps: int) -> "HeadStage":
+        """Return the stage with as many epochs as a range test has steps."""
+        return replace(self, epochs=steps)
+
+    def backbone_sides(self, image_size: int) -> list[int]:
+        """Return the sides of the images that the backbone is trained on: none."""
+        return []
+
+    def changed_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of the network that the stage changes: a resumed run has the others."""
+        return {name: value for name, value in weights.items() if not name.startswith("backbone.")}
+
+    def image_inputs(self, network: Network) -> Images:
+        """Return what a batch of images is."""
+        return Images(self.mixing(len(network.classes)) if self.mixing else None)
+
+    def batches(self, network: Network, data: ImageDataModule, steps: int) -> tuple[Inputs, LightningDataModule]:
+        """Return what a batch is, and what loads the batches.
+
+        Args:
+            network: The network.
+            data: The images.
+            steps: The optimizer steps for which a batch of cached features holds images.
+        """
+        if not self.cached_views:
+            return self.image_inputs(network), data
+        loader = FeatureDataModule(data, network, self.cached_views, **self.features, steps_per_batch=steps)
+        if steps == 1:
+            return Features(), loader
+        epoch_steps = math.ceil(data.counts("train").total() / data.batch_size)
+        return Features(data.batch_size, epoch_steps * self.epochs), loader
+
+
+@dataclass(frozen=True)
+class FinetuneStage:
+    """Train the head and the backbone, or its last blocks.
+
+    Attributes:
+        epochs: Length of the stage.
+        cached_views: Cached views of each training image, as activations of the frozen blocks; 0 computes them anew.
+        backbone_lr: Learning rate of the backbone; None uses that of the head.
+        layer_decay: See `backbone_groups`.
+        norm_weight_decay: See `backbone_groups`.
+        depth: The last blocks of the backbone that are trained; None for all of them.
+        image_sizes: Sides in pixels of the images that are trained on, one after the other for an equal number of
+            epochs; empty for that of the network.
+        mixing: Mixes training images.
+    """
+
+    name: ClassVar[str] = "finetune"
+    rate_setting: ClassVar[str] = "finetune.backbone_lr"
+    is_averaged: ClassVar[bool] = True
+    order_key: ClassVar[None] = None
+
+    epochs: int = 1
+    cached_views: int = 0
+    backbone_lr: float | None = None
+    layer_decay: float = 1.0
+    norm_weight_decay: float | None = None
+    depth: int | None = None
+    image_sizes: Sequence[int] = ()
+    mixing: Mixing | None = None
+
+    @property
+    def backbone_rate(self) -> str:
+        """The learning rate of the backbone, in words after that of the head."""
+        return f", backbone {self.backbone_lr:g}"
+
+    def check_processes(self, count: int) -> None:
+        """Check that as many processes can train the stage.
+
+        Raises:
+            ValueError: They cannot: cached activations are for one process.
+        """
+        if self.cached_views and count > 1:
+            raise ValueError(
+                f"finetune.cached_views={self.cached_views} with {count} processes: expected trainer.devices=1, or "
+                "finetune.cached_views=0"
+            )
+
+    def freeze(self, network: Network) -> None:
+        """Freeze what the stage does not train."""
+        network.backbone.requires_grad_(True)
+        freeze_first_blocks(network.backbone, self.depth)
+
+    def set_mode(self, network: Network) -> None:
+        """Set training mode, and evaluation mode for what is frozen; see `HeadStage`."""
+        network.train()
+        for module in frozen_modules(network.backbone, self.depth):
+            module.eval()
+
+    def parameter_groups(self, network: Network) -> list[dict[str, Any]]:
+        """Return one group for the head, and at least one for the backbone."""
+        groups = backbone_groups(network.backbone, self.backbone_lr, self.layer_decay, self.norm_weight_decay)
+        return [_head_group(network), *groups]
+
+    def is_tuned(self, group: str) -> bool:
+        """Return whether a parameter group has the learning rate `rate_setting`, or is in proportion to it."""
+        return group != "head"
+
+    def for_range_test(self, steps: int) -> "FinetuneStage":
+        """Return the stage with as many epochs as a range test has steps, and images of the first size."""
+        return replace(self, epochs=steps, image_sizes=self.image_sizes[:1])
+
+    def backbone_sides(self, image_size: int) -> list[int]:
+        """Return the sides of the images that the backbone is trained on, whose own is `image_size`."""
+        return [] if self.cached_views else sorted({*self.image_sizes} or {image_size})
+
+    def changed_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of the network that the stage changes: all of them."""
+        return dict(weights)
+
+    def image_inputs(self, network: Network) -> Images:
+        """Return what a batch of images is."""
+        count = len(self.image_sizes)
+        sides = [self.image_sizes[count * epoch // self.epochs] for epoch in range(self.epochs)] if count else []
+        return Images(self.mixing(len(network.classes)) if self.mixing else None, sides)
+
+    def batches(self, network: Network, data: ImageDataModule, steps: int) -> tuple[Inputs, LightningDataModule]:
+        """Return what a batch is, and what loads the batches; see `HeadStage`."""
+        if not self.cached_views:
+            return self.image_inputs(network), data
+        assert self.depth is not None
+        first_blocks, last_blocks = split_backbone(network.backbone, self.depth)
+        return Activations(last_blocks), ActivationDataModule(data, network, self.cached_views, first_blocks)
+
+
+Stage = HeadStage | FinetuneStage
+
+
+def stage_steps(stage: Stage, trainer: Trainer) -> int:
+    """Return the optimizer steps of a stage, fewer if `trainer.max_steps` ends the run inside of it."""
+    epochs, limit = trainer.max_epochs or 1, trainer.max_steps
+    if limit == -1:
+        return math.ceil(trainer.estimated_stepping_batches / epochs * stage.epochs)
+    _ = trainer.estimated_stepping_batches  # loads the data, so that the batches are known
+    epoch_steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return max(1, min(epoch_steps * stage.epochs, limit - (epochs - stage.epochs) * epoch_steps))
+
+
+def train_steps(task: "FineTuning", step_size: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the optimizer steps of a batch that holds several.
+
+    Returns:
+        For each image the loss of its step (B,) and its logits (B, C).
+    """
+    optimizer, schedule = cast(LightningOptimizer, task.optimizers()), cast(LRScheduler, task.lr_schedulers())
+    parts = list(zip(torch.split(inputs, step_size), torch.split(labels, step_size), strict=True))
+    losses, logits = [], []
+    for step_inputs, step_labels in parts:
+        optimizer.zero_grad()
+        logits.append(task(step_inputs))
+        losses.append(task.loss(logits[-1], step_labels))
+        task.manual_backward(losses[-1])
+        optimizer.step()
+        schedule.step()
+    task.progress.steps += len(losses)
+    expanded = [loss.detach().expand(len(part)) for loss, (_, part) in zip(losses, parts, strict=True)]
+    return torch.cat(expanded), torch.cat(logits).detach()
+
+
+def _head_group(network: Network) -> dict[str, Any]:
+    return {"name": "head", "params": list(network.head.parameters())}

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from flowers.data.images import ImageRoot
 from flowers.evaluation.gallery import thumbnail
 from flowers.evaluation.predictions import Predictions
-from flowers.models.classifier import read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.run_folder import LAST_CHECKPOINT
 from flowers.runtime.text import one_line, printable
 

@@ -20,7 +20,8 @@ from flowers.evaluation.evaluator import extract_features, predict_features
 from flowers.evaluation.metrics import score
 from flowers.evaluation.predictions import load_predictions
 from flowers.models.backbones import build_backbone
-from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
+from flowers.models.network import load_network
 from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREDICTIONS_DIR, START_FILE
 from flowers.runtime.distributed import local_slice
 from flowers.runtime.files import read_json
@@ -167,7 +168,7 @@ def test_a_network_in_shards_has_the_gradients_of_the_whole(architecture: str, t
 
 def test_the_result_of_two_processes_is_that_of_their_checkpoint(together: Path):
     config = read_checkpoint(together / BEST_CHECKPOINT)["hyper_parameters"]["config"]
-    model = load_classifier(together / BEST_CHECKPOINT)
+    model = load_network(together / BEST_CHECKPOINT)
     settings = {
         name: config["data"][name] for name in ("root", "val_fraction", "test_fraction", "image_size", "resize")
     }

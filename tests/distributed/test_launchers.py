@@ -14,7 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from flowers.models.classifier import read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.run_folder import BEST_CHECKPOINT
 from flowers.settings.config import CONF
 from flowers.settings.overrides import check_overrides

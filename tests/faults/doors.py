@@ -18,7 +18,7 @@ from flowers.data.corrections import CORRECTION_COLUMNS
 from flowers.data.synthetic import generate_dataset
 from flowers.deploy.hub_folder import write_hub_folder
 from flowers.evaluation.review_page import LABEL_COLUMNS
-from flowers.models.classifier import load_classifier
+from flowers.models.network import load_network
 from flowers.runs.run_folder import (
     BEST_CHECKPOINT,
     HYDRA_OVERRIDES_FILE,
@@ -247,7 +247,7 @@ def collect_exhibits(folder: Path, run: Path, shards: Path) -> None:
         (folder / name / HYDRA_OVERRIDES_FILE).write_text(f"- seed={name[-1]}\n")
     shutil.copy(run / SPLIT_FILE, folder / "split.csv")
     (folder / "hub").mkdir()
-    model = load_classifier(run / BEST_CHECKPOINT)
+    model = load_network(run / BEST_CHECKPOINT)
     write_hub_folder(folder / "hub", model.eval(), {"temperature": 1.0, "tta": "none", "split_digest": ""}, None)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers.models.classifier import read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.run_folder import BEST_CHECKPOINT, CONFIG_FILE, LAST_CHECKPOINT, SPLIT_FILE, START_FILE
 from tests.faults.programs import Ended, preload, run
 from tests.helpers import SMALL

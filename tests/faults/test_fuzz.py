@@ -17,7 +17,7 @@ from flowers.data.images import check_images, read_error_reason, read_image
 from flowers.data.shards import ShardSource
 from flowers.data.splits import load_split
 from flowers.evaluation.predictions import load_predictions
-from flowers.models.classifier import load_classifier
+from flowers.models.network import load_network
 from flowers.runs.run_folder import BEST_CHECKPOINT, RESULT_FILE, START_FILE, read_result, read_start
 from flowers.runtime.files import write_json
 from flowers.runtime.text import read_csv
@@ -113,7 +113,7 @@ def test_mutated_image_is_checked(photo: Callable[..., Image.Image], tmp_path: P
 def test_mutated_checkpoint_is_read_or_refused(trained: Path, tmp_path: Path):
     path = tmp_path / "best.ckpt"
     original = (Path(__file__).parents[1] / "fixtures" / "run_format_1" / BEST_CHECKPOINT).read_bytes()
-    fuzz(original, from_file(path, lambda: load_classifier(path)))
+    fuzz(original, from_file(path, lambda: load_network(path)))
 
 
 def test_mutated_split_is_read_or_refused(trained: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from flowers.models.classifier import read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, RESULT_FILE, START_FILE
 from flowers.runtime.files import read_json
 from flowers.runtime.text import read_csv

@@ -13,7 +13,7 @@ from flowers.evaluate import main
 from flowers.evaluation.metrics import METRICS, compute_metrics
 from flowers.evaluation.predictions import Predictions, load_predictions
 from flowers.evaluation.report import write_report
-from flowers.models.classifier import read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.run_folder import BEST_CHECKPOINT
 from flowers.runtime.files import read_json
 from tests.helpers import configuration

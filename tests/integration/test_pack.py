@@ -13,7 +13,8 @@ from flowers.data.datamodule import ImageDataModule
 from flowers.evaluate import main as evaluate
 from flowers.evaluation.evaluator import extract_features, predict_features
 from flowers.evaluation.metrics import score
-from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
+from flowers.models.network import load_network
 from flowers.runs.run_folder import BEST_CHECKPOINT
 from flowers.runtime.files import read_json
 from flowers.training.experiment import run_training
@@ -56,7 +57,7 @@ def test_checkpoint_has_the_same_scores_on_shards_as_on_the_folder(painted: Path
     recipe = [*SMALL, f"run_dir={tmp_path / 'folder'}", f"data.root={painted}", "data.test_fraction=0.1"]
     run_training(configuration(*recipe, "head.epochs=1", "finetune.epochs=0"))
     config = read_checkpoint(tmp_path / "folder" / BEST_CHECKPOINT)["hyper_parameters"]["config"]
-    model = load_classifier(tmp_path / "folder" / BEST_CHECKPOINT)
+    model = load_network(tmp_path / "folder" / BEST_CHECKPOINT)
     folder = ImageDataModule(painted, test_fraction=0.1, **look)
     shards = ImageDataModule("s3://garden/packed", packed=True, s3_endpoint=s3, retry_timeout=5, **look)
     scores = []

@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.models.backbones import build_backbone, state_dict_sha256
-from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
+from flowers.models.network import load_network
 from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args, short_name
 from flowers.runtime.files import read_json
 from flowers.runtime.seeding import seeded
@@ -26,7 +27,9 @@ from flowers.settings.config import build_parts
 from flowers.train import main
 from flowers.training.csv_logger import image_file
 from flowers.training.experiment import check_config, run_training
-from flowers.training.stages import StagePlan, check_stages
+from flowers.training.stage_plan import StagePlan, check_stages
+from flowers.training.stages import FinetuneStage
+from flowers.training.task import FineTuning
 from tests.helpers import SMALL, configuration, csv_curves, curves, program, weights
 
 REPRODUCIBLE = (
@@ -45,7 +48,7 @@ REPRODUCIBLE = (
 
 def backbone_is_unchanged(run: Path, name: str) -> tuple[bool, int]:
     """Return whether the backbone is the one that the run started from, and the epochs of the checkpoint."""
-    model = load_classifier(run / name)
+    model = load_network(run / name)
     epochs = read_checkpoint(run / name)["epoch"] + 1
     return state_dict_sha256(model.backbone) == model.hparams["weights_digest"], epochs
 
@@ -91,13 +94,13 @@ def test_head_stage_last_checkpoint_needs_the_initial_backbone(painted: Path, tm
     run_training(configuration(*recipe, f"run_dir={tmp_path}"))
     assert not [name for name in weights(tmp_path) if name.startswith("backbone.")]
     with pytest.raises(ValueError, match=r"head-stage checkpoint needs the backbone .* use best\.ckpt"):
-        load_classifier(tmp_path / LAST_CHECKPOINT)
+        load_network(tmp_path / LAST_CHECKPOINT)
     run_training(configuration(*recipe, f"run_dir={tmp_path}", f"resume={tmp_path}", "head.epochs=3"))
     assert read_checkpoint(tmp_path / LAST_CHECKPOINT)["epoch"] + 1 == 3
 
 
 def test_checkpoint_alone_classifies_an_image(trained: Path):
-    model = load_classifier(trained / BEST_CHECKPOINT).eval()
+    model = load_network(trained / BEST_CHECKPOINT).eval()
     assert model.classes == ["daisy", "dandelion", "rose", "sunflower", "tulip"]
     assert (model.hparams["image_size"], model.hparams["resize"]) == (32, 32)
     assert model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 5)
@@ -369,7 +372,7 @@ def test_extra_callbacks_see_every_epoch_of_both_stages(painted: Path, tmp_path:
             self.epochs: list[tuple[str, int]] = []
 
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            self.epochs.append((str(pl_module.stage), trainer.current_epoch))
+            self.epochs.append((pl_module.stage.name, trainer.current_epoch))
 
     recording = Recording()
     epochs = "head.epochs=1", "finetune.epochs=1"
@@ -431,7 +434,7 @@ def test_best_checkpoint_of_an_average_holds_the_weights_that_were_validated(pai
     printed = dict(curves(tmp_path)["val/loss"])[best["progress"]["steps"] - 1]
     data = ImageDataModule(**build_parts(cfg.data), seed=0)
     trainer = Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
-    scores = trainer.validate(load_classifier(tmp_path / BEST_CHECKPOINT), data, verbose=False)[0]
+    scores = trainer.validate(FineTuning(load_network(tmp_path / BEST_CHECKPOINT)), data, verbose=False)[0]
     assert scores["val/loss"] == pytest.approx(printed, rel=1e-7)
     evaluated = read_json(tmp_path / "result.json")["val"]["accuracy"]
     assert evaluated == pytest.approx(scores["val/accuracy"], abs=1e-7)
@@ -481,16 +484,16 @@ def test_cached_activations_refuse_several_processes(painted: Path):
     data = ImageDataModule(painted, batch_size=16)
     trainer: Any = SimpleNamespace(world_size=2)
     with pytest.raises(ValueError, match=r"finetune\.cached_views=2 with 2 processes: expected trainer\.devices=1"):
-        check_stages([], data, trainer, {"head": 0, "finetune": 2})
+        check_stages([StagePlan(FinetuneStage(cached_views=2), 1, 1)], data, trainer)
 
 
 def test_resume_inside_an_epoch_refuses_another_order_of_the_images(painted: Path):
     data = ImageDataModule(painted, batch_size=16, balance="sampler")
-    plans, trainer = [StagePlan("finetune", 1, 1, 1, None, "data.batch_size=16")], SimpleNamespace(world_size=1)
+    plans, trainer = [StagePlan(FinetuneStage(), 1, 1, None, "data.batch_size=16")], SimpleNamespace(world_size=1)
     with pytest.raises(
         ValueError, match=r"with data\.batch_size=16, found data\.batch_size=16 and data\.balance=sampler"
     ):
-        check_stages(plans, data, trainer, {"head": 1, "finetune": 0})  # type: ignore[arg-type]
+        check_stages(plans, data, trainer)  # type: ignore[arg-type]
 
 
 def test_weights_of_the_classes_are_given_once():
@@ -519,7 +522,7 @@ def test_a_step_on_cached_activations_is_that_on_images(painted: Path, tmp_path:
 def test_depth_trains_the_last_blocks_only(painted: Path, tmp_path: Path):
     overrides = [*SMALL, "finetune.depth=1", "head.epochs=0", "finetune.epochs=1", f"data.root={painted}"]
     run_training(configuration(*overrides, f"run_dir={tmp_path}"))
-    model = load_classifier(tmp_path / BEST_CHECKPOINT)
+    model = load_network(tmp_path / BEST_CHECKPOINT)
     with seeded(0):
         start = build_backbone("resnet18", None, {})[0].state_dict()
     weights = model.backbone.state_dict().items()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from flowers.features.frozen_backbone import fuse_conv_bn
 from flowers.features.strangeness import Strangeness
 from flowers.features.tta import tta_views
-from flowers.models.classifier import ImageClassifier
+from flowers.models.network import Network
 
 
 class ExportableClassifier(nn.Module):
@@ -30,7 +30,7 @@ class ExportableClassifier(nn.Module):
     std: Tensor
 
     def __init__(
-        self, model: ImageClassifier, temperature: float, tta: str = "none", strangeness: Strangeness | None = None
+        self, model: Network, temperature: float, tta: str = "none", strangeness: Strangeness | None = None
     ) -> None:
         super().__init__()
         self.tta = tta

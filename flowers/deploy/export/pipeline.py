@@ -42,7 +42,7 @@ from flowers.deploy.export.parity import (
 from flowers.deploy.export.web_page import read_web_runtime, write_web_page
 from flowers.deploy.hub_folder import CONFIG_FILE, WEIGHTS_FILE
 from flowers.evaluation.evaluator import find_split_file
-from flowers.models.classifier import read_checkpoint
+from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.run_folder import (
     BEST_CHECKPOINT,
     RESULT_FILE,

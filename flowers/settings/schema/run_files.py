@@ -186,7 +186,7 @@ class SoupMembers(RunFile):
 class Result(RunFile):
     """result.json."""
 
-    format_version: Annotated[int, Field(ge=1, le=2)] = 1
+    format_version: Annotated[int, Field(ge=1, le=3)] = 1
     train: Score | None = None
     val: Score
     test: Score | None = None

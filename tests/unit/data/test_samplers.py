@@ -178,7 +178,7 @@ class Reader(LightningModule):
             self.trainer.save_checkpoint(self.path)  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        assert self.trainer.estimated_stepping_batches  # requests the dataloader, as `ImageClassifier` does
+        assert self.trainer.estimated_stepping_batches  # requests the dataloader, as `Network` does
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 

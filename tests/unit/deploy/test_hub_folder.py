@@ -12,16 +12,16 @@ from torchvision import models
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.hub_folder import read_hub_folder, write_hub_folder
 from flowers.models import backbones
-from flowers.models.classifier import ImageClassifier
+from flowers.models.network import Network
 from flowers.runtime.files import read_json, write_json
 
 CLASSES = ["lily", "orchid", "rose"]
 CALIBRATION = {"temperature": 1.5, "tta": "flip", "split_digest": "0ab"}
 
 
-def written(folder: Path, architecture: str, classes: list[str] = CLASSES, **settings: Any) -> ImageClassifier:
+def written(folder: Path, architecture: str, classes: list[str] = CLASSES, **settings: Any) -> Network:
     torch.manual_seed(0)
-    model = ImageClassifier(architecture, classes, **{"image_size": 64, "resize": 71} | settings).eval()
+    model = Network(architecture, classes, **{"image_size": 64, "resize": 71} | settings).eval()
     write_hub_folder(folder, model, CALIBRATION, None)
     return model
 

@@ -1,4 +1,3 @@
-import math
 from pathlib import Path
 
 import pytest
@@ -7,9 +6,12 @@ from lightning import Trainer
 from PIL import Image
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.features.datamodule import FeatureDataModule, FeatureDataset
-from flowers.models.classifier import ImageClassifier, Schedule
+from flowers.features.datamodule import FeatureDataset
+from flowers.models.network import Network
 from flowers.training.lr_schedules import constant, cosine
+from flowers.training.stage_plan import begin_stage
+from flowers.training.stages import HeadStage
+from flowers.training.task import FineTuning, Schedule
 
 EPOCHS, BATCH_SIZE = 3, 4
 NO_AUGMENTATION = {
@@ -23,17 +25,12 @@ NO_AUGMENTATION = {
 }
 
 
-def train_head(
-    folder: Path, cached_views: int, steps_per_batch: int = 1, schedule: Schedule = constant
-) -> ImageClassifier:
+def train_head(folder: Path, cached_views: int, steps_per_batch: int = 1, schedule: Schedule = constant) -> FineTuning:
     data = ImageDataModule(folder, image_size=32, resize=32, batch_size=BATCH_SIZE, num_workers=0, **NO_AUGMENTATION)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    model = ImageClassifier(
-        "resnet18", data.classes, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), scheduler=schedule
-    )
-    total_steps = math.ceil(data.counts("train").total() / BATCH_SIZE) * EPOCHS
-    several = {"step_size": BATCH_SIZE, "total_steps": total_steps} if steps_per_batch > 1 else {}
-    model.set_stage("head", EPOCHS, **several)
+    network = Network("resnet18", data.classes)
+    task = FineTuning(network, lambda groups: torch.optim.SGD(groups, lr=0.1), schedule)
+    batches = begin_stage(task, HeadStage(EPOCHS, cached_views), data, steps_per_batch)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=EPOCHS,
@@ -42,9 +39,8 @@ def train_head(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    batches = FeatureDataModule(data, model, cached_views, steps_per_batch=steps_per_batch) if cached_views else data
-    trainer.fit(model, batches)
-    return model
+    trainer.fit(task, batches)
+    return task
 
 
 @pytest.fixture
@@ -57,14 +53,15 @@ def square(folder: Path) -> Path:
 
 def test_head_trained_on_cached_features_equals_head_trained_through_the_backbone(square: Path):
     cached, uncached = train_head(square, cached_views=1), train_head(square, cached_views=0)
-    torch.testing.assert_close(cached.head.weight, uncached.head.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cached.network.head.weight, uncached.network.head.weight, rtol=1e-4, atol=1e-5)
 
 
 def test_several_steps_per_batch_equal_one_step_per_batch(square: Path):
     several = train_head(square, cached_views=1, steps_per_batch=64, schedule=cosine)
     single = train_head(square, cached_views=1, schedule=cosine)
-    assert torch.equal(several.head.weight, single.head.weight)
-    assert several.steps == single.steps == several.trainer.global_step == single.trainer.global_step == EPOCHS * 4
+    assert torch.equal(several.network.head.weight, single.network.head.weight)
+    assert several.progress.steps == single.progress.steps == EPOCHS * 4
+    assert several.trainer.global_step == single.trainer.global_step == EPOCHS * 4
     found, expected = several.trainer.callback_metrics, single.trainer.callback_metrics
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -74,8 +71,8 @@ def test_several_steps_per_batch_equal_one_step_per_batch(square: Path):
 @pytest.mark.parametrize("cached_views", [0, 1, 2])
 def test_head_stage_leaves_the_backbone_unchanged(square: Path, cached_views: int):
     torch.manual_seed(0)
-    before = ImageClassifier("resnet18", ["lily", "orchid"]).backbone.state_dict()
-    after = train_head(square, cached_views).backbone.state_dict()
+    before = Network("resnet18", ["lily", "orchid"]).backbone.state_dict()
+    after = train_head(square, cached_views).network.backbone.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 

@@ -11,7 +11,7 @@ from flowers.data.datamodule import ImageDataModule
 from flowers.features.extractor import FeatureExtractor
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.features.int8_backbone import Int8Backbone, check_int8, load_int8_backbone
-from flowers.models.classifier import ImageClassifier
+from flowers.models.network import Network
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +20,10 @@ def data(painted: Path) -> ImageDataModule:
 
 
 @pytest.fixture(scope="module")
-def model(data: ImageDataModule) -> ImageClassifier:
+def model(data: ImageDataModule) -> Network:
     torch.manual_seed(0)
-    model = ImageClassifier("resnet18", data.classes, image_size=32, resize=32, split_digest=data.split_digest)
-    model.set_stage("head", epochs=1)
+    model = Network("resnet18", data.classes, image_size=32, resize=32, split_digest=data.split_digest)
+    model.eval()
     return model.eval()
 
 
@@ -34,7 +34,7 @@ def capable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def int8(model: ImageClassifier, data: ImageDataModule) -> Iterator[Int8Backbone]:
+def int8(model: Network, data: ImageDataModule) -> Iterator[Int8Backbone]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
         yield load_int8_backbone(model, "32-true", "none", lambda: data)
@@ -44,7 +44,7 @@ def images_of(data: ImageDataModule, split: str = "train") -> Tensor:
     return torch.cat([images for images, _ in data.batches(data.dataset(split))])
 
 
-def test_int8_features_resemble_those_of_pytorch(int8: Int8Backbone, model: ImageClassifier, data: ImageDataModule):
+def test_int8_features_resemble_those_of_pytorch(int8: Int8Backbone, model: Network, data: ImageDataModule):
     images = images_of(data)
     expected, found = FrozenBackbone(model, "32-true")(images), int8(images)
     assert found.dtype == torch.float32
@@ -67,7 +67,7 @@ def test_int8_features_do_not_depend_on_the_batch(int8: Int8Backbone, data: Imag
 
 
 def test_second_load_opens_no_image_and_gives_the_same_features(
-    int8: Int8Backbone, model: ImageClassifier, data: ImageDataModule, caplog: pytest.LogCaptureFixture
+    int8: Int8Backbone, model: Network, data: ImageDataModule, caplog: pytest.LogCaptureFixture
 ):
     def open_data() -> ImageDataModule:
         raise AssertionError("the program is in the cache")
@@ -82,7 +82,7 @@ def test_second_load_opens_no_image_and_gives_the_same_features(
     ]
 
 
-def test_compared_features_are_those_of_val(int8: Int8Backbone, model: ImageClassifier, data: ImageDataModule):
+def test_compared_features_are_those_of_val(int8: Int8Backbone, model: Network, data: ImageDataModule):
     images, found = images_of(data, "val"), int8.compared["found"]
     assert len(found) == len(images)
     distances = torch.cdist(int8(images), found)
@@ -103,7 +103,7 @@ def test_disagreement_is_refused_with_the_figure(int8: Int8Backbone, monkeypatch
         int8.check_agreement(lambda asked: asked[:, 0])
 
 
-def test_features_of_engines_are_cached_apart(int8: Int8Backbone, model: ImageClassifier, data: ImageDataModule):
+def test_features_of_engines_are_cached_apart(int8: Int8Backbone, model: Network, data: ImageDataModule):
     images = images_of(data, "val")
     expected = {"pytorch": FrozenBackbone(model, "32-true")(images), "int8": int8(images)}
     assert not torch.equal(expected["pytorch"], expected["int8"])
@@ -112,9 +112,7 @@ def test_features_of_engines_are_cached_apart(int8: Int8Backbone, model: ImageCl
         assert torch.equal(extractor.extract(data.dataset("val"), "val"), expected[engine])
 
 
-def test_another_backbone_or_split_needs_another_program(
-    int8: Int8Backbone, model: ImageClassifier, data: ImageDataModule
-):
+def test_another_backbone_or_split_needs_another_program(int8: Int8Backbone, model: Network, data: ImageDataModule):
     class OpenedError(Exception):
         pass
 
@@ -122,7 +120,7 @@ def test_another_backbone_or_split_needs_another_program(
         raise OpenedError
 
     other_weights, other_split = (
-        ImageClassifier("resnet18", data.classes, image_size=32, resize=32, split_digest=digest)
+        Network("resnet18", data.classes, image_size=32, resize=32, split_digest=digest)
         for digest in (data.split_digest, "other")
     )
     other_split.load_state_dict(model.state_dict())

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowers.models.classifier import ImageClassifier
-from flowers.models.cuda_graph import CudaGraph
+from flowers.models.cuda_graph import CudaGraph, CudaGraphs
+from flowers.models.network import Network
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 def losses_of_training(graphed: bool) -> tuple[list[float], list[Tensor]]:
     """Train on batches of 8, 8, 3 and 8 images; return the losses, and the buffers and validation logits at the end."""
     torch.manual_seed(0)
-    model = ImageClassifier("resnet18", ["a", "b"]).cuda()
+    model = Network("resnet18", ["a", "b"]).cuda()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8, device="cuda")
     labels = torch.arange(8, device="cuda") % 2
@@ -19,7 +19,7 @@ def losses_of_training(graphed: bool) -> tuple[list[float], list[Tensor]]:
         pixels = model.normalize(images).contiguous(memory_format=torch.channels_last)
         training = CudaGraph(model.backbone, pixels)
         model.backbone.eval()
-        model.graphs = training, CudaGraph(model.backbone, pixels)
+        CudaGraphs(model.backbone, [training, CudaGraph(model.backbone, pixels)])
         model.backbone.train()
         assert training.fits(pixels)
         assert not training.fits(pixels[:3])

@@ -7,7 +7,7 @@ from lightning import Trainer
 
 from benchmarks.settings import SCHEMAS
 from flowers.data.datamodule import ImageDataModule
-from flowers.models.classifier import ImageClassifier
+from flowers.models.network import Network
 from flowers.settings.config_reference import CONF, GROUPS, PROGRAMS, help_text, options_of, reference_page, settings_of
 from flowers.settings.overrides import flatten
 from tests.helpers import configuration
@@ -28,7 +28,7 @@ def composed(*overrides: str) -> Any:
 def test_each_option_composes_and_each_of_its_keys_has_a_reader(option: str):
     cfg = composed(option, *(["data.root=/photos"] if option in ("data=folder", "data=shards") else []))
     assert set(cfg.data.given()) <= set(inspect.signature(ImageDataModule).parameters)
-    assert set(cfg.model.given()) <= set(inspect.signature(ImageClassifier).parameters)
+    assert set(cfg.model.given()) <= set(inspect.signature(Network).parameters)
     assert set(cfg.trainer.given()) <= set(inspect.signature(Trainer).parameters)
     assert callable(cfg.optimizer.build())
     assert callable(cfg.scheduler.build())

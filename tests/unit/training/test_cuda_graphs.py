@@ -9,18 +9,19 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from flowers.runtime.files import read_json
 from flowers.training.cuda_graphs import can_use_graphs
 from flowers.training.experiment import run_training
+from flowers.training.stages import FinetuneStage, HeadStage
 from tests.helpers import SMALL, configuration
 
 
 def test_graphs_are_for_whole_images_on_one_gpu_with_one_backward_pass_per_step():
     def is_used(**changes: Any) -> bool:
         on_gpu = {"strategy": SingleDeviceStrategy(torch.device("cpu")), "accumulate_grad_batches": 1}
-        finetuning = {"stage": "finetune", "last_blocks": None, "device": torch.device("cuda")}
+        finetuning = {"stage": FinetuneStage(), "device": torch.device("cuda"), "network.hparams": {"image_size": 32}}
         return can_use_graphs(Mock(**on_gpu | changes), Mock(**finetuning | changes))
 
     assert is_used()
-    assert not is_used(stage="head")
-    assert not is_used(last_blocks=print)
+    assert not is_used(stage=HeadStage())
+    assert not is_used(stage=FinetuneStage(cached_views=1, depth=1))
     assert not is_used(device=torch.device("cpu"))
     assert not is_used(strategy=DDPStrategy())
     assert not is_used(accumulate_grad_batches=2)

@@ -15,8 +15,8 @@ from flowers.evaluation.evaluator import predict_features
 from flowers.evaluation.metrics import score
 from flowers.evaluation.predictions import load_predictions
 from flowers.features.extractor import FeatureExtractor
-from flowers.models.checkpoint_format import CHECKPOINT_FORMAT, checkpoint_state_key
-from flowers.models.classifier import load_classifier, read_checkpoint
+from flowers.models.checkpoint_format import CHECKPOINT_FORMAT, checkpoint_state_key, read_checkpoint
+from flowers.models.network import load_network
 from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREDICTIONS_DIR, SPLIT_FILE
 from flowers.runtime.files import read_json
 from flowers.training.experiment import run_training
@@ -27,8 +27,7 @@ FORMAT_1 = Path(__file__).parents[2] / "fixtures" / "run_format_1"  # its images
 
 def test_format_1_checkpoint_predicts_what_it_predicted_then(painted: Path):
     data = ImageDataModule(painted, split_file=FORMAT_1 / SPLIT_FILE, image_size=32, resize=32, num_workers=0)
-    model, dataset = load_classifier(FORMAT_1 / BEST_CHECKPOINT), data.dataset("val")
-    model.set_stage("head", epochs=1)
+    model, dataset = load_network(FORMAT_1 / BEST_CHECKPOINT), data.dataset("val")
     features = FeatureExtractor(data, model, "32-true", cache=False).extract(dataset, "val")
     found, expected = (
         predict_features(model, features, dataset),
@@ -123,7 +122,7 @@ def write_changed(path: Path, **changes: Any) -> Path:
 )
 def test_load_classifier_refuses_a_checkpoint_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message) as error:
-        load_classifier(write_changed(tmp_path / "changed.ckpt", **changes))
+        load_network(write_changed(tmp_path / "changed.ckpt", **changes))
     assert str(error.value).startswith(str(tmp_path))
     assert "\n" not in str(error.value)
 

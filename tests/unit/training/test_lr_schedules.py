@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from flowers.models.classifier import Schedule
 from flowers.training import lr_schedules
 from flowers.training.lr_schedules import constant, cosine, one_cycle, step
+from flowers.training.task import Schedule
 
 
 def rates(schedule: Schedule, steps: int = 100) -> list[float]:

@@ -7,7 +7,7 @@ import torch
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.formats import ExportSource, OnnxExporter, TorchExportExporter, export_program
 from flowers.deploy.export.graph import ExportableClassifier
-from flowers.models.classifier import ImageClassifier
+from flowers.models.network import Network
 
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_exported_timm_networks_predict_what_the_classifier_predicts(
 ):
     torch.manual_seed(0)
     size = options.get("img_size", 64)
-    model = ImageClassifier(
+    model = Network(
         name, ["lily", "orchid", "rose"], options=options, image_size=size, resize=size + 7, interpolation="bicubic"
     )
     classifier = Classifier(model, temperature=1.3)

@@ -5,18 +5,18 @@ from torchvision.transforms import v2
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.graph import ExportableClassifier
-from flowers.models.classifier import ImageClassifier
+from flowers.models.network import Network
 
 
 @pytest.fixture(scope="module")
-def model() -> ImageClassifier:
+def model() -> Network:
     torch.manual_seed(0)
-    return ImageClassifier("resnet18", ["lily", "orchid"], image_size=32, resize=39).eval()
+    return Network("resnet18", ["lily", "orchid"], image_size=32, resize=39).eval()
 
 
 # Smaller and larger, landscape and portrait, no resizing, odd margins, one row of pixels, one pixel.
 @pytest.mark.parametrize("size", [(30, 41), (400, 301), (39, 39), (50, 39), (39, 52), (123, 77), (1, 9), (1, 1)])
-def test_graph_resizes_and_crops_like_torchvision(model: ImageClassifier, size: tuple[int, int]):
+def test_graph_resizes_and_crops_like_torchvision(model: Network, size: tuple[int, int]):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=generator)
     expected = v2.Compose([v2.Resize(39, antialias=True), v2.CenterCrop(32)])(images).float()
@@ -27,7 +27,7 @@ def test_graph_resizes_and_crops_like_torchvision(model: ImageClassifier, size: 
 
 @pytest.mark.parametrize("size", [(30, 41), (400, 301), (39, 39), (50, 39), (123, 77), (1, 9)])
 def test_graph_resizes_with_a_cubic_kernel_like_torchvision(size: tuple[int, int]):
-    model = ImageClassifier("resnet18", ["lily", "orchid"], image_size=32, resize=39, interpolation="bicubic").eval()
+    model = Network("resnet18", ["lily", "orchid"], image_size=32, resize=39, interpolation="bicubic").eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=generator)
     expected = eval_transform(32, 39, "bicubic")(images).float()
@@ -38,7 +38,7 @@ def test_graph_resizes_with_a_cubic_kernel_like_torchvision(size: tuple[int, int
     assert torch.equal(expected, eval_transform(32, 39)(images).float()) != is_resized
 
 
-def test_graph_normalizes_and_calibrates_like_the_model(model: ImageClassifier):
+def test_graph_normalizes_and_calibrates_like_the_model(model: Network):
     images = torch.randint(0, 256, (3, 3, 39, 39), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = (model(v2.functional.center_crop(images, [32, 32])) / 1.7).softmax(1)
@@ -46,7 +46,7 @@ def test_graph_normalizes_and_calibrates_like_the_model(model: ImageClassifier):
 
 
 @pytest.mark.parametrize("tta", ["flip", "five_crop"])
-def test_graph_averages_the_views_of_test_time_augmentation(model: ImageClassifier, tta: str):
+def test_graph_averages_the_views_of_test_time_augmentation(model: Network, tta: str):
     images = torch.randint(0, 256, (3, 3, 39, 39), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = Classifier(model, 1.7, tta=tta).probabilities(v2.functional.center_crop(images, [32, 32]))
