@@ -234,7 +234,7 @@ def field_text(field: FieldInfo | None) -> str:
 def _kind_text(kind: Any, metadata: list[Any]) -> str:
     for each in metadata:
         if isinstance(each, Expected):
-            return each.text
+            return each.text if isinstance(each.text, str) else each.text()
     if get_origin(kind) is Annotated:
         kind, *inner = get_args(kind)
         return _kind_text(kind, [*_unpack(inner), *metadata])

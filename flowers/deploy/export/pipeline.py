@@ -22,10 +22,10 @@ from flowers.data.remote import is_remote
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.formats import (
-    EXPORTERS,
     Exporter,
     ExportSource,
     ImageProgram,
+    all_exporters,
     export_program,
 )
 from flowers.deploy.export.graph import ExportableClassifier
@@ -74,7 +74,7 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
     """
     exporters = [
         exporter
-        for exporter in EXPORTERS
+        for exporter in all_exporters()
         if exporter.format in cfg.formats and (exporter.option is None or cfg[exporter.option])
     ]
     output = Path(cfg.output).resolve()

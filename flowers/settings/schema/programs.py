@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from flowers.settings.registry import find_parts
 from flowers.settings.schema.training import Folder, Model, Shards, Split, Train
 from flowers.settings.schema.values import (
     AtLeastOne,
@@ -25,6 +26,22 @@ from flowers.settings.schema.values import (
     TestTimeAugmentation,
     Text,
 )
+
+
+def _formats() -> list[str]:
+    """Return the names of the formats of `flowers.deploy.export.formats`, and of those that packages register."""
+    return ["torch_export", "onnx", "int8", "hub", "web", *find_parts("exporters")]
+
+
+def _check_format(name: str) -> str:
+    if name not in _formats():
+        raise ValueError
+    return name
+
+
+Format = Annotated[
+    str, AfterValidator(_check_format), Field(json_schema_extra=lambda schema: schema.update(enum=[*_formats()]))
+]
 
 
 class Evaluate(Group):
@@ -113,9 +130,9 @@ class Export(Group):
     on_corrupt: OnCorrupt | None
     reject: Fraction | None
     formats: Annotated[
-        list[Literal["torch_export", "onnx", "int8", "hub", "web"]],
+        list[Format],
         Field(min_length=1),
-        Expected("a list of torch_export, onnx, int8, hub and web"),
+        Expected(lambda: f"a list of {', '.join(_formats()[:-1])} and {_formats()[-1]}"),
     ]
     web_runtime: Text | None
     int8: bool

@@ -1,6 +1,7 @@
 """Types of settings, with their ranges."""
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -55,7 +56,7 @@ def check_duration(text: str) -> str:
 class Expected(NamedTuple):
     """What a setting must be, as the error message says it, if a validator checks it."""
 
-    text: str
+    text: str | Callable[[], str]
 
 
 def check_no_password(address: str) -> str:
