@@ -13,7 +13,7 @@ def evaluate(cfg: DictConfig) -> float:
     accuracy = run_evaluation(cfg)
     page = report_page(cfg)
     if page and page.with_name(TRACKERS_FILE).is_file():
-        from flowers.training.online_trackers import log_page
+        from flowers.training.trackers.ended import log_page
 
         log_page(page.parent, page)
     return accuracy
