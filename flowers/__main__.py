@@ -7,6 +7,7 @@ import sys
 import flowers
 from flowers.runtime.machine_errors import open_standard_streams
 from flowers.settings.config_reference import COMMANDS, PROGRAMS, summary_of
+from flowers.settings.registry import add_working_directory
 
 
 def main() -> None:
@@ -19,6 +20,8 @@ def main() -> None:
         sys.stdout.write(f"flowers {flowers.__version__}\n")
     elif name in PROGRAMS or name in COMMANDS:
         sys.argv[1:] = arguments
+        if name in PROGRAMS:
+            add_working_directory()
         # As `python -m` does, so that launchers find the module's name in `__main__.__spec__` and can start it again.
         runpy.run_module(f"flowers.{name.replace('-', '_')}", run_name="__main__", alter_sys=True)
     else:

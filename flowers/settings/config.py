@@ -9,13 +9,14 @@ from typing import Any
 
 from hydra import compose
 from hydra.errors import HydraException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from flowers.settings.config_reference import CONF as CONF
 from flowers.settings.config_reference import OUTSIDE_FOLDERS, OUTSIDE_MODULES
 from flowers.settings.overrides import check_overrides, hydra_context, parse_overrides, single_overrides
+from flowers.settings.registry import find_object, import_problem
 from flowers.settings.schema import PROGRAM_SCHEMAS
 from flowers.settings.schema.values import Group
 from flowers.settings.suggestions import suggest_key
@@ -131,11 +132,10 @@ def check_targets(values: Mapping[str, Any], prefix: str = "") -> None:
 def _check_target(group: Mapping[str, Any], key: str) -> None:
     path = str(group["_target_"])
     try:
-        target = get_object(path)
+        target = find_object(path)
         parameters = inspect.signature(target).parameters
     except Exception as error:  # an import runs code, which may raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{key}._target_={path}: cannot be imported: {reason}") from error
+        raise ValueError(f"{key}._target_={path}: cannot be imported: {import_problem(error)}") from error
     given = [str(name) for name in group if name not in ("_target_", "_partial_")]
     if not any(each.kind == each.VAR_KEYWORD for each in parameters.values()):
         for name in given:

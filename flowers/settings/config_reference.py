@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import yaml
 
+from flowers.settings.registry import conf_folders, find_parts
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 # Beside the package in a checkout, inside it in a wheel. Absolute: Hydra resolves a relative path from its caller.
@@ -38,6 +40,8 @@ PROGRAMS = (
     "suggest",
     "pack",
 )
+# The groups of which packages may register options, without a file: see `flowers.settings.registry`.
+REGISTERED_GROUPS = {"model": "backbones", "loss": "losses", "scheduler": "schedules", "logger": "trackers"}
 # Of programs of other packages, which `flowers.settings.config.add_programs` adds: where their files are, and the
 # module of each of them.
 OUTSIDE_FOLDERS: list[Path] = []
@@ -71,9 +75,9 @@ _WIDTH = 100  # columns of the help
 
 
 def config_folders() -> list[Path]:
-    """Return where settings are: conf/ of the project, those of other packages, and conf/ of the working directory."""
+    """Return where settings are: conf/ of the project, of packages that register parts, and of the working directory."""
     own = Path("conf").resolve()
-    return [CONF, *OUTSIDE_FOLDERS, *([own] if own.is_dir() and own != CONF.resolve() else [])]
+    return [CONF, *OUTSIDE_FOLDERS, *conf_folders(), *([own] if own.is_dir() and own != CONF.resolve() else [])]
 
 
 def find_config_file(name: str) -> Path:
@@ -106,17 +110,20 @@ class ConfigFile(NamedTuple):
 
 @cache
 def read_config_file(name: str, package: str | None = None) -> ConfigFile:
-    """Read `conf/<name>.yaml`.
+    """Read `conf/<name>.yaml`. An option that a package registers may have no file.
 
     Args:
         name: The path below conf/, without the ending.
         package: The prefix of its keys, such as "data"; None derives it from the file.
     """
-    source = find_config_file(name).read_text(encoding="utf-8")
+    group = name.rpartition("/")[0]
+    path = find_config_file(name)
+    if not path.is_file() and name.rpartition("/")[2] in registered_options(group):
+        return ConfigFile(name, [], {}, {}, {})
+    source = path.read_text(encoding="utf-8")
     lines = source.splitlines()
     header = next(index for index, line in enumerate(lines) if not line.startswith("#"))
     description = [line[1:].removeprefix(" ") for line in lines[:header]]
-    group = name.rpartition("/")[0]
     if description and description[0].startswith("@package"):
         package, description = "", description[1:]
     if package is None:
@@ -169,8 +176,18 @@ def _comment_above(lines: list[str], line: int, header: int, column: int) -> str
 
 
 def options_of(group: str) -> list[str]:
-    """Return the options of a group, such as "model", in alphabetical order, with those of the user."""
-    return sorted({path.stem for folder in config_folders() for path in (folder / group).glob("*.yaml")})
+    """Return the options of a group, such as "model", in alphabetical order, with those of the user and of packages."""
+    return sorted(option_files(group) | registered_options(group))
+
+
+def option_files(group: str) -> set[str]:
+    """Return the options of a group that have a file."""
+    return {path.stem for folder in config_folders() for path in (folder / group).glob("*.yaml")}
+
+
+def registered_options(group: str) -> set[str]:
+    """Return the options of a group that packages register, which need no file."""
+    return set(find_parts(REGISTERED_GROUPS[group])) if group in REGISTERED_GROUPS else set()
 
 
 def documented_options(group: str) -> list[str]:

@@ -4,6 +4,7 @@ The names are read from the metadata of installed packages: nothing is imported 
 never looked up by the path of a module that a file names. What lies in the working directory registers nothing.
 """
 
+import importlib
 import importlib.util
 import re
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Collection
 from functools import cache
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from flowers.runtime.text import one_line
@@ -103,15 +105,27 @@ def conf_folders() -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
+def find_object(path: str) -> Any:
+    """Import what a dotted path of the user's own settings names, such as "my_package.losses.focal"."""
+    first, *names = path.split(".")
+    found: Any = importlib.import_module(first)
+    for number, name in enumerate(names, 2):
+        if isinstance(found, ModuleType) and not hasattr(found, name):
+            importlib.import_module(".".join(path.split(".")[:number]))
+        found = getattr(found, name)
+    return found
+
+
 def import_problem(error: BaseException) -> str:
-    """Return in one line why an import failed: the error that began it, and where that was raised."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).split())
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if each.filename.endswith(".py")]
-    is_own = frames and not {"importlib", "hydra"} & {*Path(frames[-1].filename).parts}
+    """Return in one line why an import failed: the error, those that it comes from, and where the first one was raised."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+        chain.append(cause)
+    texts = [f"{type(each).__name__}: {' '.join(str(each).split())}" for each in chain]
+    frames = [each for each in traceback.extract_tb(chain[-1].__traceback__) if each.filename.endswith(".py")]
+    is_own = frames and "importlib" not in Path(frames[-1].filename).parts and frames[-1].filename != __file__
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if is_own else ""
-    return one_line(f"{type(error).__name__}: {text}{place}")
+    return one_line("; because of ".join(texts) + place)
 
 
 def add_working_directory() -> None:

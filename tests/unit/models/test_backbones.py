@@ -120,6 +120,8 @@ def test_build_backbone_rejects_a_network_without_a_linear_layer():
 
 
 _TINY = """
+from torch import nn
+
 
 
 def tiny(width):

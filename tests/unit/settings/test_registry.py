@@ -15,6 +15,7 @@ from flowers.settings.registry import (
 from tests.helpers import install
 
 BROKEN = "import no_such_package_at_all\n"
+_WRAPPED = "try:\n    import broken_part\nexcept ImportError as error:\n    raise OSError('no\\nbulb') from error\n"
 
 
 @pytest.fixture
@@ -36,14 +37,15 @@ def test_find_parts_imports_nothing_and_names_the_package(site: Path):
 
 
 def test_load_part_prints_the_cause_of_an_import_error_and_its_place(site: Path):
-    files = {"broken_part.py": BROKEN, "outer_part.py": "from broken_part import loss\n"}
+    files = {"broken_part.py": BROKEN, "outer_part.py": _WRAPPED}
     install(site, {"losses": {"mine": "outer_part:loss", "none": "os:no_such_name"}}, files)
     found = find_parts("losses")
     with pytest.raises(
         ValueError, match=r"mine of flowers.losses, from the package garden: outer_part:loss cannot"
     ) as error:
         load_part(found["mine"])
-    expected = f"ModuleNotFoundError: No module named 'no_such_package_at_all' ({site / 'broken_part.py'}, line 1)"
+    expected = "OSError: no bulb; because of ModuleNotFoundError: No module named 'no_such_package_at_all'"
+    expected += f" ({site / 'broken_part.py'}, line 1)"
     assert str(error.value).endswith(expected)
     with pytest.raises(ValueError, match="AttributeError: module 'os' has no attribute 'no_such_name'"):
         load_part(found["none"])
