@@ -10,12 +10,11 @@ from flowers.settings.schema.training import Folder, Model, Optimizer, Scheduler
 from flowers.settings.schema.values import (
     AtLeastOne,
     Count,
-    Device,
+    DeviceChoice,
     Expected,
     Group,
     NotNegative,
     Positive,
-    Precision,
     Seed,
     Text,
 )
@@ -61,15 +60,13 @@ class Speed(Group):
     peer_python: Text | None
 
 
-class LabelSimulation(Group):
+class LabelSimulation(DeviceChoice):
     """benchmarks.label_simulation."""
 
     run: Text
     root: Text | None
     seeds: AtLeastOne
     count: AtLeastOne
-    accelerator: Device | None
-    precision: Precision | None
     cache_gb: NotNegative
 
 

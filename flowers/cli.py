@@ -1,4 +1,4 @@
-"""Turn a function of a configuration into a command-line program."""
+"""Turn a function of settings into a command-line program."""
 
 import functools
 import io
@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -16,13 +17,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from flowers.runs.run_folder import short_name
 from flowers.runtime.files import DiskFullError
 from flowers.runtime.logging import configure_logging, filter_harmless_warnings, write_traceback
 from flowers.runtime.machine_errors import machine_error_text, open_standard_streams
 from flowers.runtime.text import printable
-from flowers.settings.config import CONF, compose_checked
+from flowers.settings.config import CONF, compose_settings, program_of, read_settings
 from flowers.settings.config_reference import help_text
 from flowers.settings.overrides import check_overrides, parse_overrides
+from flowers.settings.validation import S
 
 log = logging.getLogger(__name__)
 
@@ -36,31 +39,34 @@ USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException)
 
 
 def program(
-    task: Callable[[DictConfig], Any],
-    config_name: str,
+    task: Callable[[S], Any],
+    schema: type[S],
     rewrite_overrides: Callable[[Sequence[str]], list[str]] = list,
-    check: Callable[[DictConfig], object] | None = None,
+    check: Callable[[S], object] | None = None,
 ) -> Callable[..., Any]:
-    """Wrap a function of a configuration as a program that reports a user's mistake in one line and exits with 1.
+    """Wrap a function of settings as a program that reports a user's mistake in one line and exits with 1.
 
-    Without an argument, the returned `main` composes `conf/<config_name>.yaml` with the overrides of the command line
-    and runs `task`. With a configuration as its argument, it calls `task` and returns the result. A multirun logs a
-    job that fails and continues with the next one.
+    Without an argument, the returned `main` composes the program's file in conf/ with the overrides of the command line
+    and runs `task`. With settings as its argument, it calls `task` and returns the result. A multirun logs a job that
+    fails and continues with the next one.
 
     Args:
         task: The function. It imports torch only when it is called, since that takes seconds: help and mistyped
             overrides are answered before. The program prints a ValueError without a traceback.
-        config_name: The name of the program.
+        schema: The settings of the program.
         rewrite_overrides: Changes the overrides before they are checked.
-        check: Checks the configuration of a single run before Hydra creates the run folder; it may import torch. In a
+        check: Checks the settings of a single run before Hydra creates the run folder; it may import torch. In a
             multirun, which may start its jobs on other machines, each job checks its own.
     """
-    hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_log_errors(task))
+    config_name = program_of(schema)
+    hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
+        _log_errors(task, schema)
+    )
 
     @functools.wraps(task)
-    def main(cfg: DictConfig | None = None) -> Any:
-        if cfg is not None:
-            return task(cfg)
+    def main(settings: S | None = None) -> Any:
+        if settings is not None:
+            return task(settings)
         open_standard_streams()
         _escape_unprintable()
         # Before torch is loaded: it then asks Linux for huge pages, for fewer page faults in large activations.
@@ -86,9 +92,9 @@ def program(
                     raise ValueError(f"{rest[0]}: expected key=value")
                 if not flags:
                     _check_single(checked)
-                cfg = compose_checked(checked, config_name)
+                settings = compose_settings(checked, schema)
                 if check is not None and not flags:
-                    check(cfg)
+                    check(settings)
             return hydra_main()
         except (*USER_ERRORS, OSError) as error:  # OSError: for example a full disk, or a folder that cannot be created
             sys.exit(f"error: {printable(_error_text(error))}")
@@ -137,9 +143,10 @@ def _absolute_sweep_dir(override: str) -> str:
     return re.sub(r"^(hydra\.sweep\.dir=['\"]?)(?![/$'\"])", r"\1${hydra.runtime.cwd}/", override)
 
 
-def _log_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Wrap `task`: an error leaves its traceback in the job's log file and one line on the terminal.
+def _log_errors(task: Callable[[S], Any], schema: type[S]) -> Callable[[DictConfig], Any]:
+    """Wrap `task` for Hydra: it gets typed settings.
 
+    An error leaves its traceback in the job's log file and one line on the terminal.
     A failed job of a multirun returns NaN; any other failed job ends the program.
     """
 
@@ -149,7 +156,9 @@ def _log_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any
         _escape_unprintable()
         os.chdir(HydraConfig.get().runtime.cwd)  # a launcher may start the job in another folder
         try:
-            return task(cfg)
+            if HydraConfig.get().mode == RunMode.MULTIRUN and "group" in cfg and not cfg.group:
+                cfg.group = short_name(Path(HydraConfig.get().sweep.dir))
+            return task(read_settings(cfg, schema))
         except Exception as error:
             log_file = write_traceback(error)
             # Lightning raises MisconfigurationException for a user's mistake. By name: the import takes seconds.

@@ -22,7 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flowers.data.packing import run_packing
 from flowers.models.classifier import read_checkpoint
 from flowers.runs.run_folder import LAST_CHECKPOINT
-from flowers.settings.config import CONF
+from flowers.settings.config import CONF, read_settings
+from flowers.settings.schema import PROGRAM_SCHEMAS
 
 # What a test run adds to any configuration: a small network on small photos, decoded in the test's own process.
 SMALL = (
@@ -42,7 +43,14 @@ SMALL = (
 )
 
 
-def configuration(*overrides: str, name: str = "train") -> DictConfig:
+def configuration(*overrides: str, name: str = "train") -> Any:
+    """Settings of a program, composed and typed as those of the command line."""
+    folder = ["run_dir=x"] if name == "train" else []
+    return read_settings(composed(*folder, *overrides, name=name), PROGRAM_SCHEMAS[name])
+
+
+def composed(*overrides: str, name: str = "train") -> DictConfig:
+    """What Hydra composes, before it is checked."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, list(overrides))
 

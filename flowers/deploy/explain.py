@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 from rich.console import Console
 from torch import Tensor
@@ -27,7 +26,7 @@ from flowers.runtime.extras import require_extra
 from flowers.runtime.files import atomic_write
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.text import one_line
-from flowers.settings.config import to_container
+from flowers.settings.schema.programs import ExplainSettings
 from flowers.settings.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -151,11 +150,11 @@ def side_by_side(image: Tensor, heat_map: Tensor, caption: str) -> Image.Image:
     return picture
 
 
-def run_explanation(cfg: DictConfig) -> int:
-    """Write a picture below `cfg.output` for each image that `cfg.photos` names.
+def run_explanation(settings: ExplainSettings) -> int:
+    """Write a picture below `settings.output` for each image that `settings.photos` names.
 
     Args:
-        cfg: Composed from conf/explain.yaml.
+        settings: Composed from conf/explain.yaml.
 
     Returns:
         How many files could be read. The others are logged and skipped.
@@ -164,11 +163,11 @@ def run_explanation(cfg: DictConfig) -> int:
         ValueError: A setting is wrong, there is no run, or no file could be read.
     """
     require_extra("a heat map", "explain", "captum")
-    output, label = Path(str(cfg.output)), None if cfg.label is None else str(cfg.label)
-    run = find_classifier(cfg.run)
-    files = expand_image_paths(to_container(cfg)["photos"])
+    output, label = Path(settings.output), None if settings.label is None else str(settings.label)
+    run = find_classifier(settings.run)
+    files = expand_image_paths(settings.photos)
     pictures = _picture_paths(files, output)
-    classifier = Classifier.load(run, cfg.accelerator, cfg.precision)
+    classifier = Classifier.load(run, settings.accelerator, settings.precision)
     console, readable = Console(soft_wrap=True, markup=False, highlight=False), 0
     pairs = progress_bar(list(zip(files, pictures, strict=True)), "Explaining")
     cropped = ((path, crop_image(classifier, image)) for file, path in pairs if (image := _read_or_warn(file)))

@@ -16,12 +16,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flowers import __version__
 from flowers.deploy.app_answers import JSON, Answers, Health, ModelFacts, RequestError
-from flowers.deploy.app_settings import AppSettings, bind, is_known_host, is_loopback, is_own_origin
+from flowers.deploy.app_settings import ServerSettings, bind, is_known_host, is_loopback, is_own_origin
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.http_server import serve
 from flowers.deploy.hub_folder import find_classifier
 from flowers.deploy.inference_server import InferenceServer
 from flowers.deploy.page_files import SERVER_PAGE, read_page
+from flowers.settings.schema.programs import AppSettings
 
 _TYPES = {
     "html": "text/html; charset=utf-8",
@@ -176,7 +177,7 @@ class Gate:
         policy: The Content-Security-Policy.
     """
 
-    def __init__(self, app: ASGIApp, settings: AppSettings, policy: str) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, policy: str) -> None:
         self.app, self.settings = app, settings
         self._headers = {
             "Content-Security-Policy": policy,
@@ -208,27 +209,27 @@ class Gate:
         return None
 
 
-def serve_app(values: dict[str, Any], settings: AppSettings) -> None:
+def serve_app(settings: AppSettings, server_settings: ServerSettings) -> None:
     """Serve a classifier until SIGINT or SIGTERM, then end the process: a batch that it computes cannot be interrupted.
 
     Args:
-        values: As conf/app.yaml holds them.
-        settings: Made of them.
+        settings: Those of `flowers.app`.
+        server_settings: Made of them.
 
     Raises:
         ValueError: The port is in use, or there is no run.
     """
-    run = find_classifier(values["run"])
-    with bind(settings.host, settings.port) as bound:
-        classifier = Classifier.load(run, values["accelerator"], values["precision"], reject=values["reject"])
-        server = InferenceServer(classifier, settings)
+    run = find_classifier(settings.run)
+    with bind(server_settings.host, server_settings.port) as bound:
+        classifier = Classifier.load(run, settings.accelerator, settings.precision, reject=settings.reject)
+        server = InferenceServer(classifier, server_settings)
         console = Console(highlight=False, soft_wrap=True, markup=False)
 
         def say_ready() -> None:
             for line in _ready_lines(server, bound.getsockname()[1]):
                 console.print(line)
 
-        serve(build_app(server), bound, settings.request_seconds, say_ready, server.stop)
+        serve(build_app(server), bound, server_settings.request_seconds, say_ready, server.stop)
     console.print("stopped")
     sys.stdout.flush()
     os._exit(0)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
@@ -37,7 +36,8 @@ from flowers.runtime.logging import configure_logging
 from flowers.runtime.seeding import seeded
 from flowers.runtime.text import one_line
 from flowers.runtime.timing import throughput
-from flowers.settings.config import instantiate_group
+from flowers.settings.config import build_parts
+from flowers.settings.schema.programs import ProbeSettings
 
 log = logging.getLogger(__name__)
 
@@ -93,11 +93,11 @@ class ProbeResult:
         return self.architecture if weights == "DEFAULT" else f"{self.architecture}:{weights}"
 
 
-def run_probe(cfg: DictConfig) -> float:
-    """Rank the backbones of `cfg.models` and print the table.
+def run_probe(settings: ProbeSettings) -> float:
+    """Rank the backbones of `settings.models` and print the table.
 
     Args:
-        cfg: Composed from conf/probe.yaml.
+        settings: Those of `flowers.probe`.
 
     Returns:
         The accuracy of the best backbone.
@@ -106,20 +106,20 @@ def run_probe(cfg: DictConfig) -> float:
         ValueError: A setting is wrong, the images cannot be used, or none of the backbones works.
     """
     configure_logging()  # Lightning is imported by now
-    candidates = [parse_candidate(entry) for entry in cfg.models]
-    check_devices(cfg.accelerator or "auto")
+    candidates = [parse_candidate(entry) for entry in settings.models]
+    check_devices(settings.accelerator or "auto")
     resolved = resolve_trainer_config(
-        {"accelerator": cfg.accelerator or "auto", "precision": cfg.precision or "auto", "deterministic": "auto"}
+        dict.fromkeys(("accelerator", "precision", "deterministic"), "auto") | settings.requested_device()
     )
-    size = {"resize": cfg.data.image_size, "interpolation": "bilinear"}  # of each backbone: see _probe
-    data = ImageDataModule(**instantiate_group(cfg.data) | size)
-    images = ProbeImages(data, cfg.folds, cfg.seed, cfg.data.resize, cfg.data.interpolation)
+    size = {"resize": settings.data.image_size, "interpolation": "bilinear"}  # of each backbone: see _probe
+    data = ImageDataModule(**build_parts(settings.data) | size)
+    images = ProbeImages(data, settings.folds, settings.seed, settings.data.resize, settings.data.interpolation)
     device = resolve_device(resolved["accelerator"])
     console = Console(highlight=False, markup=False, emoji=False)
     results = []
     for candidate in candidates:
         try:
-            result = _probe(candidate, images, device, resolved["precision"], cfg.seed, cfg.cache_gb)
+            result = _probe(candidate, images, device, resolved["precision"], settings.seed, settings.cache_gb)
             console.print(f"{one_line(result.name)}: accuracy {result.accuracy:.4f}", soft_wrap=True)
             results.append(result)
         except (ValueError, RuntimeError) as error:  # RuntimeError: a network that does not take these images
@@ -136,12 +136,19 @@ def run_probe(cfg: DictConfig) -> float:
         soft_wrap=True,
     )
     n = len(images.labels)
-    console.print(f"{n:,} images, {cfg.folds} folds, {device_name(device)}, {resolved['precision']}", soft_wrap=True)
+    console.print(
+        f"{n:,} images, {settings.folds} folds, {device_name(device)}, {resolved['precision']}", soft_wrap=True
+    )
     if any(result.is_remembered for result in results):
         console.print("* measured earlier, on this machine", soft_wrap=True)
-    if cfg.output:
-        _write(Path(cfg.output), results, p_values, {"images": n, "folds": cfg.folds, "device": device_name(device)})
-        console.print(one_line(f"written to {cfg.output}"), soft_wrap=True)
+    if settings.output:
+        _write(
+            Path(settings.output),
+            results,
+            p_values,
+            {"images": n, "folds": settings.folds, "device": device_name(device)},
+        )
+        console.print(one_line(f"written to {settings.output}"), soft_wrap=True)
     return results[0].accuracy
 
 

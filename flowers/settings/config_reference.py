@@ -75,7 +75,7 @@ _WIDTH = 100  # columns of the help
 
 
 def config_folders() -> list[Path]:
-    """Return where settings are: conf/ of the project, of packages that register parts, and of the working directory."""
+    """Return where settings are: conf/ of the project, of packages that register parts, of the working directory."""
     own = Path("conf").resolve()
     return [CONF, *OUTSIDE_FOLDERS, *conf_folders(), *([own] if own.is_dir() and own != CONF.resolve() else [])]
 

@@ -117,7 +117,7 @@ def find_object(path: str) -> Any:
 
 
 def import_problem(error: BaseException) -> str:
-    """Return in one line why an import failed: the error, those that it comes from, and where the first one was raised."""
+    """Return in one line why an import failed: the error, those it comes from, and where the first was raised."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
         chain.append(cause)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import yaml
-from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from flowers.runs.run_folder import BEST_CHECKPOINT, CONFIG_FILE, SPLIT_FILE, re
 from flowers.runtime.files import atomic_write, atomic_write_text
 from flowers.runtime.hardware import resolve_trainer_config
 from flowers.runtime.text import one_line
-from flowers.settings.config import to_container
+from flowers.settings.schema.programs import SoupSettings
 from flowers.training.results import make_result, write_result
 
 # What the members must have in common.
@@ -32,7 +31,7 @@ _SHARED_HPARAMS = (
 )
 
 
-def run_soup(cfg: DictConfig) -> float:
+def run_soup(settings: SoupSettings) -> float:
     """Average the weights of runs greedily into a new run folder, and score it.
 
     The runs are tried from the best validation accuracy to the worst. A run becomes a member if the mean of the weights
@@ -45,16 +44,15 @@ def run_soup(cfg: DictConfig) -> float:
         ValueError: There are too few finished runs, they do not fit together, or the output folder is taken.
     """
     start = time.perf_counter()
-    output = Path(cfg.output).resolve()
+    output = Path(settings.output).resolve()
     if output.exists() and any(output.iterdir()):
-        raise ValueError(f"output={cfg.output}: the folder is not empty: give a new one")
-    runs = rank_runs(to_container(cfg)["runs"], cfg.multirun)
+        raise ValueError(f"output={settings.output}: the folder is not empty: give a new one")
+    runs = rank_runs(settings.runs, settings.multirun)
     checkpoints = [read_checkpoint(run / BEST_CHECKPOINT, is_run=True) for run in runs]
     check_members(runs, checkpoints)
     hparams = checkpoints[0]["hyper_parameters"]
-    requested = {key: cfg[key] for key in ("accelerator", "precision") if cfg[key] is not None}
-    config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | requested}
-    data = ImageDataModule(split_file=runs[0] / SPLIT_FILE, **run_images_args(config["data"], cfg.root))
+    config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | settings.requested_device()}
+    data = ImageDataModule(split_file=runs[0] / SPLIT_FILE, **run_images_args(config["data"], settings.root))
     model = load_classifier(runs[0] / BEST_CHECKPOINT)
 
     console = Console(highlight=False, markup=False, emoji=False)

@@ -18,8 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from benchmarks.settings import SCHEMAS
-from flowers.settings.config import compose_checked
+from flowers.settings.config import compose_settings
 from flowers.settings.overrides import check_overrides, flatten, hydra_context
+from flowers.settings.schema import PROGRAM_SCHEMAS
 from tests.faults.doors import cell_names
 from tests.helpers import SMALL
 
@@ -82,7 +83,7 @@ def compose_first(config: str, overrides: Sequence[str], has_sweeps: bool) -> No
     parsed = OverridesParser.create().parse_overrides(checked)
     assert has_sweeps or not any(each.is_sweep_override() for each in parsed), "several values need -m"
     if not any(word.startswith("resume=") for word in overrides):
-        compose_checked(checked, config)
+        compose_settings(checked, PROGRAM_SCHEMAS[config])
 
 
 @pytest.fixture(scope="module")

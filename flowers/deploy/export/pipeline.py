@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -56,14 +55,15 @@ from flowers.runtime.extras import require_extra
 from flowers.runtime.files import atomic_directory, atomic_write_text, cache_dir, cache_lock, read_json, write_json
 from flowers.runtime.hardware import device_name, has_native_bf16
 from flowers.runtime.text import one_line
+from flowers.settings.schema.programs import ExportSettings
 from flowers.settings.validation import format_setting
 
 
-def run_export(cfg: DictConfig) -> dict[str, Any]:
-    """Export a run's best checkpoint to the new folder `cfg.output`.
+def run_export(settings: ExportSettings) -> dict[str, Any]:
+    """Export a run's best checkpoint to the new folder `settings.output`.
 
     Args:
-        cfg: Composed from conf/export.yaml.
+        settings: Composed from conf/export.yaml.
 
     Returns:
         The parity report, as parity.json holds it.
@@ -72,29 +72,30 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
         ValueError: A setting is wrong, an extra is missing, the run or its images cannot be used, or a version
             disagrees with the model. Then nothing is written.
     """
+    options = settings.to_dict()
     exporters = [
         exporter
         for exporter in all_exporters()
-        if exporter.format in cfg.formats and (exporter.option is None or cfg[exporter.option])
+        if exporter.format in settings.formats and (exporter.option is None or options[exporter.option])
     ]
-    output = Path(cfg.output).resolve()
-    _check_settings(cfg, exporters, output)
-    web_runtime = read_web_runtime(cfg.web_runtime) if "web" in cfg.formats else None
-    run = TrainedRun(find_checkpoint(cfg.run), cfg.photos, cfg.on_corrupt, cfg.tta, cfg.reject)
+    output = Path(settings.output).resolve()
+    _check_settings(settings, exporters, output)
+    web_runtime = read_web_runtime(settings.web_runtime) if "web" in settings.formats else None
+    run = TrainedRun(find_checkpoint(settings.run), settings.photos, settings.on_corrupt, settings.tta, settings.reject)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     # One export at a time: two would distort each other's speeds.
     waiting = "another export measures its speed: waiting for it"
     with cache_lock(cache_dir() / "export.lock", waiting), atomic_directory(output) as folder:
-        write_programs(run, exporters, folder, cfg.calibration_images, cfg.reduce_range)
+        write_programs(run, exporters, folder, settings.calibration_images, settings.reduce_range)
         programs = {exporter.name: exporter.load(folder / exporter.file_name) for exporter in exporters}
         rejection = run.classifier.rejection
         threshold = None if rejection is None else rejection.threshold
         rows = compare_outputs(run_all_programs(run, programs), run.labels, threshold)
         keys = [key for exporter in exporters for key in (exporter.agreement_key, exporter.rejection_key)]
-        minimums = {key: cfg[key] for key in keys if rejection is not None or key != "min_rejection_agreement"}
+        minimums = {key: options[key] for key in keys if rejection is not None or key != "min_rejection_agreement"}
         check_agreement(rows, exporters, minimums, len(run.labels))
-        speeds = measure_programs(run, programs, cfg.batch, cfg.rounds, cfg.seconds)
+        speeds = measure_programs(run, programs, settings.batch, settings.rounds, settings.seconds)
         report = build_parity_report(folder, exporters, rows, speeds) | {"limits": minimums}
         write_json(report, folder / "parity.json")
         facts = write_model_files(run, exporters, folder, report)
@@ -106,22 +107,14 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
     return report
 
 
-def _check_settings(cfg: DictConfig, exporters: Sequence[Exporter], output: Path) -> None:
+def _check_settings(settings: ExportSettings, exporters: Sequence[Exporter], output: Path) -> None:
     """Check what can be checked before the run is read."""
     if not exporters:
-        raise ValueError(f"formats={format_setting(list(cfg.formats))} int8=false: expected at least one format")
+        raise ValueError(f"formats={format_setting(settings.formats)} int8=false: expected at least one format")
     for exporter in exporters:
         require_extra(f"export to {exporter.name}", exporter.extra, *exporter.packages)
-    for key in ("calibration_images", "batch", "rounds"):
-        if cfg[key] < 1:
-            raise ValueError(f"{key}={cfg[key]}: expected at least 1")
-    if cfg.seconds < 0:
-        raise ValueError(f"seconds={cfg.seconds}: expected at least 0")
-    for key in ("min_agreement", "int8_min_agreement", "min_rejection_agreement"):
-        if not 0 <= cfg[key] <= 1:
-            raise ValueError(f"{key}={cfg[key]}: expected a share from 0 to 1")
     if output.exists():
-        raise ValueError(f"output={cfg.output}: exists already; give a new folder or remove this one")
+        raise ValueError(f"output={settings.output}: exists already; give a new folder or remove this one")
 
 
 class TrainedRun:

@@ -114,7 +114,7 @@ Interval = Annotated[list[Probability], *PAIR, Expected("[low, high], each from 
 class RunFile(Group):
     """Content of a file that this project writes. A key that is not declared is an error, and so is NaN."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class TrackerIds(RunFile):

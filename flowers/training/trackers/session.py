@@ -5,26 +5,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from omegaconf import DictConfig, OmegaConf
 
 from flowers.runtime.text import printable
 from flowers.settings.overrides import flatten
+from flowers.settings.schema.training import TrainSettings
+from flowers.settings.schema.values import Target
 from flowers.training.trackers.csv import CSVTracker
 from flowers.training.trackers.server import ServerTracker
 from flowers.training.trackers.tracker import Tracker, each_tracker
 
 
-def make_loggers(groups: Mapping[str, DictConfig], run_dir: Path) -> list[Logger]:
+def make_loggers(groups: Mapping[str, Target], run_dir: Path) -> list[Logger]:
     """Return the loggers of a run.
 
     Args:
         groups: The settings of each, by name.
         run_dir: The run folder, where a file keeps what a lost server would have been told.
     """
-    loggers: list[Logger] = [instantiate(group) for group in groups.values()]
+    loggers: list[Logger] = [group.build() for group in groups.values()]
     is_kept = any(isinstance(logger, (TensorBoardLogger, CSVLogger)) for logger in loggers)
     for logger in loggers:
         if isinstance(logger, ServerTracker) and not is_kept:
@@ -33,10 +33,10 @@ def make_loggers(groups: Mapping[str, DictConfig], run_dir: Path) -> list[Logger
 
 
 @contextmanager
-def tracked(trainer: Trainer, config: DictConfig) -> Iterator[None]:
+def tracked(trainer: Trainer, settings: TrainSettings) -> Iterator[None]:
     """Log the settings of a run at its start, and tell the trackers how it ended."""
-    settings = hyperparameters(config)
-    each_tracker(trainer, lambda tracker: tracker.log_settings(settings))
+    logged = hyperparameters(settings)
+    each_tracker(trainer, lambda tracker: tracker.log_settings(logged))
     status = "failed"
     try:
         yield
@@ -48,9 +48,9 @@ def tracked(trainer: Trainer, config: DictConfig) -> Iterator[None]:
         each_tracker(trainer, lambda tracker: tracker.finish(status))
 
 
-def hyperparameters(config: DictConfig) -> dict[str, Any]:
+def hyperparameters(settings: TrainSettings) -> dict[str, Any]:
     """Return the settings of a run by key, such as "optimizer.lr", without those of what runs beside training."""
-    flat = flatten(OmegaConf.to_container(config, resolve=True))
+    flat = flatten(settings.to_dict())
     return {
         key: printable(value) if isinstance(value, str) else value
         for key, value in flat.items()

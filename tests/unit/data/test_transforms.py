@@ -73,7 +73,7 @@ def test_train_transform_has_the_statistics_of_the_torchvision_transforms_on_pil
 
 @pytest.mark.parametrize("name", options_of("data/augmentation"))
 def test_augmentation_is_a_function_of_the_seed_and_keeps_the_size(name: str):
-    path = load_config([f"data/augmentation={name}", "run_dir=x"]).data.augmentation._target_
+    path = load_config([f"data/augmentation={name}", "run_dir=x"]).data.to_dict()["augmentation"]["_target_"]
     augment = get_object(path)(
         image_size=48, resize=54, crop_scale=[0.5, 1.0], crop_ratio=[0.75, 1.333], hflip_prob=0.5, hue=0.02
     )

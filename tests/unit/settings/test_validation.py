@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from benchmarks.settings import SCHEMAS
-from flowers.settings.config import check_settings, load_config
+from flowers.settings.config import load_config, read_settings
 from flowers.settings.config_reference import PROGRAMS, settings_of
 from flowers.settings.schema import PROGRAM_SCHEMAS
 from flowers.settings.validation import key_names
@@ -22,11 +22,11 @@ def test_the_schema_lists_the_keys_of_the_configuration(program: tuple[str, Any]
     assert documented <= {*key_names(PROGRAM_SCHEMAS[name])}
 
 
-def test_check_settings_names_the_key_the_value_and_what_was_expected(program: tuple[str, Any]):
+def test_read_settings_names_the_key_the_value_and_what_was_expected(program: tuple[str, Any]):
     name, cfg = program
     for override, answer in WRONG[name].items():
         key, _, value = override.lstrip("+~").partition("=")
-        changed: Any = OmegaConf.create(OmegaConf.to_container(cfg))
+        changed: Any = OmegaConf.create(cfg.to_dict())
         if override.startswith("~"):
             parent, _, last = key.rpartition(".")
             group: Any = OmegaConf.select(changed, parent) if parent else changed
@@ -34,7 +34,7 @@ def test_check_settings_names_the_key_the_value_and_what_was_expected(program: t
         else:
             OmegaConf.update(changed, key, OmegaConf.create(f"x: {value}").x, force_add=True)
         with pytest.raises(ValueError, match=r".") as error:
-            check_settings(changed, name)
+            read_settings(changed, PROGRAM_SCHEMAS[name])
         assert answer in str(error.value), override
         assert str(error.value).startswith(key.partition(".")[0]), override
         assert "\n" not in str(error.value)

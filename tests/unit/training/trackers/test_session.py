@@ -6,13 +6,12 @@ import pytest
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from flowers.settings.config import to_container
 from flowers.training.trackers.csv import CSVTracker
 from flowers.training.trackers.server import ServerTracker
 from flowers.training.trackers.session import hyperparameters, make_loggers, tracked, watch_lines
 from flowers.training.trackers.tensorboard import TensorBoardTracker
 from flowers.training.trackers.tracker import Tracker
-from tests.helpers import configuration
+from tests.helpers import composed, configuration
 
 
 class Server(Tracker):
@@ -109,36 +108,36 @@ def test_hyperparameters_are_the_keys_that_one_overrides():
     settings = hyperparameters(configuration("run_dir=x", "logger=[csv,wandb]", "data.crop_scale=[0.5,1]"))
     assert settings["data.crop_scale"] == [0.5, 1]
     assert not [key for key in settings if key.startswith(("logger", "callbacks"))]
-    configuration(*(f"++{key}=1" for key in settings))
+    composed(*(f"++{key}=1" for key in settings))
 
 
 def test_make_loggers_keeps_a_run_in_its_folder_if_nothing_else_does(tmp_path: Path):
-    groups = configuration(f"run_dir={tmp_path}", "logger=[mlflow,wandb]").logger
+    groups = configuration(f"run_dir={tmp_path}", "logger=[mlflow,wandb]").logger.parts()
     first, second = make_loggers(groups, tmp_path)
     assert isinstance(first, ServerTracker)
     assert isinstance(second, ServerTracker)
     assert first.fallback is not None
     assert second.fallback is None
-    with_csv = make_loggers(configuration(f"run_dir={tmp_path}", "logger=[mlflow,csv]").logger, tmp_path)
+    with_csv = make_loggers(configuration(f"run_dir={tmp_path}", "logger=[mlflow,csv]").logger.parts(), tmp_path)
     assert isinstance(with_csv[0], ServerTracker)
     assert with_csv[0].fallback is None
 
 
 def test_watch_lines_name_each_tracker_without_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@lab:5000")
-    groups = configuration(f"run_dir={tmp_path}", "logger=[tensorboard,csv,mlflow]").logger
+    groups = configuration(f"run_dir={tmp_path}", "logger=[tensorboard,csv,mlflow]").logger.parts()
     assert watch_lines(make_loggers(groups, tmp_path)) == [
         f"to watch: tensorboard --logdir {tmp_path}",
         f"curves: {tmp_path}/csv/metrics.csv",
         "mlflow: http://me:***@lab:5000",
     ]
-    assert "secret" not in str(to_container(configuration(f"run_dir={tmp_path}", "logger=mlflow")))
+    assert "secret" not in str(configuration(f"run_dir={tmp_path}", "logger=mlflow").to_dict())
 
 
 def test_several_trackers_and_none(tmp_path: Path):
-    assert list(configuration("logger=[tensorboard,csv]", "run_dir=x").logger) == ["tensorboard", "csv"]
-    assert not configuration("logger=none").logger
-    (logger,) = make_loggers(configuration(f"run_dir={tmp_path}").logger, tmp_path)
+    assert list(configuration("logger=[tensorboard,csv]", "run_dir=x").logger.parts()) == ["tensorboard", "csv"]
+    assert not configuration("logger=none").logger.parts()
+    (logger,) = make_loggers(configuration(f"run_dir={tmp_path}").logger.parts(), tmp_path)
     assert isinstance(logger, TensorBoardTracker)
 
 
