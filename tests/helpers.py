@@ -23,7 +23,7 @@ from flowers.data.packing import run_packing
 from flowers.models.classifier import read_checkpoint
 from flowers.runs.run_folder import LAST_CHECKPOINT
 from flowers.settings.config import CONF, read_settings
-from flowers.settings.schema import PROGRAM_SCHEMAS
+from flowers.settings.programs import settings_type
 
 # What a test run adds to any configuration: a small network on small photos, decoded in the test's own process.
 SMALL = (
@@ -46,7 +46,7 @@ SMALL = (
 def configuration(*overrides: str, name: str = "train") -> Any:
     """Settings of a program, composed and typed as those of the command line."""
     folder = ["run_dir=x"] if name == "train" else []
-    return read_settings(composed(*folder, *overrides, name=name), PROGRAM_SCHEMAS[name])
+    return read_settings(composed(*folder, *overrides, name=name), settings_type(name))
 
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:

@@ -1,11 +1,11 @@
-"""The settings of the other programs, and the table of all programs."""
+"""The settings of the other programs; `flowers.settings.programs` is the table of all programs."""
 
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from flowers.settings.registry import find_parts
-from flowers.settings.schema.training import Folder, Model, Shards, Split, TrainSettings
+from flowers.settings.schema.training import Folder, Model, Shards, Split
 from flowers.settings.schema.values import (
     AtLeastOne,
     Count,
@@ -257,22 +257,3 @@ class SuggestSettings(DeviceChoice):
     method: Literal["margin_kmeans", "margin", "badge", "random"]
     seed: Seed
     output: Text | None
-
-
-PROGRAM_SCHEMAS: dict[str, type[Group]] = {
-    "train": TrainSettings,
-    "evaluate": EvaluateSettings,
-    "audit": AuditSettings,
-    "compare": CompareSettings,
-    "predict": PredictSettings,
-    "explain": ExplainSettings,
-    "export": ExportSettings,
-    "app": AppSettings,
-    "sweep": SweepSettings,
-    "ablation": AblationSettings,
-    "soup": SoupSettings,
-    "pack": PackSettings,
-    "probe": ProbeSettings,
-    "learning_curve": LearningCurveSettings,
-    "suggest": SuggestSettings,
-}

@@ -23,7 +23,7 @@ def image_file(name: str, step: int) -> str:
     return f"{name}-{step:06}.png"
 
 
-class CSVTracker(Tracker, CSVLogger):
+class CSVTracker(Tracker, CSVLogger):  # type: ignore[misc]
     """Log to `<run_dir>/csv`. It drops what an earlier session logged after its last checkpoint, and goes on there.
 
     Args:
@@ -62,7 +62,7 @@ class CSVTracker(Tracker, CSVLogger):
         """Write what waits in memory."""
         self.finalize(status)
 
-    def watch(self) -> str:
+    def how_to_watch(self) -> str:
         """Return where the curves are."""
         return f"curves: {Path(self.log_dir, 'metrics.csv')}"
 

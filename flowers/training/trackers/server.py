@@ -101,7 +101,7 @@ class ServerTracker(Tracker):
         """Say how the run ended."""
         self._call(lambda tracker: tracker.finish(status))
 
-    def watch(self) -> str:
+    def how_to_watch(self) -> str:
         """Return what shows the run."""
         return f"{self._name}: {self._watch}"
 

@@ -60,4 +60,4 @@ def hyperparameters(settings: TrainSettings) -> dict[str, Any]:
 
 def watch_lines(loggers: Sequence[Logger]) -> list[str]:
     """Return a line for each tracker that says how to see what it logs."""
-    return [line for logger in loggers if isinstance(logger, Tracker) and (line := logger.watch())]
+    return [line for logger in loggers if isinstance(logger, Tracker) and (line := logger.how_to_watch())]

@@ -66,7 +66,7 @@ class TensorBoardTracker(Tracker, TensorBoardLogger):
         """Log where the best checkpoint is."""
         self.experiment.add_text("best_checkpoint", printable(path))
 
-    def watch(self) -> str:
+    def how_to_watch(self) -> str:
         """Return the command that shows the run."""
         return f"to watch: tensorboard --logdir {Path(self.root_dir)}"
 

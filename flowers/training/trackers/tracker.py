@@ -43,7 +43,7 @@ class Tracker(Logger):
     def finish(self, status: str) -> None:
         """Say how the run ended: success, failed or KILLED, the words of the loggers of Lightning."""
 
-    def watch(self) -> str:
+    def how_to_watch(self) -> str:
         """Return a line that says how to see what is logged."""
         return ""
 

@@ -53,7 +53,7 @@ class WandbTracker(Tracker, WandbLogger):
         """Log settings."""
         WandbLogger.log_hyperparams(self, {**settings})
 
-    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
+    def log_image(self, name: str, pixels: Pixels, step: int) -> None:  # type: ignore[override]
         """Log an image."""
         WandbLogger.log_image(self, name, [Image.fromarray(pixels)], step)
 

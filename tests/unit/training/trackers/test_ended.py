@@ -67,10 +67,10 @@ def test_mlflow_lists_the_runs_of_a_group_below_one_and_continues_a_resumed_run(
 def test_evaluate_sends_its_page_to_the_trackers_of_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     mlflow, wandb = pytest.importorskip("mlflow"), pytest.importorskip("wandb")
     config = configuration("logger=[tensorboard,mlflow,wandb]", f"run_dir={tmp_path}")
-    trackers = [logger for logger in make_loggers(config.logger, tmp_path) if isinstance(logger, ServerTracker)]
+    trackers = [logger for logger in make_loggers(config.logger.parts(), tmp_path) if isinstance(logger, ServerTracker)]
     for tracker in trackers:
         log_a_run(tracker, {}, 2.0, 3)
-    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config.to_dict()), encoding="utf-8")
     (tmp_path / "report.html").write_text("<h1>scores</h1>", encoding="utf-8")
     log_page(tmp_path, tmp_path / "report.html")
     wandb.teardown()
