@@ -22,10 +22,11 @@ from flowers.runtime.files import DiskFullError
 from flowers.runtime.logging import configure_logging, filter_harmless_warnings, write_traceback
 from flowers.runtime.machine_errors import machine_error_text, open_standard_streams
 from flowers.runtime.text import printable
-from flowers.settings.config import CONF, compose_run, compose_settings, program_of, read_settings, settings_of_run
+from flowers.settings.config import CONF, compose_run, compose_settings, read_settings, settings_of_run
 from flowers.settings.config_reference import help_text
 from flowers.settings.job import run_composed
 from flowers.settings.overrides import check_overrides, hydra_context, parse_overrides
+from flowers.settings.programs import program_of
 from flowers.settings.validation import S
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,15 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from flowers.models.backbones import backbone_shapes, build_backbone, is_finite, state_dict_sha256, weights_problem
+from flowers.models.backbones import (
+    backbone_shapes,
+    build_backbone,
+    check_registered,
+    is_finite,
+    registering_package,
+    state_dict_sha256,
+    weights_problem,
+)
 from flowers.models.checkpoint_format import (
     CHECKPOINT_FORMAT,
     check_checkpoint,
@@ -37,7 +45,7 @@ Stage = Literal["head", "finetune"]
 Schedule = Callable[[Optimizer, int], LRScheduler]  # from the optimizer and the steps of the stage; stepped every step
 
 # The hyperparameters of a checkpoint: what `ImageClassifier` is built from.
-_SAVED_HPARAMS = set(Hyperparameters.model_fields)
+_SAVED_HPARAMS = set(Hyperparameters.model_fields) - {"package"}
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -56,8 +64,8 @@ def read_checkpoint(path: str | Path, mmap: bool = True, is_run: bool = False) -
         is_run: Whether the configuration of a run must be in it, which is then checked.
 
     Raises:
-        ValueError: The file is missing, is not a checkpoint of this project, is of a later format, or has
-            hyperparameters that are unknown or out of range.
+        ValueError: The file is missing, is not a checkpoint of this project, is of a later format, has
+            hyperparameters that are unknown or out of range, or a network that no package registers.
     """
     try:
         check_pickle(path)
@@ -75,6 +83,7 @@ def read_checkpoint(path: str | Path, mmap: bool = True, is_run: bool = False) -
         assert all(type(upgraded["progress"][key]) is int for key in ("epochs_done", "steps"))
     except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{path} cannot be read: not a checkpoint of flowers") from error
+    check_registered(path, checkpoint["hyper_parameters"])
     if is_run or checkpoint["hyper_parameters"].get("config"):
         check_run_config(path, upgraded["hyper_parameters"]["config"])
     return upgraded
@@ -100,7 +109,7 @@ def load_classifier(path: str | Path) -> "ImageClassifier":
         check_weights(hparams["architecture"], hparams.get("options") or {}, len(hparams["classes"]), state)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    model = ImageClassifier(**hparams)
+    model = ImageClassifier(**{key: value for key, value in hparams.items() if key != "package"})
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(state)
     return model
@@ -215,6 +224,8 @@ class ImageClassifier(LightningModule):
         self.backbone.to(memory_format=torch.channels_last)  # twice as fast on a CPU with bf16, faster on GPUs too
         weights_digest = weights_digest or state_dict_sha256(self.backbone)
         self.save_hyperparameters(*sorted(_SAVED_HPARAMS), logger=False)
+        if package := registering_package(architecture):
+            self.hparams["package"] = package
         if compiled:
             self.backbone.compile()  # in place: the names in checkpoints do not change
         with seeded(seed):  # the head must not depend on earlier draws: the later jobs of a multirun draw no backbone

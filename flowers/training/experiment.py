@@ -53,11 +53,11 @@ from flowers.training.callbacks import GlobalStep, ProbeHead
 from flowers.training.checkpointing import AtomicCheckpointIO
 from flowers.training.cuda_graphs import GraphTraining
 from flowers.training.fsdp import FSDP2Strategy
-from flowers.training.online_trackers import local_tracking_uri
 from flowers.training.results import finalize_run
 from flowers.training.stage_limits import StageTimer
 from flowers.training.stages import StagePlan, check_stages, plan_stages, train_stage
-from flowers.training.trackers import make_loggers, tracked, watch_lines
+from flowers.training.trackers.mlflow import local_tracking_uri
+from flowers.training.trackers.session import make_loggers, tracked, watch_lines
 
 log = logging.getLogger(__name__)
 
@@ -380,5 +380,5 @@ def log_run_summary(
     if trainer.world_size > 1:
         share = data.per_rank_batch_size(trainer.world_size)
         lines += [f"{trainer.world_size} processes, each with {share} of the {data.batch_size} images of a step"]
-    lines += watch_lines(trainer.loggers, Path(trainer.default_root_dir))
+    lines += watch_lines(trainer.loggers)
     log.info("\n".join(lines))

@@ -18,8 +18,8 @@ from flowers.evaluation.figures import plot_class_curves, plot_confusion
 from flowers.evaluation.gallery import find_mistakes, image_grid, score_images, sort_by_uncertainty
 from flowers.evaluation.predictions import Predictions
 from flowers.runtime.launch import is_rank_zero
-from flowers.training.tensorboard import evenly_spaced
-from flowers.training.trackers import Pixels, each_logger, log_image
+from flowers.training.trackers.tensorboard import evenly_spaced
+from flowers.training.trackers.tracker import Pixels, each_tracker
 
 _GRID_IMAGES = 16
 
@@ -66,7 +66,7 @@ def shows_images(trainer: Trainer) -> bool:
 
 
 def _log(trainer: Trainer, name: str, pixels: Pixels, step: int) -> None:
-    each_logger(trainer, lambda logger: log_image(logger, name, pixels, step))
+    each_tracker(trainer, lambda tracker: tracker.log_image(name, pixels, step))
 
 
 def _from_figure(figure: Figure) -> Pixels:

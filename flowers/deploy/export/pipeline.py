@@ -21,10 +21,10 @@ from flowers.data.remote import is_remote
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.formats import (
-    EXPORTERS,
     Exporter,
     ExportSource,
     ImageProgram,
+    all_exporters,
     export_program,
 )
 from flowers.deploy.export.graph import ExportableClassifier
@@ -75,7 +75,7 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
     options = settings.to_dict()
     exporters = [
         exporter
-        for exporter in EXPORTERS
+        for exporter in all_exporters()
         if exporter.format in settings.formats and (exporter.option is None or options[exporter.option])
     ]
     output = Path(settings.output).resolve()

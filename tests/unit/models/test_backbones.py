@@ -1,3 +1,4 @@
+import importlib
 from pathlib import Path
 
 import pytest
@@ -6,9 +7,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from flowers.models.backbones import BACKBONES, build_backbone, check_backbone, find_weights, local_weights
+from flowers.models.backbones import build_backbone, check_backbone, find_weights, local_weights, registering_package
 from flowers.settings.config import CONF
-from tests.helpers import configuration
+from tests.helpers import configuration, install
 
 MODELS = sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - {"timm"})
 
@@ -118,12 +119,24 @@ def test_build_backbone_rejects_a_network_without_a_linear_layer():
         build_backbone("squeezenet1_0", None, {})
 
 
-def test_build_backbone_uses_a_registered_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def tiny(width: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(3, width, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 9))
+_TINY = """
+from torch import nn
 
-    monkeypatch.setitem(BACKBONES, "tiny", tiny)
-    donor = tiny(width=4)
+
+
+def tiny(width):
+    return nn.Sequential(nn.Conv2d(3, width, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 9))
+"""
+
+
+def test_build_backbone_uses_a_registered_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    install(
+        tmp_path,
+        {"backbones": {"tiny": "tiny_networks:tiny", "resnet18": "no.such:thing"}},
+        {"tiny_networks.py": _TINY},
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    donor = importlib.import_module("tiny_networks").tiny(width=4)
     torch.save(donor.state_dict(), tmp_path / "tiny.pth")
     network, width = build_backbone("tiny", tmp_path / "tiny.pth", {"width": 4})
     images = torch.rand(2, 3, 8, 8)
@@ -131,6 +144,8 @@ def test_build_backbone_uses_a_registered_builder(tmp_path: Path, monkeypatch: p
     assert torch.equal(network(images), donor[:-1](images))
     with pytest.raises(ValueError, match=r"model.weights=DEFAULT: expected a file .*none are published"):
         check_backbone("tiny", "DEFAULT", {})
+    assert (registering_package("tiny"), registering_package("resnet18")) == ("garden", None)
+    assert build_backbone("resnet18", None, {})[1] == 512  # torchvision has the name, too
 
 
 def test_build_backbone_says_what_to_do_if_a_download_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
