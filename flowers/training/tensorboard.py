@@ -21,6 +21,7 @@ from flowers.evaluation.predictions import Predictions
 from flowers.models.classifier import read_checkpoint
 from flowers.runs.run_folder import LAST_CHECKPOINT
 from flowers.runtime.text import one_line, printable
+from flowers.training.event_checksum import use_fast_checksums
 
 _PROJECTOR_IMAGES = 256
 
@@ -31,6 +32,7 @@ _SEARCHED_MOST = ("finetune.backbone_lr", "model.architecture", "optimizer", "op
 
 def make_logger(run_dir: str | Path) -> TensorBoardLogger:
     """Return a logger to `<run_dir>/tensorboard`. It hides what an earlier session logged after its last checkpoint."""
+    use_fast_checksums()
     steps = logged_steps(run_dir)
     return RunLogger(run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=steps)
 
