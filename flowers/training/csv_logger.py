@@ -8,7 +8,6 @@ from pathlib import Path
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from PIL import Image
 
 from flowers.runtime.files import atomic_write
 from flowers.training.tensorboard import chart_names, logged_steps
@@ -50,12 +49,12 @@ class RunCSVLogger(CSVLogger):
         """Log scalars at a step."""
         super().log_metrics({**chart_names(metrics)}, None if step is None else int(step))
 
-    def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        """Write an image to a PNG file."""
+    def log_image(self, name: str, png: bytes, step: int) -> None:
+        """Write the content of a PNG file."""
         path = Path(self.log_dir, image_file(name, step))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, durable=False) as temporary:
-            image.save(temporary, "PNG")
+        with atomic_write(path, len(png), durable=False) as temporary:
+            temporary.write_bytes(png)
 
 
 class _ContinuingWriter(ExperimentWriter):

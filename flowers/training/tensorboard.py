@@ -10,6 +10,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import ImageOps
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
@@ -66,6 +67,14 @@ class RunLogger(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log scalars at a step."""
         super().log_metrics(chart_names(metrics), step)
+
+
+def log_png(logger: TensorBoardLogger, name: str, content: bytes, size: tuple[int, int], step: int) -> None:
+    """Log the content of a PNG file with a width and height. `add_image` of PyTorch compresses it for twice as long."""
+    width, height = size
+    image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=content)
+    summary = Summary(value=[Summary.Value(tag=name, image=image)])
+    logger.experiment._get_file_writer().add_summary(summary, step)
 
 
 def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions, root: ImageRoot) -> None:

@@ -4,10 +4,13 @@ A tracker is a logger of Lightning. Those that may need a server are wrapped in 
 support another one, add a case to `log_image`, `log_file` and `log_best_checkpoint`.
 """
 
+import io
 import logging
+import zlib
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +29,29 @@ from flowers.settings.overrides import flatten
 from flowers.settings.schema.run_files import TrackerIds
 from flowers.settings.validation import check_file
 from flowers.training.csv_logger import RunCSVLogger, image_file, make_csv_logger
-from flowers.training.tensorboard import chart_names
+from flowers.training.tensorboard import chart_names, log_png
 
 log = logging.getLogger(__name__)
 
-# A picture: uint8 (H, W, 3).
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-
 _MLFLOW_VALUE = 250  # characters of a parameter that the logger of Lightning keeps
+
+
+class Picture:
+    """A picture for any tracker.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+    """
+
+    def __init__(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        self.image = Image.fromarray(np.ascontiguousarray(pixels))
+
+    @cached_property
+    def png(self) -> bytes:
+        """The content of a PNG file: as small as with the default of Pillow, in less than half of the time."""
+        content = io.BytesIO()
+        self.image.save(content, "PNG", compress_type=zlib.Z_RLE)
+        return content.getvalue()
 
 
 def make_loggers(groups: Mapping[str, DictConfig], run_dir: Path) -> list[Logger]:
@@ -218,25 +236,25 @@ def end_run(logger: Logger, status: str) -> None:
             logger.finalize(status)
 
 
-def log_image(logger: Logger, name: str, pixels: Pixels, step: int) -> None:
-    """Log an image, if the logger shows images.
+def log_image(logger: Logger, name: str, picture: Picture, step: int) -> None:
+    """Log a picture, if the logger shows pictures.
 
     Args:
         logger: A logger of Lightning.
         name: Such as "val/confusion".
-        pixels: uint8 (H, W, 3).
+        picture: The picture.
         step: The position on the x-axis.
     """
     match logger:
         case TensorBoardLogger():
-            logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+            log_png(logger, name, picture.png, picture.image.size, step)
         case RunCSVLogger():
-            logger.log_image(name, Image.fromarray(pixels), step)
+            logger.log_image(name, picture.png, step)
         case MLFlowLogger():
             # As a file: MLflow would caption an image of its charts with all parameters of the run.
-            logger.experiment.log_image(str(logger.run_id), Image.fromarray(pixels), image_file(name, step))
+            logger.experiment.log_image(str(logger.run_id), picture.image, image_file(name, step))
         case WandbLogger():
-            logger.log_image(name, [Image.fromarray(pixels)], step)
+            logger.log_image(name, [picture.image], step)
 
 
 def log_file(logger: Logger, path: Path) -> None:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from flowers.runtime.files import write_json
 from flowers.training.online_trackers import local_tracking_uri, log_page, make_mlflow_tracker, make_wandb_tracker
 from flowers.training.trackers import (
+    Picture,
     Tracker,
     end_run,
     log_best_checkpoint,
@@ -36,7 +37,7 @@ def own_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 def log_a_run(tracker: Tracker, settings: dict[str, Any], loss: float, step: int) -> None:
     tracker.call(lambda logger: start_run(logger, settings))
     tracker.log_metrics({"val/loss": loss}, step)
-    tracker.call(lambda logger: log_image(logger, "val/confusion", np.zeros((4, 5, 3), np.uint8), step))
+    tracker.call(lambda logger: log_image(logger, "val/confusion", Picture(np.zeros((4, 5, 3), np.uint8)), step))
     tracker.call(lambda logger: log_best_checkpoint(logger, Path("best.ckpt")))
     tracker.call(lambda logger: end_run(logger, "success"))
 
