@@ -22,6 +22,13 @@ def app(cfg: "DictConfig") -> None:
     serve_app(values, settings)
 
 
+def check_run(cfg: "DictConfig") -> None:
+    """Raise ValueError if there is no model in `run=`, before torch is imported, which takes seconds."""
+    from flowers.deploy.model_files import find_classifier
+
+    find_classifier(cfg.run)
+
+
 def main(cfg: "DictConfig | None" = None) -> None:
     """Serve as the command line says, or as `cfg` does."""
     if cfg is None and not any(argument.startswith("-") for argument in sys.argv[1:]):
@@ -29,7 +36,7 @@ def main(cfg: "DictConfig | None" = None) -> None:
         sys.stdout.flush()
     from flowers.cli import program
 
-    program(app, "app")(cfg)
+    program(app, "app", check=check_run)(cfg)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from flowers.deploy.app_answers import JSON, Answers, Health, ModelFacts, Reques
 from flowers.deploy.app_settings import AppSettings, bind, is_known_host, is_loopback, is_own_origin
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.http_server import serve
-from flowers.deploy.hub_folder import find_classifier
 from flowers.deploy.inference_server import InferenceServer
 from flowers.deploy.page_files import SERVER_PAGE, read_page
 
@@ -158,7 +157,7 @@ def build_app(server: InferenceServer) -> FastAPI:
 
 
 def _content_security_policy(page: bytes) -> str:
-    """Return the policy that the page names itself. As a header it also keeps other pages from framing this one."""
+    """Return the policy in the page, for the header. The header also keeps other pages from framing this one."""
     found = re.search(rb'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     assert found is not None
     return f"{found[1].decode()}; frame-ancestors 'none'"
@@ -198,6 +197,10 @@ class Gate:
         await (refusal or self.app)(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
+        if "content-length" in request.headers and "transfer-encoding" in request.headers:
+            # Another program before this one may see another end of the body: what follows is not read (RFC 9112, 6.1).
+            error = "Content-Length and Transfer-Encoding: expected one of them"
+            return JSON({"error": error}, 400, {"Connection": "close"})
         hosts, origins = request.headers.getlist("host"), request.headers.getlist("origin")
         if self.settings.proxy and (forwarded := request.headers.getlist("x-forwarded-host")):
             hosts = [forwarded[-1].rpartition(",")[2].strip()]  # the last proxy is the one that was meant
@@ -216,11 +219,10 @@ def serve_app(values: dict[str, Any], settings: AppSettings) -> None:
         settings: Made of them.
 
     Raises:
-        ValueError: The port is in use, or there is no run.
+        ValueError: The port is in use, or the run cannot be served.
     """
-    run = find_classifier(values["run"])
     with bind(settings.host, settings.port) as bound:
-        classifier = Classifier.load(run, values["accelerator"], values["precision"], reject=values["reject"])
+        classifier = Classifier.load(values["run"], values["accelerator"], values["precision"], reject=values["reject"])
         server = InferenceServer(classifier, settings)
         console = Console(highlight=False, soft_wrap=True, markup=False)
 
@@ -228,7 +230,7 @@ def serve_app(values: dict[str, Any], settings: AppSettings) -> None:
             for line in _ready_lines(server, bound.getsockname()[1]):
                 console.print(line)
 
-        serve(build_app(server), bound, settings.request_seconds, say_ready, server.stop)
+        serve(build_app(server), bound, settings.request_seconds, settings.proxy, say_ready, server.stop)
     console.print("stopped")
     sys.stdout.flush()
     os._exit(0)
