@@ -338,8 +338,8 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
     except Exception as error:
         if is_disk_full(error):
             raise DiskFullError(folder, getattr(error, "needed", 0)) from error
-        if isinstance(error, OSError) and isinstance(error.filename, str):  # the user knows no temporary name
-            error.filename = error.filename.replace(str(temporary), str(folder))
+        if isinstance(error, OSError) and error.errno:  # the user knows no temporary name
+            error.filename = str(error.filename or folder).replace(str(temporary), str(folder))
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
