@@ -259,6 +259,11 @@ def _register_options() -> None:
         for name, entry in find_parts(kind).items():
             target = {"_target_": f"{entry.module}.{entry.attr}"}
             contents: dict[str, dict[str, Any]] = {
+                "sources": {
+                    "defaults": ["folder"],
+                    "root": f"${{oc.env:FLOWERS_DATA,data}}/{name}",
+                    "source": {**target, "_partial_": True},
+                },
                 "backbones": {"architecture": name, "weights": None, "options": {}},
                 "losses": {**target, "_partial_": True},
                 "schedules": {**target, "_partial_": True},
