@@ -75,24 +75,38 @@ def compose_settings(overrides: Sequence[str], schema: type[S]) -> S:
     lines = [each for each in lines if each]
     first = [each[0] for each in lines]
     with hydra_context():
-        settings = read_settings(_compose(name, first), schema)
+        settings = settings_of_run(compose_run(first, name), schema)
         for index, each in enumerate(lines):
             for line in each[1:]:
-                read_settings(_compose(name, [*first[:index], line, *first[index + 1 :]]), schema)
+                settings_of_run(compose_run([*first[:index], line, *first[index + 1 :]], name), schema)
     return settings
 
 
-def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
+def compose_run(overrides: Sequence[str], name: str) -> DictConfig:
+    """Compose the configuration of a single run, with Hydra's own group.
+
+    Raises:
+        ValueError: Hydra cannot compose it.
+    """
     try:
-        cfg = compose(name, list(overrides), return_hydra_config=True)
-        if "run_dir" in cfg and OmegaConf.is_interpolation(cfg, "run_dir"):
-            cfg.run_dir = cfg.hydra.run.dir
-        with open_dict(cfg):
-            del cfg["hydra"]
+        return compose(name, list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         reason = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
         raise ValueError(str(error).splitlines()[0] + reason) from error
-    return cfg
+
+
+def settings_of_run(cfg: DictConfig, schema: type[S]) -> S:
+    """Return the settings of a configuration from `compose_run`, which stays as it is.
+
+    Raises:
+        ValueError: See `read_settings`.
+    """
+    own = cfg.copy()
+    if "run_dir" in own and OmegaConf.is_interpolation(own, "run_dir"):
+        own.run_dir = own.hydra.run.dir
+    with open_dict(own):
+        del own["hydra"]
+    return read_settings(own, schema)
 
 
 def read_settings(cfg: DictConfig, schema: type[S]) -> S:

@@ -11,8 +11,8 @@ import yaml
 from rich.console import Console
 from torch import Tensor
 
-from flowers.data.datamodule import ImageDataModule, run_images_args
-from flowers.evaluation.evaluator import extract_features, predict_features, resolve_engine
+from flowers.data.datamodule import ImageDataModule
+from flowers.evaluation.evaluator import extract_features, open_run_images, predict_features, resolve_engine
 from flowers.evaluation.metrics import score, score_line
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import mcnemar, mcnemar_verdict
@@ -52,7 +52,7 @@ def run_soup(settings: SoupSettings) -> float:
     check_members(runs, checkpoints)
     hparams = checkpoints[0]["hyper_parameters"]
     config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | settings.requested_device()}
-    data = ImageDataModule(split_file=runs[0] / SPLIT_FILE, **run_images_args(config["data"], settings.root))
+    data = open_run_images(runs[0] / BEST_CHECKPOINT, hparams, settings.root)
     model = load_classifier(runs[0] / BEST_CHECKPOINT)
 
     console = Console(highlight=False, markup=False, emoji=False)

@@ -150,7 +150,7 @@ class TrainedRun:
                 "photos=FOLDER, where they are now"
             )
         args |= {"on_corrupt": on_corrupt} if on_corrupt else {}
-        split_file = find_split_file(checkpoint, self.hparams["split_digest"])
+        split_file = find_split_file(checkpoint, self.hparams)
         self.data = ImageDataModule(split_file=split_file, **args)
         self.val = self.data.dataset("val")
         self.labels = torch.tensor(self.val.labels)
