@@ -27,7 +27,7 @@ from flowers.settings.config_reference import (
     options_of,
     torchvision_classifiers,
 )
-from flowers.settings.registry import find_parts
+from flowers.settings.registry import check_part, find_parts
 from flowers.settings.suggestions import did_you_mean, suggest_key
 
 # Arguments of the Trainer that the program sets itself, and what to give instead.
@@ -166,6 +166,9 @@ def _check_option(override: Override) -> None:
                     f"{group}={option}: no such option{did_you_mean(str(option), options)} "
                     f"(there are {', '.join(files)}{more})"
                 )
+            if group in REGISTERED_GROUPS and option not in option_files(group):
+                if entry := find_parts(REGISTERED_GROUPS[group]).get(str(option)):
+                    check_part(entry)
             if group == "hydra/launcher":
                 _check_launcher(str(option))
 

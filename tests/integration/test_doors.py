@@ -143,3 +143,10 @@ def test_both_commands_search_the_working_directory_and_print_why_an_import_fail
     ]
     reason = f"ModuleNotFoundError: No module named 'no_such_package' ({work}/my_losses.py, line 1)"
     assert lines == [f"error: loss._target_=my_losses.broken: cannot be imported: {reason}\n"] * 2
+
+
+def test_an_option_that_two_packages_register_is_refused(site: Path, work: Path, tmp_path: Path):
+    install(tmp_path, {"schedules": {"square_root": "heath.schedules:root"}}, {}, "heath")
+    done = command(work, "train", "scheduler=square_root", PYTHONPATH=f"{site}{os.pathsep}{tmp_path}")
+    where = "square_root of flowers.schedules, from the package meadow"
+    assert done.stderr == f"error: {where}: heath has a part of this name, too: uninstall one of the packages\n"
