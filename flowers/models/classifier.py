@@ -7,8 +7,8 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
@@ -322,19 +322,27 @@ class ImageClassifier(LightningModule):
         return losses.sum() / self.trainer.strategy.reduce(is_image.float().sum(), reduce_op="mean")
 
     def _train_steps(self, inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Run one optimizer step on each pair of inputs and labels.
+        """Run one optimizer step on each pair of features and labels, without the hooks of Lightning around each step.
+
+        They take longer than the step. `GlobalStep` counts the steps for Lightning.
 
         Returns:
             For each image the loss of its step (B,) and its logits (B, C).
         """
-        optimizer, schedule = cast(LightningOptimizer, self.optimizers()), cast(LRScheduler, self.lr_schedulers())
+        optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
+        schedule, parameters = cast(LRScheduler, self.lr_schedulers()), list(self.head.parameters())
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None) or GradScaler(enabled=False)
+        full_precision = torch.autocast(self.device.type, enabled=False)
         losses, logits = [], []
         for step_inputs, step_labels in zip(inputs, labels, strict=True):
-            optimizer.zero_grad()
-            logits.append(self(step_inputs))
+            for parameter in parameters:
+                parameter.grad = None
+            with full_precision:
+                logits.append(self.head(step_inputs))
             losses.append(self.loss(logits[-1], step_labels))
-            self.manual_backward(losses[-1])
-            optimizer.step()
+            scaler.scale(losses[-1]).backward()
+            scaler.step(optimizer)
+            scaler.update()
             schedule.step()
         self.steps += len(losses)
         expanded = [loss.detach().expand(len(part)) for loss, part in zip(losses, labels, strict=True)]

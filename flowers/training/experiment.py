@@ -320,6 +320,8 @@ def make_model(settings: TrainSettings, data: ImageDataModule, trainer: Trainer)
 def make_loss(settings: TrainSettings, data: ImageDataModule) -> LossFunction:
     """Return the training loss, with the weights of the classes if `data.balance` asks for them."""
     loss: LossFunction = settings.loss.build()
+    if isinstance(loss, partial):  # that of Hydra checks its target at each call, for longer than a step of the head
+        loss = partial(loss.func, *loss.args, **loss.keywords)
     if data.balance != "weights":
         return loss
     return partial(class_weighted, loss=loss, class_weights=torch.tensor(data.class_weights()))

@@ -1,6 +1,5 @@
 """Greedy soup: the mean of the weights of several runs that started from the same weights."""
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -158,7 +157,9 @@ def predict(
 
 def _write_run(output: Path, checkpoint: Mapping[str, Any], split_file: Path) -> None:
     (output / BEST_CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(split_file, output / SPLIT_FILE)
+    split = split_file.read_bytes()
+    with atomic_write(output / SPLIT_FILE, len(split)) as part:
+        part.write_bytes(split)
     config = checkpoint["hyper_parameters"]["config"] | {"run_dir": str(output)}
     atomic_write_text(output / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     hparams = checkpoint["hyper_parameters"] | {"config": config}

@@ -18,7 +18,8 @@ from torch.export import Dim, ExportedProgram
 
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.graph import ExportableClassifier
-from flowers.deploy.hub_folder import WEIGHTS_FILE, write_hub_folder
+from flowers.deploy.hub_folder import write_hub_folder
+from flowers.deploy.model_files import WEIGHTS_FILE
 from flowers.features.onnx_program import SESSION_SETTINGS, first_line, load_onnx, quantize_onnx, to_onnx
 from flowers.settings.registry import load_parts
 

@@ -40,7 +40,7 @@ from flowers.deploy.export.parity import (
     parity_table,
 )
 from flowers.deploy.export.web_page import read_web_runtime, write_web_page
-from flowers.deploy.hub_folder import CONFIG_FILE, WEIGHTS_FILE
+from flowers.deploy.model_files import CONFIG_FILE, WEIGHTS_FILE
 from flowers.evaluation.evaluator import find_split_file
 from flowers.models.classifier import read_checkpoint
 from flowers.runs.run_folder import (

@@ -9,11 +9,10 @@ from typing import Any
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from PIL import Image
 
 from flowers.runtime.files import atomic_write
 from flowers.training.trackers.tensorboard import logged_steps
-from flowers.training.trackers.tracker import Pixels, Tracker
+from flowers.training.trackers.tracker import Picture, Tracker
 
 _FOLDER = "csv"
 
@@ -51,12 +50,12 @@ class CSVTracker(Tracker, CSVLogger):  # type: ignore[misc]
         """Write settings to hparams.yaml."""
         CSVLogger.log_hyperparams(self, {**settings})
 
-    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
-        """Write an image to a PNG file."""
+    def log_image(self, name: str, picture: Picture, step: int) -> None:
+        """Write a picture to a PNG file."""
         path = Path(self.log_dir, image_file(name, step))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, durable=False) as temporary:
-            Image.fromarray(pixels).save(temporary, "PNG")
+        with atomic_write(path, len(picture.png), durable=False) as temporary:
+            temporary.write_bytes(picture.png)
 
     def finish(self, status: str) -> None:
         """Write what waits in memory."""

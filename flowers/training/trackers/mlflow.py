@@ -13,13 +13,12 @@ from typing import Any
 
 from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
-from PIL import Image
 
 from flowers.runs.run_folder import short_name
 from flowers.runtime.text import mask_password, one_line, printable
 from flowers.training.trackers.csv import image_file
 from flowers.training.trackers.server import ServerTracker
-from flowers.training.trackers.tracker import Pixels, Tracker
+from flowers.training.trackers.tracker import Picture, Tracker
 
 _VALUE = 250  # characters of a parameter that the logger of Lightning keeps
 _DEFAULTS = {
@@ -48,9 +47,9 @@ class MLflowTracker(Tracker, MLFlowLogger):
             if known[key] != str(settings[key])[:_VALUE]:
                 client.set_tag(run_id, f"resumed.{key}", str(settings[key]))
 
-    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
+    def log_image(self, name: str, picture: Picture, step: int) -> None:
         """Log an image as a file: MLflow would caption an image of its charts with all parameters of the run."""
-        self.experiment.log_image(str(self.run_id), Image.fromarray(pixels), image_file(name, step))
+        self.experiment.log_image(str(self.run_id), picture.image, image_file(name, step))
 
     def log_page(self, page: Path) -> None:
         """Log a page as a file, which MLflow shows."""

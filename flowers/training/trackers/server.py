@@ -11,7 +11,7 @@ from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.text import one_line
 from flowers.settings.schema.run_files import TrackerIds
 from flowers.settings.validation import check_file
-from flowers.training.trackers.tracker import Pixels, Tracker
+from flowers.training.trackers.tracker import Picture, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +85,9 @@ class ServerTracker(Tracker):
         """Log settings."""
         self._call(lambda tracker: tracker.log_settings(settings))
 
-    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
+    def log_image(self, name: str, picture: Picture, step: int) -> None:
         """Log an image."""
-        self._call(lambda tracker: tracker.log_image(name, pixels, step))
+        self._call(lambda tracker: tracker.log_image(name, picture, step))
 
     def log_page(self, page: Path) -> None:
         """Log a page."""

@@ -4,20 +4,39 @@ Another package may register one as an entry point of `flowers.trackers`: a subc
 `run_dir`. `logger=NAME` then uses it. Any other logger of Lightning gets curves and settings.
 """
 
+import io
+import zlib
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger
+from PIL import Image
 
 from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.text import printable
 
-# A picture: uint8 (H, W, 3).
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+class Picture:
+    """A picture for any tracker.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+    """
+
+    def __init__(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        self.image = Image.fromarray(np.ascontiguousarray(pixels))
+
+    @cached_property
+    def png(self) -> bytes:
+        """The content of a PNG file: as small as with the default of Pillow, in less than half of the time."""
+        content = io.BytesIO()
+        self.image.save(content, "PNG", compress_type=zlib.Z_RLE)
+        return content.getvalue()
 
 
 class Tracker(Logger):
@@ -30,8 +49,8 @@ class Tracker(Logger):
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         """Log the settings of a run by key when it starts. A resumed run may have others."""
 
-    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
-        """Log an image, such as "val/confusion", uint8 (H, W, 3), at a position on the x-axis."""
+    def log_image(self, name: str, picture: Picture, step: int) -> None:
+        """Log a picture, such as "val/confusion", at a position on the x-axis."""
 
     def log_page(self, page: Path) -> None:
         """Log a page of the run folder, such as report.html."""

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
-from PIL import Image
 
 from flowers.runs.run_folder import short_name
 from flowers.runtime.text import one_line, printable
 from flowers.training.trackers.server import ServerTracker, error_line
-from flowers.training.trackers.tracker import Pixels, Tracker
+from flowers.training.trackers.tracker import Picture, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +52,9 @@ class WandbTracker(Tracker, WandbLogger):
         """Log settings."""
         WandbLogger.log_hyperparams(self, {**settings})
 
-    def log_image(self, name: str, pixels: Pixels, step: int) -> None:  # type: ignore[override]
+    def log_image(self, name: str, picture: Picture, step: int) -> None:  # type: ignore[override]
         """Log an image."""
-        WandbLogger.log_image(self, name, [Image.fromarray(pixels)], step)
+        WandbLogger.log_image(self, name, [picture.image], step)
 
     def log_page(self, page: Path) -> None:
         """Log a page, which is shown."""

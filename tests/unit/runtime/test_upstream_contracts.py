@@ -8,6 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning import Trainer
 from lightning.fabric.strategies.launchers import subprocess_script
+from tensorboard.summary.writer import record_writer
 
 from flowers.settings.config_reference import CONF
 from flowers.settings.overrides import trainer_arguments
@@ -51,3 +52,10 @@ def test_hydra_keeps_its_running_instance_with_its_search_path_in_a_singleton():
             "hydra-core: ConfigLoader.get_search_path changed; adapt flowers.settings.config.hydra_context"
         )
         assert "resnet18" in loader.get_group_options("model"), "hydra-core: ConfigLoader.get_group_options changed"
+
+
+def test_tensorboard_writes_the_checksum_that_its_module_of_records_names():
+    assert "masked_crc32c(data)" in inspect.getsource(record_writer.RecordWriter.write), (
+        "tensorboard: summary/writer/record_writer.py no longer calls masked_crc32c; adapt "
+        "flowers.training.event_checksum.use_fast_checksums, without which the images of a run take seconds"
+    )

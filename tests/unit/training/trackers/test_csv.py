@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from flowers.training.trackers.csv import CSVTracker
+from flowers.training.trackers.tracker import Picture
 
 
 def logged(run_dir: Path, steps: int, *rows: tuple[int, dict[str, float]]) -> list[str]:
@@ -42,6 +43,6 @@ def test_csv_tracker_starts_again_if_no_checkpoint_was_written(tmp_path: Path):
 
 
 def test_csv_tracker_writes_images_beside_the_curves(tmp_path: Path, recwarn: pytest.WarningsRecorder):
-    CSVTracker(tmp_path, 0).log_image("val/confusion", np.full((2, 3, 3), [255, 0, 0], np.uint8), 120)
+    CSVTracker(tmp_path, 0).log_image("val/confusion", Picture(np.full((2, 3, 3), (255, 0, 0), np.uint8)), 120)
     with Image.open(tmp_path / "csv/val/confusion-000120.png") as image:
         assert image.getpixel((0, 0)) == (255, 0, 0)

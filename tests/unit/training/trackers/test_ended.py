@@ -12,6 +12,7 @@ from flowers.training.trackers.ended import log_page
 from flowers.training.trackers.mlflow import local_tracking_uri, make_mlflow_tracker
 from flowers.training.trackers.server import ServerTracker
 from flowers.training.trackers.session import make_loggers
+from flowers.training.trackers.tracker import Picture
 from flowers.training.trackers.wandb import make_wandb_tracker
 from tests.helpers import configuration
 
@@ -32,7 +33,7 @@ def own_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 def log_a_run(tracker: ServerTracker, settings: dict[str, Any], loss: float, step: int) -> None:
     tracker.log_settings(settings)
     tracker.log_metrics({"val/loss": loss}, step)
-    tracker.log_image("val/confusion", np.zeros((4, 5, 3), np.uint8), step)
+    tracker.log_image("val/confusion", Picture(np.zeros((4, 5, 3), np.uint8)), step)
     tracker.log_best_checkpoint(Path("best.ckpt"))
     tracker.finish("success")
 
