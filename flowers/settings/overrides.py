@@ -25,6 +25,7 @@ from flowers.settings.config_reference import (
     config_folders,
     option_files,
     options_of,
+    registered_options,
     torchvision_classifiers,
 )
 from flowers.settings.registry import check_part, find_parts
@@ -166,9 +167,8 @@ def _check_option(override: Override) -> None:
                     f"{group}={option}: no such option{did_you_mean(str(option), options)} "
                     f"(there are {', '.join(files)}{more})"
                 )
-            if group in REGISTERED_GROUPS and option not in option_files(group):
-                if entry := find_parts(REGISTERED_GROUPS[group]).get(str(option)):
-                    check_part(entry)
+            if option in registered_options(group) - option_files(group):
+                check_part(find_parts(REGISTERED_GROUPS[group])[str(option)])
             if group == "hydra/launcher":
                 _check_launcher(str(option))
 
