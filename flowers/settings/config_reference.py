@@ -25,7 +25,13 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 
 # The groups of which packages may register options, without a file: see `flowers.settings.registry`.
-REGISTERED_GROUPS = {"model": "backbones", "loss": "losses", "scheduler": "schedules", "logger": "trackers"}
+REGISTERED_GROUPS = {
+    "data": "sources",
+    "model": "backbones",
+    "loss": "losses",
+    "scheduler": "schedules",
+    "logger": "trackers",
+}
 GROUPS = (
     *(
         "data",

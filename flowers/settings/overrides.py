@@ -25,9 +25,10 @@ from flowers.settings.config_reference import (
     config_folders,
     option_files,
     options_of,
+    registered_options,
     torchvision_classifiers,
 )
-from flowers.settings.registry import find_parts
+from flowers.settings.registry import check_part, find_parts
 from flowers.settings.suggestions import did_you_mean, suggest_key
 
 # Arguments of the Trainer that the program sets itself, and what to give instead.
@@ -166,6 +167,8 @@ def _check_option(override: Override) -> None:
                     f"{group}={option}: no such option{did_you_mean(str(option), options)} "
                     f"(there are {', '.join(files)}{more})"
                 )
+            if option in registered_options(group) - option_files(group):
+                check_part(find_parts(REGISTERED_GROUPS[group])[str(option)])
             if group == "hydra/launcher":
                 _check_launcher(str(option))
 
@@ -259,6 +262,11 @@ def _register_options() -> None:
         for name, entry in find_parts(kind).items():
             target = {"_target_": f"{entry.module}.{entry.attr}"}
             contents: dict[str, dict[str, Any]] = {
+                "sources": {
+                    "defaults": ["folder"],
+                    "root": f"${{oc.env:FLOWERS_DATA,data}}/{name}",
+                    "source": {**target, "_partial_": True},
+                },
                 "backbones": {"architecture": name, "weights": None, "options": {}},
                 "losses": {**target, "_partial_": True},
                 "schedules": {**target, "_partial_": True},

@@ -45,6 +45,25 @@ def find_parts(kind: str) -> dict[str, EntryPoint]:
     return found
 
 
+def check_part(entry: EntryPoint, taken: Collection[str] = ()) -> None:
+    """Check the name of a part.
+
+    Args:
+        entry: From `find_parts`.
+        taken: Names that the project itself has.
+
+    Raises:
+        ValueError: It is no name, or that of another part.
+    """
+    where = _where(entry)
+    if not _NAME.fullmatch(entry.name):
+        raise ValueError(f"{one_line(where)}: expected a name of at most 128 letters, digits, points, dashes and _")
+    same = [each for each in _all() if (each.group, each.name) == (entry.group, entry.name)]
+    if entry.name in taken or len(same) > 1:
+        rival = "flowers" if entry.name in taken else package_of(same[1])
+        raise ValueError(f"{where}: {rival} has a part of this name, too: uninstall one of the packages")
+
+
 def load_part(entry: EntryPoint, taken: Collection[str] = ()) -> Any:
     """Import a part.
 
@@ -53,19 +72,13 @@ def load_part(entry: EntryPoint, taken: Collection[str] = ()) -> Any:
         taken: Names that the project itself has.
 
     Raises:
-        ValueError: It cannot be imported, or its name is no name, or that of another part.
+        ValueError: It cannot be imported; or see `check_part`.
     """
-    where = f"{entry.name} of {entry.group}, from the package {package_of(entry)}"
-    if not _NAME.fullmatch(entry.name):
-        raise ValueError(f"{one_line(where)}: expected a name of at most 128 letters, digits, points, dashes and _")
-    same = [each for each in _all() if (each.group, each.name) == (entry.group, entry.name)]
-    if entry.name in taken or len(same) > 1:
-        rival = "flowers" if entry.name in taken else package_of(same[1])
-        raise ValueError(f"{where}: {rival} has a part of this name, too: uninstall one of the packages")
+    check_part(entry, taken)
     try:
         return entry.load()
     except Exception as error:  # an import runs code, which may raise anything
-        raise ValueError(f"{where}: {entry.value} cannot be imported: {import_problem(error)}") from error
+        raise ValueError(f"{_where(entry)}: {entry.value} cannot be imported: {import_problem(error)}") from error
 
 
 def load_parts(kind: str, name_of: Callable[[Any], str], taken: Collection[str]) -> list[Any]:
@@ -101,8 +114,8 @@ def conf_folders() -> list[Path]:
     """Return the folders conf/ of the packages that register parts: a package is not imported to find it."""
     names = dict.fromkeys(entry.module.partition(".")[0] for entry in _all())
     specs = [importlib.util.find_spec(name) for name in names]
-    folders = [Path(spec.origin).parent / "conf" for spec in specs if spec is not None and spec.origin is not None]
-    return [folder for folder in folders if folder.is_dir()]
+    packages = [path for spec in specs if spec is not None for path in spec.submodule_search_locations or ()]
+    return [Path(path, "conf") for path in packages if Path(path, "conf").is_dir()]
 
 
 def find_object(path: str) -> Any:
@@ -132,6 +145,10 @@ def add_working_directory() -> None:
     """Let imports look into the working directory first, as `python -m` does, also for a console command."""
     if not sys.flags.safe_path and sys.path[:1] not in ([""], [_working_directory()]):
         sys.path.insert(0, _working_directory())
+
+
+def _where(entry: EntryPoint) -> str:
+    return f"{entry.name} of {entry.group}, from the package {package_of(entry)}"
 
 
 def _all() -> tuple[EntryPoint, ...]:

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.remote import is_remote
 from flowers.data.splits import SPLITS, load_split, save_split
+from flowers.evaluation.metrics import all_metrics
 from flowers.features.int8_backbone import check_int8
 from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier, Stage
@@ -199,6 +200,7 @@ def check_config(settings: TrainSettings) -> None:
     if settings.features.engine == "int8":
         check_int8(accelerator)
     check_backbone(settings.model.architecture, settings.model.weights, settings.model.options)
+    all_metrics()  # those of packages, which are needed when the run ends
 
 
 def check_cached_activations(settings: TrainSettings) -> None:

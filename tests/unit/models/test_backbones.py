@@ -1,4 +1,5 @@
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from flowers.models.backbones import build_backbone, check_backbone, find_weights, local_weights, registering_package
+from flowers.models.backbones import (
+    build_backbone,
+    check_backbone,
+    check_registered,
+    find_weights,
+    local_weights,
+    registering_package,
+)
 from flowers.settings.config import CONF
 from tests.helpers import configuration, install
 
@@ -146,6 +154,21 @@ def test_build_backbone_uses_a_registered_builder(tmp_path: Path, monkeypatch: p
         check_backbone("tiny", "DEFAULT", {})
     assert (registering_package("tiny"), registering_package("resnet18")) == ("garden", None)
     assert build_backbone("resnet18", None, {})[1] == 512  # torchvision has the name, too
+
+
+def test_check_registered_imports_nothing_that_a_checkpoint_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "stranger.py").write_text("raise AssertionError('imported')")
+    install(tmp_path, {"backbones": {"tiny": "stranger:net"}}, {}, "stranger")  # in the working directory
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    for name in ("tiny", "stranger", "stranger.net"):
+        with pytest.raises(
+            ValueError, match=rf"x.ckpt cannot be read: its network {name} is registered by .* stranger"
+        ):
+            check_registered("x.ckpt", {"architecture": name, "package": "stranger"})
+        with pytest.raises(ValueError, match=f"model.architecture={name}: expected the name of a torchvision"):
+            build_backbone(name, None, {})
+    assert "stranger" not in sys.modules
 
 
 def test_build_backbone_says_what_to_do_if_a_download_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

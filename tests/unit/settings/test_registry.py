@@ -83,7 +83,7 @@ def test_the_working_directory_registers_nothing_but_is_searched_first(tmp_path:
 
 
 def test_conf_folders_are_those_beside_the_parts(site: Path):
-    files = {"meadow/__init__.py": "", "meadow/conf/loss/mine.yaml": "", "hedge.py": ""}
+    files = {"meadow/__init__.py": "", "meadow/conf/loss/mine.yaml": "", "hedge.py": "", "conf/a.yaml": ""}
     install(site, {"losses": {"mine": "meadow.losses:loss", "other": "hedge:loss", "third": "no_such:loss"}}, files)
-    assert site / "meadow" / "conf" in conf_folders()
+    assert [folder for folder in conf_folders() if folder.is_relative_to(site)] == [site / "meadow" / "conf"]
     assert "meadow" not in sys.modules
