@@ -24,7 +24,6 @@ from flowers.settings.validation import check_file
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 _FORMAT = 1
-_PIXELS = ("image_size", "resize", "interpolation", "mean", "std")  # how images are prepared
 
 
 def is_hub_folder(path: str | Path | None) -> bool:
@@ -57,7 +56,7 @@ def write_hub_folder(
         ValueError: See `publish`.
     """
     published = publish(model)
-    pixels = {name: model.hparams[name] for name in _PIXELS}
+    pixels = model.preprocessing.to_dict()
     config = {
         "architecture": published.architecture,
         "num_classes": len(model.classes),
