@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowers import Classifier
 from flowers.deploy.export.pipeline import run_export
 from flowers.evaluation.evaluator import run_evaluation
-from flowers.runs.run_folder import CONFIG_FILE
+from flowers.runs.run_folder import read_config
 from flowers.runtime.files import read_json
 from flowers.settings.registry import KINDS
 from tests.helpers import configuration, install
@@ -92,7 +91,7 @@ def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_run_uses_parts_of_a_package_and_of_the_working_directory(run: Path, work: Path):
     assert len([*(work / "data" / "spots").rglob("*.png")]) == 60  # the source
-    config = OmegaConf.load(run / CONFIG_FILE)
+    config = read_config(run)
     assert config["loss"] == {"_target_": "meadow.losses.poly1", "_partial_": True, "epsilon": 2}
     assert config["scheduler"] == {"_target_": "meadow.schedules.square_root", "_partial_": True}
     assert " val/accuracy " in (run / "lines.txt").read_text(encoding="utf-8")  # the tracker
