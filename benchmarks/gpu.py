@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.settings import Speed
 from flowers.data.images import read_image
 from flowers.features.frozen_backbone import FrozenBackbone
-from flowers.models.cuda_graph import CudaGraph
+from flowers.models.cuda_graph import CudaGraph, CudaGraphs
 from flowers.models.network import Network
 from flowers.runs.run_folder import RESULT_FILE, provenance
 from flowers.runtime.files import atomic_write_text, read_json
@@ -168,7 +168,9 @@ def measure_training(model: str, batch: int, image_size: int, device: str, way: 
             graph", which is what a run does; or that "compiled".
     """
     place, is_plain = torch.device(device), way == "plain"
-    classifier = Network(model, [str(number) for number in range(5)], compiled=way == "compiled").to(place)
+    classifier = Network(model, [str(number) for number in range(5)]).to(place)
+    if way == "compiled":
+        classifier.backbone.compile()
     network: nn.Module = classifier
     if is_plain:
         network = nn.Sequential(classifier.normalize, classifier.backbone, classifier.head)
@@ -180,7 +182,7 @@ def measure_training(model: str, batch: int, image_size: int, device: str, way: 
     if way == "cuda graph":
         pixels = classifier.normalize(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(place.type, torch.bfloat16, enabled=is_bf16):
-            classifier.graphs = (CudaGraph(classifier.backbone, pixels),)
+            CudaGraphs(classifier.backbone, [CudaGraph(classifier.backbone, pixels)])
 
     def step() -> int:
         with torch.autocast(place.type, torch.bfloat16, enabled=is_bf16):

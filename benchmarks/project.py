@@ -16,8 +16,9 @@ from flowers.data.images import read_image
 from flowers.features.datamodule import FeatureDataset
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.features.int8_backbone import load_int8_backbone
-from flowers.models.network import Network
 from flowers.runtime.timing import synchronize
+from flowers.training.stages import Features, FinetuneStage, HeadStage
+from flowers.training.task import FineTuning
 
 
 class ProjectBenchmark:
@@ -26,7 +27,7 @@ class ProjectBenchmark:
     Args:
         data: The training images.
         settings: The Trainer's arguments, with each "auto" resolved. One device is used.
-        model: Is trained. The frozen backbone of the forward pass is a copy of its present one.
+        task: Its network is trained. The frozen backbone of the forward pass is a copy of the present one.
         optimizer: Makes an optimizer from parameters.
         sample: The indices of the images that are decoded and augmented, and that make up the batches.
         loop_indices: The indices of the images in one pass of the frozen backbone.
@@ -38,30 +39,30 @@ class ProjectBenchmark:
         self,
         data: ImageDataModule,
         settings: Mapping[str, Any],
-        model: Network,
+        task: FineTuning,
         optimizer: Callable[..., Optimizer],
         sample: Sequence[int],
         loop_indices: Sequence[int],
         batch_size: int,
         int8: bool = False,
     ) -> None:
-        self.data, self.model, self.sample = data, model, sample
+        self.data, self.task, self.sample = data, task, sample
         minimal = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         unlimited = {"max_time": None, "profiler": None}
         self.settings = {**settings, "devices": 1, "strategy": "auto", **minimal, **unlimited}
         self.trainer = Trainer(**self.settings)
         self.device = self.trainer.strategy.root_device
-        model.to(self.device).set_stage("head", 1)
-        self.frozen = FrozenBackbone(model, str(self.trainer.precision))
+        task.to(self.device).start(HeadStage())
         precision = str(self.trainer.precision)
-        self.int8 = load_int8_backbone(model, precision, "none", lambda: data) if int8 else None
+        self.frozen = FrozenBackbone(task.network, precision)
+        self.int8 = load_int8_backbone(task.network, precision, "none", lambda: data) if int8 else None
         self.paths, _ = training_images(data)
         self.augmented = data.train_dataloader().dataset
         cropped = data.dataset("train")
         self.loader = data.batches(cropped, loop_indices, self.frozen.batch_size)
         self.frozen_batch = make_batch(cropped, sample, self.frozen.batch_size)[0].to(self.device)
         self.batch, self.labels = (part.to(self.device) for part in make_batch(cropped, sample, batch_size))
-        self.optimizer = optimizer(model.parameters())
+        self.optimizer = optimizer(task.parameters())
 
     def decoding(self) -> int:
         """Decode the sample."""
@@ -90,10 +91,10 @@ class ProjectBenchmark:
 
     def training_step(self) -> int:
         """Train backbone and head on the batch."""
-        if self.model.stage != "finetune":
-            self.model.set_stage("finetune", 1)
+        if self.task.stage != FinetuneStage():
+            self.task.start(FinetuneStage())
         with self.trainer.precision_plugin.forward_context():
-            loss = cross_entropy(self.model(self.batch), self.labels)
+            loss = cross_entropy(self.task(self.batch), self.labels)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.optimizer.step()
@@ -103,20 +104,20 @@ class ProjectBenchmark:
         """Return the seconds of one epoch of the head stage with validation, on random features."""
         starts = _EpochStarts()
         trainer = Trainer(**self.settings, max_epochs=3, callbacks=[starts])
-        self.model.set_stage("head", 3)
+        self.task.start(HeadStage(epochs=3), Features())
         train, val = (self._features(split) for split in ("train", "val"))
         order = self.data.train_sampler(train.labels.tolist())
         trainer.fit(
-            self.model,
+            self.task,
             DataLoader(train, self.data.batch_size, sampler=order, collate_fn=default_convert),
             DataLoader(val, len(val), collate_fn=default_convert),
         )
-        self.model.to(self.device)  # Lightning leaves it on the CPU
+        self.task.to(self.device)  # Lightning leaves it on the CPU
         return (starts.times[-1] - starts.times[0]) / (len(starts.times) - 1)
 
     def _features(self, split: str) -> FeatureDataset:
         count = self.data.counts(split).total()
-        return FeatureDataset(torch.rand(1, count, self.model.head.in_features), [0] * count)
+        return FeatureDataset(torch.rand(1, count, self.task.network.head.in_features), [0] * count)
 
 
 class _EpochStarts(Callback):

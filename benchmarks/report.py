@@ -28,6 +28,8 @@ from flowers.runtime.timing import (
     summarize,
 )
 from flowers.settings.config import build_parts
+from flowers.settings.preprocessing import Preprocessing
+from flowers.training.task import FineTuning
 
 COLUMNS, RATIOS = ("baseline", "flowers", "roofline"), ("flowers/baseline", "flowers/roofline")
 
@@ -72,20 +74,25 @@ def run_benchmark(settings: Speed) -> dict[str, Any]:
     if not all(counts):
         raise ValueError(f"train has {counts[0]} images and val has {counts[1]}: expected at least 1 in each")
 
-    parts: dict[str, Any] = {"optimizer": settings.optimizer.build(), "scheduler": settings.scheduler.build()}
-    digest = data.split_digest
-    model = Network(**model_settings.to_dict(), classes=data.classes, split_digest=digest, **pixels.sizes(), **parts)
+    optimizer, preprocessing = settings.optimizer.build(), Preprocessing.from_settings(pixels, model_settings)
+    network = Network(
+        model_settings.architecture,
+        data.classes,
+        model_settings.weights,
+        model_settings.options,
+        preprocessing,
+        split_digest=data.split_digest,
+    )
+    task = FineTuning(network, optimizer, settings.scheduler.build())
     is_cpu = device.type == "cpu"
     batch_size = settings.step_batch or (8 if is_cpu else settings.data.batch_size)
     sample = random.Random(settings.seed).sample(range(counts[0]), min(counts[0], 256))
     loop_indices = sample[: 4 * batch_size] if is_cpu else range(counts[0])  # takes some seconds on either
     baseline = BaselineBenchmark(
-        data, pixels.to_dict(), model, device, sample, loop_indices, batch_size, settings.optimizer.lr
+        data, pixels.to_dict(), network, device, sample, loop_indices, batch_size, settings.optimizer.lr
     )
     work = required_work(baseline, settings.data.image_size)
-    project = ProjectBenchmark(
-        data, trainer, model, parts["optimizer"], sample, loop_indices, batch_size, settings.int8
-    )
+    project = ProjectBenchmark(data, trainer, task, optimizer, sample, loop_indices, batch_size, settings.int8)
 
     rounds = progress_bar(range(settings.rounds), "Rounds")
     measured = measure_interleaved(build_measurements(baseline, project), rounds, settings.seconds)

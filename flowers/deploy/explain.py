@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from flowers.data.images import ImageMemoryError, read_error_reason, read_image
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.gradcam import grad_cam
-from flowers.deploy.hub_folder import find_classifier
+from flowers.deploy.model_files import find_classifier
 from flowers.evaluation.gallery import caption_font
 from flowers.runtime.extras import require_extra
 from flowers.runtime.files import atomic_write
@@ -71,9 +72,9 @@ def crop_image(classifier: Classifier, image: Image.Image) -> ImageCrops:
         classifier: The trained classifier.
         image: An upright RGB image, as `flowers.data.images.read_image` returns it.
     """
-    scale = max(1, round(_IMAGE_WIDTH / classifier.model.hparams["image_size"]))
-    size, resize = (classifier.model.hparams[name] * scale for name in ("image_size", "resize"))
-    enlarged = eval_transform(size, resize, classifier.model.hparams["interpolation"])
+    seen = classifier.model.preprocessing
+    scale = max(1, round(_IMAGE_WIDTH / seen.image_size))
+    enlarged = eval_transform(replace(seen, image_size=seen.image_size * scale, resize=seen.resize * scale))
     whole = pil_to_tensor(image)
     return ImageCrops(*(torch.as_tensor(crop(whole)) for crop in (classifier.eval_transform, enlarged)))
 
@@ -194,11 +195,8 @@ def _read_or_warn(file: Path) -> Image.Image | None:
 
 
 def _save_picture(picture: Image.Image, path: Path) -> None:
-    try:
-        with atomic_write(path) as part:
-            picture.save(part, "PNG")
-    except OSError as error:
-        raise ValueError(f"{one_line(path)} cannot be written: {error.strerror}") from error
+    with atomic_write(path) as part:
+        picture.save(part, "PNG")
 
 
 def _picture_paths(files: Sequence[Path], output: Path) -> list[Path]:

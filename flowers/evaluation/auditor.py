@@ -24,6 +24,7 @@ from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
 from flowers.runtime.seeding import seeded
 from flowers.runtime.text import one_line, write_csv
+from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.programs import AuditSettings
 from flowers.settings.schema.training import Resizing
 
@@ -58,7 +59,7 @@ def run_audit(settings: AuditSettings) -> int:
         folds=settings.folds,
         seed=settings.seed,
         neighbors=settings.neighbors,
-        image_size=int(data.transform_settings()["image_size"]),
+        image_size=data.preprocessing.image_size,
         is_judged=[image.sha256 in judged for image in images],
     )
     console = Console(highlight=False, markup=False, emoji=False)
@@ -78,15 +79,20 @@ def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network, dic
     model_settings, pixels = resolve_input_settings(
         settings.model, Resizing(image_size=settings.image_size, resize=None, interpolation=None)
     )
+    preprocessing = Preprocessing.from_settings(pixels, model_settings)
     data = ImageDataModule(
         settings.photos,
         corrections=settings.corrections,
         on_corrupt=settings.on_corrupt or "skip",
-        **pixels.sizes(),
+        image_size=preprocessing.image_size,
+        resize=preprocessing.resize,
+        interpolation=preprocessing.interpolation,
     )
     classes = sorted({image.label for image in data.corrections.apply(data.root.images)})
     with seeded(settings.seed):
-        model = Network(**model_settings.to_dict(), classes=classes, **pixels.sizes())
+        model = Network(
+            model_settings.architecture, classes, model_settings.weights, model_settings.options, preprocessing
+        )
     return data, model, _feature_settings(settings, {})
 
 

@@ -17,6 +17,7 @@ from flowers.runs.run_folder import find_checkpoint
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.seeding import seeded
 from flowers.settings.config import build_parts
+from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.training import Folder, Model, Shards
 from flowers.settings.schema.values import DeviceChoice
 
@@ -55,7 +56,8 @@ def pretrained_model(data: Folder | Shards, model: Model, seed: int) -> tuple[Im
     model, data = resolve_input_settings(model, data)
     images = ImageDataModule(**build_parts(data))
     with seeded(seed):
-        return images, Network(**model.to_dict(), classes=images.classes, **data.sizes())
+        preprocessing = Preprocessing.from_settings(data, model)
+        return images, Network(model.architecture, images.classes, model.weights, model.options, preprocessing)
 
 
 def pretrained_model_of_run(run: str, root: str | None = None) -> tuple[ImageDataModule, Network]:
@@ -84,12 +86,12 @@ def model_before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> Netwo
     model = load_network(checkpoint)
     if state_dict_sha256(model.backbone) == hparams["weights_digest"]:
         return model  # only its head was trained
-    keys = ("architecture", "classes", "options", "image_size", "resize", "interpolation", "mean", "std")
     config, weights = hparams["config"], hparams["config"]["model"]["weights"]
     if weights is not None:
         weights = local_weights(hparams["architecture"], weights)
     with seeded(config["seed"]):
-        first = Network(**{key: hparams[key] for key in keys if key in hparams}, weights=weights)
+        network = hparams["architecture"], hparams["classes"], weights, hparams["options"]
+        first = Network(*network, Preprocessing.from_dict(hparams))
     if first.hparams["weights_digest"] != hparams["weights_digest"]:
         raise ValueError(
             f"model.weights={config['model']['weights']}: not the weights that {checkpoint} was trained from: "

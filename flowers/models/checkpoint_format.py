@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowers.models.backbones import check_registered
 from flowers.runtime.files import open_regular
 from flowers.runtime.machine_errors import machine_error_text
 from flowers.runtime.text import one_line
@@ -41,8 +42,8 @@ def read_checkpoint(path: str | Path, mmap: bool = True, is_run: bool = False) -
         is_run: Whether the configuration of a run must be in it, which is then checked.
 
     Raises:
-        ValueError: The file is missing, is not a checkpoint of this project, is of a later format, or has
-            hyperparameters that are unknown or out of range.
+        ValueError: The file is missing, is not a checkpoint of this project, is of a later format, has
+            hyperparameters that are unknown or out of range, or a network that no package registers.
     """
     try:
         check_pickle(path)
@@ -60,6 +61,7 @@ def read_checkpoint(path: str | Path, mmap: bool = True, is_run: bool = False) -
         assert all(type(upgraded["progress"][key]) is int for key in ("epochs_done", "steps"))
     except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{path} cannot be read: not a checkpoint of flowers") from error
+    check_registered(path, checkpoint["hyper_parameters"])
     if is_run or checkpoint["hyper_parameters"].get("config"):
         check_run_config(path, upgraded["hyper_parameters"]["config"])
     return upgraded

@@ -2,28 +2,31 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from flowers.models.backbones import backbone_shapes, build_backbone, is_finite, state_dict_sha256, weights_problem
+from flowers.models.backbones import (
+    backbone_shapes,
+    build_backbone,
+    is_finite,
+    registering_package,
+    state_dict_sha256,
+    weights_problem,
+)
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runtime.seeding import seeded
+from flowers.settings.preprocessing import Preprocessing
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-# The arguments of `Network` that a checkpoint holds.
-NETWORK_HPARAMS = (
-    *("architecture", "classes", "options", "image_size", "resize", "interpolation", "mean", "std"),
-    *("split_digest", "weights_digest"),
-)
+_IMAGENET = Preprocessing()
 
 
-def normalize(mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
+def normalize(preprocessing: Preprocessing) -> v2.Transform:
     """Return a transform of uint8 (B, 3, H, W) to float32 of about zero mean and unit variance."""
-    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
+    mean, std = list(preprocessing.mean), list(preprocessing.std)
+    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
 
 def load_network(path: str | Path) -> "Network":
@@ -43,7 +46,8 @@ def load_network(path: str | Path) -> "Network":
         check_weights(hparams["architecture"], hparams["options"] or {}, len(hparams["classes"]), state)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    network = Network(**{name: hparams[name] for name in NETWORK_HPARAMS})
+    names = ("architecture", "classes", "options", "split_digest", "weights_digest")
+    network = Network(**{name: hparams[name] for name in names}, preprocessing=Preprocessing.from_dict(hparams))
     network.load_state_dict(state)
     return network.eval()
 
@@ -80,11 +84,7 @@ class Network(nn.Module):
         classes: The names of the C classes.
         weights: See `build_backbone`.
         options: See `build_backbone`.
-        image_size: Side of the input images in pixels.
-        resize: Shorter side in pixels to which `eval_transform` resizes before it crops the center.
-        interpolation: Of that resizing: "bilinear" or "bicubic".
-        mean: Mean of the pixels of each channel, for normalization.
-        std: Standard deviation of the pixels of each channel.
+        preprocessing: How images are prepared. The network itself normalizes them.
         split_digest: SHA-256 of the split.csv of the training data.
         weights_digest: SHA-256 of the backbone before training; None computes it.
         seed: Seed of the head's initial weights.
@@ -102,18 +102,14 @@ class Network(nn.Module):
         classes: Sequence[str],
         weights: str | Path | None = None,
         options: Mapping[str, Any] | None = None,
-        image_size: int = 224,
-        resize: int = 256,
-        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        preprocessing: Preprocessing = _IMAGENET,
         split_digest: str = "",
         weights_digest: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.classes = list(classes)
-        self.normalize = normalize(mean, std)
+        self.classes, self.preprocessing = list(classes), preprocessing
+        self.normalize = normalize(preprocessing)
         self.backbone, width = build_backbone(architecture, weights, options or {})
         self.backbone.to(memory_format=torch.channels_last)  # twice as fast on a CPU with bf16, faster on GPUs too
         with seeded(seed):  # the head must not depend on earlier draws: the later jobs of a multirun draw no backbone
@@ -122,14 +118,12 @@ class Network(nn.Module):
             "architecture": architecture,
             "classes": self.classes,
             "options": options,
-            "image_size": image_size,
-            "resize": resize,
-            "interpolation": interpolation,
-            "mean": mean,
-            "std": std,
+            **preprocessing.to_dict(),
             "split_digest": split_digest,
             "weights_digest": weights_digest or state_dict_sha256(self.backbone),
         }
+        if package := registering_package(architecture):
+            self.hparams["package"] = package
 
     @property
     def device(self) -> torch.device:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from flowers.models.backbones import BACKBONES, last_linear, timm_name
+from flowers.models.backbones import last_linear, registering_package, timm_name
 from flowers.models.network import Network, check_weights
 from flowers.models.timm_backbones import classifier_layers
+from flowers.settings.preprocessing import Preprocessing
 
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # classifiers of GoogLeNet and Inception that only training uses
 _TOLERANCE = 1e-3  # of a logit: rounding is far below, wrong weights far above
@@ -44,8 +45,8 @@ def publish(model: Network) -> PublishedClassifier:
     """
     assert not model.training, "dropout would change the logits"
     architecture, options = model.hparams["architecture"], dict(model.hparams["options"] or {})
-    if architecture in BACKBONES:
-        raise ValueError(f"{architecture} is a network of this project: neither torchvision nor timm could load it")
+    if package := registering_package(architecture):
+        raise ValueError(f"{architecture} is a network of {package}: neither torchvision nor timm could load it")
     backbone = {name: value.detach().contiguous() for name, value in model.backbone.state_dict().items()}
     if any(name.startswith(_AUXILIARY) for name in backbone):
         backbone = {name: value for name, value in backbone.items() if not name.startswith(_AUXILIARY)}
@@ -74,7 +75,7 @@ def publish(model: Network) -> PublishedClassifier:
 
 @torch.inference_mode()
 def _check_logits(network: nn.Module, model: Network) -> None:
-    side = model.hparams["image_size"]
+    side = model.preprocessing.image_size
     images = torch.randint(256, (2, 3, side, side), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     images = model.normalize(images)
     if not torch.allclose(network(images), model.logits(model.encode(images)), rtol=_TOLERANCE, atol=_TOLERANCE):
@@ -82,13 +83,16 @@ def _check_logits(network: nn.Module, model: Network) -> None:
         raise ValueError(f"{name}: the network of the library computes other logits from the same weights")
 
 
-def read_published(published: PublishedClassifier, classes: Sequence[str], **hparams: Any) -> Network:
+def read_published(
+    published: PublishedClassifier, classes: Sequence[str], preprocessing: Preprocessing, split_digest: str
+) -> Network:
     """Return the classifier whose parameters were renamed by `publish`, on the CPU.
 
     Args:
         published: From `publish`.
         classes: The names of the classes.
-        hparams: Further arguments of `Network`.
+        preprocessing: See `Network`.
+        split_digest: See `Network`.
 
     Raises:
         ValueError: The parameters do not fit the network.
@@ -108,7 +112,7 @@ def read_published(published: PublishedClassifier, classes: Sequence[str], **hpa
     lacking = [f"{layer}.{key}" for layer, keys in heads.items() for key in ("weight", "bias") if key not in keys]
     if lacking:
         raise ValueError(f"the weights do not fit {published.architecture}: {', '.join(lacking)} missing")
-    model = Network(architecture, classes, None, published.model_args, **hparams)
+    model = Network(architecture, classes, None, published.model_args, preprocessing, split_digest)
     model.load_state_dict(state)
     return model.eval()
 

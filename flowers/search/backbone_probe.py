@@ -20,7 +20,6 @@ from rich.table import Column, Table
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.images import READ_VERSION
 from flowers.data.splits import assign_folds
-from flowers.data.transforms import Interpolation
 from flowers.evaluation.figures import plot_accuracy_cost
 from flowers.evaluation.statistics import holm, mcnemar_p, wilson_interval
 from flowers.evaluation.tables import format_interval, plain
@@ -37,7 +36,9 @@ from flowers.runtime.seeding import seeded
 from flowers.runtime.text import one_line
 from flowers.runtime.timing import throughput
 from flowers.settings.config import build_parts
+from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.programs import ProbeSettings
+from flowers.settings.schema.values import Interpolation
 
 log = logging.getLogger(__name__)
 
@@ -116,16 +117,17 @@ def run_probe(settings: ProbeSettings) -> float:
     images = ProbeImages(data, settings.folds, settings.seed, settings.data.resize, settings.data.interpolation)
     device = resolve_device(resolved["accelerator"])
     console = Console(highlight=False, markup=False, emoji=False)
-    results = []
+    results, reasons = [], []
     for candidate in candidates:
         try:
             result = _probe(candidate, images, device, resolved["precision"], settings.seed, settings.cache_gb)
             console.print(f"{one_line(result.name)}: accuracy {result.accuracy:.4f}", soft_wrap=True)
             results.append(result)
         except (ValueError, RuntimeError) as error:  # RuntimeError: a network that does not take these images
-            log.warning("skipped %s: %s", one_line(candidate.architecture), one_line(str(error).splitlines()[0]))
+            reasons.append(one_line(str(error).splitlines()[0]))
+            log.warning("skipped %s: %s", one_line(candidate.architecture), reasons[-1])
     if not results:
-        raise ValueError(f"none of the {len(candidates)} backbones works: see the lines above")
+        raise ValueError(f"none of the {len(candidates)} backbones works; the last one: {reasons[-1]}")
     results.sort(key=lambda result: (-result.accuracy, result.milliseconds))
     p_values = against_best(results)
     console.print(_ranking(results, p_values))
@@ -197,11 +199,12 @@ def _probe(
     """
     architecture, weights = candidate
     check_backbone(architecture, None, {})
-    own, image_size = input_settings(architecture), int(images.data.transform_settings()["image_size"])
+    own, image_size = input_settings(architecture), images.data.preprocessing.image_size
     options = {"img_size": image_size} if own.is_fixed and own.image_size != image_size else {}
     check_image_size(own, image_size, architecture, options)
     resize, interpolation = images.resize or resize_for(own, image_size), images.interpolation or own.interpolation
-    data = images.data.resized(resize, interpolation)
+    preprocessing = Preprocessing(image_size, resize, interpolation, own.mean, own.std)
+    data = images.data.resized(preprocessing)
     key = {
         "versions": _versions(architecture),
         "backbone": [architecture, _weights_id(weights, seed), options],
@@ -214,17 +217,7 @@ def _probe(
     if (found := _recall(file)) is not None:
         return found
     with seeded(seed):
-        model = Network(
-            architecture,
-            data.classes,
-            weights,
-            options,
-            image_size=image_size,
-            resize=resize,
-            interpolation=interpolation,
-            mean=own.mean,
-            std=own.std,
-        )
+        model = Network(architecture, data.classes, weights, options, preprocessing)
     model.eval().to(device)
     extractor = FeatureExtractor(data, model, precision, cache_gb=cache_gb)
     name = one_line(architecture)

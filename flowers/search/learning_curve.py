@@ -130,8 +130,8 @@ def distinct_fractions(positions: NDArray[np.float64], fractions: Sequence[float
     largest = {int((positions < fraction).sum()): fraction for fraction in fractions}
     if len(largest) < _LEAST:
         raise ValueError(
-            f"fractions={list(fractions)}: {len(positions)} training photos give {len(largest)} subset(s): "
-            f"expected at least {_LEAST}"
+            f"fractions={list(fractions)}: {len(positions)} training photos, of which near duplicates stay together, "
+            f"give {len(largest)} subset(s): expected at least {_LEAST}"
         )
     return list(largest.values())
 

@@ -30,7 +30,7 @@ class GraphTraining(Callback):
         if not can_use_graphs(trainer, task):
             return
         batch_size: int = trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        backbone, side = task.network.backbone, task.network.hparams["image_size"]
+        backbone, side = task.network.backbone, task.network.preprocessing.image_size
         # The weights get their gradients on another stream than the one of the capture.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         try:
@@ -72,7 +72,7 @@ def _blank_images(batch_size: int, side: int, device: torch.device) -> Tensor:
 def can_use_graphs(trainer: Trainer, task: FineTuning) -> bool:
     """Return whether a stage trains the backbone on one GPU, with one backward pass per step."""
     return (
-        bool(task.stage.backbone_sides(task.network.hparams["image_size"]))
+        bool(task.stage.backbone_sides(task.network.preprocessing.image_size))
         and isinstance(trainer.strategy, SingleDeviceStrategy)
         and task.device.type == "cuda"
         and trainer.accumulate_grad_batches == 1

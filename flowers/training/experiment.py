@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.remote import is_remote
 from flowers.data.splits import SPLITS, load_split, save_split
+from flowers.evaluation.metrics import all_metrics
 from flowers.features.int8_backbone import check_int8
 from flowers.models.backbones import check_backbone
 from flowers.models.input_settings import resolve_input_settings
@@ -47,19 +48,20 @@ from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.logging import configure_logging
 from flowers.runtime.text import one_line
 from flowers.settings.config import build_parts, check_targets
+from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.training import TrainSettings
 from flowers.settings.schema.values import parse_duration
 from flowers.training.callbacks import GlobalStep, ProbeHead, WeightEMA
 from flowers.training.checkpointing import AtomicCheckpointIO
 from flowers.training.cuda_graphs import GraphTraining
 from flowers.training.fsdp import FSDP2Strategy
-from flowers.training.online_trackers import local_tracking_uri
 from flowers.training.results import finalize_run
 from flowers.training.stage_limits import StageTimer
 from flowers.training.stage_plan import StagePlan, check_stages, plan_stages, train_stage
 from flowers.training.stages import FinetuneStage, HeadStage
 from flowers.training.task import FineTuning
-from flowers.training.trackers import make_loggers, tracked, watch_lines
+from flowers.training.trackers.mlflow import local_tracking_uri
+from flowers.training.trackers.session import make_loggers, tracked, watch_lines
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +202,7 @@ def check_config(settings: TrainSettings) -> None:
     if settings.features.engine == "int8":
         check_int8(accelerator)
     check_backbone(settings.model.architecture, settings.model.weights, settings.model.options)
+    all_metrics()  # those of packages, which are needed when the run ends
 
 
 def check_cached_activations(settings: TrainSettings) -> None:
@@ -312,9 +315,11 @@ def make_task(settings: TrainSettings, data: ImageDataModule, trainer: Trainer) 
         and "fused" in settings.optimizer.given()
     )
     network = Network(
-        **settings.model.to_dict(),
-        classes=data.classes,
-        **settings.data.sizes(),
+        settings.model.architecture,
+        data.classes,
+        settings.model.weights,
+        settings.model.options,
+        Preprocessing.from_settings(settings.data, settings.model),
         split_digest=data.split_digest,
         seed=settings.seed,
     )
@@ -339,6 +344,8 @@ def make_task(settings: TrainSettings, data: ImageDataModule, trainer: Trainer) 
 def make_loss(settings: TrainSettings, data: ImageDataModule) -> LossFunction:
     """Return the training loss, with the weights of the classes if `data.balance` asks for them."""
     loss: LossFunction = settings.loss.build()
+    if isinstance(loss, partial):  # that of Hydra checks its target at each call, for longer than a step of the head
+        loss = partial(loss.func, *loss.args, **loss.keywords)
     if data.balance != "weights":
         return loss
     return partial(class_weighted, loss=loss, class_weights=torch.tensor(data.class_weights()))
@@ -398,5 +405,5 @@ def log_run_summary(data: ImageDataModule, task: FineTuning, plans: Sequence[Sta
     if trainer.world_size > 1:
         share = data.per_rank_batch_size(trainer.world_size)
         lines += [f"{trainer.world_size} processes, each with {share} of the {data.batch_size} images of a step"]
-    lines += watch_lines(trainer.loggers, Path(trainer.default_root_dir))
+    lines += watch_lines(trainer.loggers)
     log.info("\n".join(lines))

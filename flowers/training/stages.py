@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.transforms import v2
 
@@ -315,20 +316,28 @@ def stage_steps(stage: Stage, trainer: Trainer) -> int:
 
 
 def train_steps(task: "FineTuning", step_size: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the optimizer steps of a batch that holds several.
+    """Run the optimizer steps of a batch of several, without the hooks of Lightning around each step.
+
+    They take longer than the step. `GlobalStep` counts the steps for Lightning.
 
     Returns:
         For each image the loss of its step (B,) and its logits (B, C).
     """
-    optimizer, schedule = cast(LightningOptimizer, task.optimizers()), cast(LRScheduler, task.lr_schedulers())
+    optimizer = cast(Optimizer, task.optimizers(use_pl_optimizer=False))
+    head, schedule = task.network.head, cast(LRScheduler, task.lr_schedulers())
+    scaler = getattr(task.trainer.precision_plugin, "scaler", None) or GradScaler(enabled=False)
+    full_precision, parameters = torch.autocast(task.device.type, enabled=False), list(head.parameters())
     parts = list(zip(torch.split(inputs, step_size), torch.split(labels, step_size), strict=True))
     losses, logits = [], []
     for step_inputs, step_labels in parts:
-        optimizer.zero_grad()
-        logits.append(task(step_inputs))
+        for parameter in parameters:
+            parameter.grad = None
+        with full_precision:
+            logits.append(head(step_inputs))
         losses.append(task.loss(logits[-1], step_labels))
-        task.manual_backward(losses[-1])
-        optimizer.step()
+        scaler.scale(losses[-1]).backward()
+        scaler.step(optimizer)
+        scaler.update()
         schedule.step()
     task.progress.steps += len(losses)
     expanded = [loss.detach().expand(len(part)) for loss, (_, part) in zip(losses, parts, strict=True)]

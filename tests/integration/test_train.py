@@ -25,11 +25,11 @@ from flowers.runtime.seeding import seeded
 from flowers.search.in_process import train_in_process
 from flowers.settings.config import build_parts
 from flowers.train import main
-from flowers.training.csv_logger import image_file
 from flowers.training.experiment import check_config, run_training
 from flowers.training.stage_plan import StagePlan, check_stages
 from flowers.training.stages import FinetuneStage
 from flowers.training.task import FineTuning
+from flowers.training.trackers.csv import image_file
 from tests.helpers import SMALL, configuration, csv_curves, curves, program, weights
 
 REPRODUCIBLE = (

@@ -4,6 +4,7 @@ import sys
 import pytest
 
 import flowers
+from flowers.training.task import FineTuning
 
 
 def test_importing_flowers_imports_neither_torch_nor_hydra():
@@ -15,7 +16,8 @@ def test_importing_flowers_imports_neither_torch_nor_hydra():
 def test_each_public_name_is_listed_and_can_be_imported():
     assert set(flowers.__all__) == {"Classifier", "ImageClassifier", "ImageDataModule", "Prediction", "load_config"}
     assert set(flowers.__all__) <= set(dir(flowers))
-    assert all(getattr(flowers, name).__name__ == name for name in flowers.__all__)
+    assert all(callable(getattr(flowers, name)) for name in flowers.__all__)
+    assert flowers.ImageClassifier is FineTuning
 
 
 def test_an_unknown_name_is_an_attribute_error():

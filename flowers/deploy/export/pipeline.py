@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from flowers.data.remote import is_remote
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.formats import (
-    EXPORTERS,
     Exporter,
     ExportSource,
     ImageProgram,
+    all_exporters,
     export_program,
 )
 from flowers.deploy.export.graph import ExportableClassifier
@@ -40,7 +41,7 @@ from flowers.deploy.export.parity import (
     parity_table,
 )
 from flowers.deploy.export.web_page import read_web_runtime, write_web_page
-from flowers.deploy.hub_folder import CONFIG_FILE, WEIGHTS_FILE
+from flowers.deploy.model_files import CONFIG_FILE, WEIGHTS_FILE
 from flowers.evaluation.evaluator import find_split_file
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.run_folder import (
@@ -75,7 +76,7 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
     options = settings.to_dict()
     exporters = [
         exporter
-        for exporter in EXPORTERS
+        for exporter in all_exporters()
         if exporter.format in settings.formats and (exporter.option is None or options[exporter.option])
     ]
     output = Path(settings.output).resolve()
@@ -150,7 +151,7 @@ class TrainedRun:
                 "photos=FOLDER, where they are now"
             )
         args |= {"on_corrupt": on_corrupt} if on_corrupt else {}
-        split_file = find_split_file(checkpoint, self.hparams["split_digest"])
+        split_file = find_split_file(checkpoint, self.hparams)
         self.data = ImageDataModule(split_file=split_file, **args)
         self.val = self.data.dataset("val")
         self.labels = torch.tensor(self.val.labels)
@@ -171,8 +172,8 @@ class TrainedRun:
         Yields:
             uint8 (1, 3, R, R), where R is the size that images are resized to.
         """
-        train, side = self.data.dataset("train"), int(self.hparams["resize"])
-        resized = eval_transform(side, side, self.classifier.model.hparams["interpolation"])
+        train, preprocessing = self.data.dataset("train"), self.classifier.model.preprocessing
+        resized = eval_transform(replace(preprocessing, image_size=preprocessing.resize))
         images = ImageDataset(train.root, train.paths, train.labels, train.digests, resized)
         indices = np.random.default_rng(0).permutation(len(images))[:count].tolist()
         return (image.numpy() for image, _ in self.data.batches(images, indices, batch_size=1))
@@ -284,8 +285,8 @@ def describe_run(run: TrainedRun) -> dict[str, Any]:
     result = run.result
     counts = {split: run.data.counts(split).total() for split in ("train", "val", "test")}
     facts = {
-        **{name: run.hparams[name] for name in ("architecture", "classes", "image_size", "resize", "mean", "std")},
-        "interpolation": run.classifier.model.hparams["interpolation"],
+        **{name: run.hparams[name] for name in ("architecture", "classes")},
+        **run.classifier.model.preprocessing.to_dict(),
         "temperature": run.classifier.temperature,
         "scores": {split: result[split] for split in ("val", "test") if split in result},
         "photos": {split: count for split, count in counts.items() if count},

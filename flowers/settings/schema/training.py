@@ -53,10 +53,6 @@ class Resizing(Group):
     resize: Annotated[int, Field(ge=1, le=8192)] | None
     interpolation: Interpolation | None
 
-    def sizes(self) -> dict[str, Any]:
-        """Return them as arguments, once none is null."""
-        return {"image_size": self.image_size, "resize": self.resize, "interpolation": self.interpolation}
-
 
 class Pixels(Resizing):
     """How images become batches, from a folder or from shards."""

@@ -9,6 +9,7 @@ from flowers.deploy.classifier import Classifier
 from flowers.deploy.gradcam import grad_cam
 from flowers.models.network import Network
 from flowers.settings.config import CONF
+from flowers.settings.preprocessing import Preprocessing
 from tests.helpers import configuration
 
 SIDE = 64
@@ -23,7 +24,7 @@ def build_model(name: str) -> Network:
     settings = configuration(f"model={name}").model.to_dict() | {"weights": None}
     if name == "vit_b_16":
         settings["options"] = {"image_size": SIDE}
-    return Network(**settings, classes=["daisy", "rose", "tulip"], image_size=SIDE)
+    return Network(**settings, classes=["daisy", "rose", "tulip"], preprocessing=Preprocessing(SIDE))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_grad_cam_works_for_every_architecture_and_predicts_what_the_classifier_
 def test_grad_cam_finds_the_last_feature_map_of_timm_networks(
     name: str, options: dict[str, object], grid: int, images: Tensor
 ):
-    model = Network(name, ["daisy", "rose", "tulip"], options=options, image_size=SIDE)
+    model = Network(name, ["daisy", "rose", "tulip"], options=options, preprocessing=Preprocessing(SIDE))
     classifier = Classifier(model)
     probabilities, heat_maps, _ = grad_cam(classifier, images)
     torch.testing.assert_close(probabilities, classifier.probabilities(images), atol=1e-6, rtol=0)
@@ -65,7 +66,7 @@ def test_grad_cam_finds_the_last_feature_map_of_timm_networks(
 
 
 def test_grad_cam_refuses_a_network_whose_layout_it_does_not_know(images: Tensor):
-    model = Network("mixer_s32_224", ["daisy", "rose", "tulip"], image_size=224)
+    model = Network("mixer_s32_224", ["daisy", "rose", "tulip"], preprocessing=Preprocessing(224))
     with pytest.raises(ValueError, match="mixer_s32_224: Grad-CAM cannot tell which layer is a feature map"):
         grad_cam(Classifier(model), images[:1].repeat(1, 1, 4, 4)[:, :, :224, :224])
 
@@ -93,7 +94,7 @@ class RedAndBlue(nn.Module):
 
 
 def test_grad_cam_is_hot_where_the_class_is():
-    model = Network("resnet18", ["red", "blue"], mean=(0, 0, 0), std=(1, 1, 1))
+    model = Network("resnet18", ["red", "blue"], preprocessing=Preprocessing(mean=(0, 0, 0), std=(1, 1, 1)))
     model.backbone, model.head = RedAndBlue(), nn.Linear(2, 2)
     model.head.weight.data = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
     image = torch.zeros(3, 8, 10, dtype=torch.uint8)

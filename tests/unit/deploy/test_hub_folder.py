@@ -11,9 +11,10 @@ from torchvision import models
 
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.hub_folder import read_hub_folder, write_hub_folder
-from flowers.models import backbones
 from flowers.models.network import Network
 from flowers.runtime.files import read_json, write_json
+from flowers.settings.preprocessing import Preprocessing
+from tests.helpers import install
 
 CLASSES = ["lily", "orchid", "rose"]
 CALIBRATION = {"temperature": 1.5, "tta": "flip", "split_digest": "0ab"}
@@ -21,13 +22,18 @@ CALIBRATION = {"temperature": 1.5, "tta": "flip", "split_digest": "0ab"}
 
 def written(folder: Path, architecture: str, classes: list[str] = CLASSES, **settings: Any) -> Network:
     torch.manual_seed(0)
-    model = Network(architecture, classes, **{"image_size": 64, "resize": 71} | settings).eval()
+    preprocessing = Preprocessing.from_dict({"image_size": 64, "resize": 71} | settings)
+    model = Network(architecture, classes, options=settings.get("options"), preprocessing=preprocessing).eval()
     write_hub_folder(folder, model, CALIBRATION, None)
     return model
 
 
 def images(side: int = 64) -> torch.Tensor:
     return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def logits(model: Network, pixels: torch.Tensor) -> torch.Tensor:
+    return model.logits(model.encode(pixels))
 
 
 @pytest.mark.parametrize(
@@ -43,9 +49,9 @@ def test_torchvision_loads_the_folder(architecture: str, settings: dict[str, Any
     network = models.get_model(config["architecture"], num_classes=3, **config["model_args"])
     network.load_state_dict(load_file(tmp_path / "model.safetensors"))
     with torch.inference_mode():
-        torch.testing.assert_close(network.eval()(images()), model(images()), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(network.eval()(images()), logits(model, images()), atol=1e-5, rtol=1e-4)
         again, _ = read_hub_folder(tmp_path)
-        torch.testing.assert_close(again(images()), model(images()), atol=0, rtol=0)
+        torch.testing.assert_close(logits(again, images()), logits(model, images()), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -59,12 +65,12 @@ def test_torchvision_loads_the_folder(architecture: str, settings: dict[str, Any
 def test_timm_loads_the_folder(architecture: str, settings: dict[str, Any], tmp_path: Path):
     timm = pytest.importorskip("timm")
     model = written(tmp_path, architecture, **settings)
-    side = model.hparams["image_size"]
+    side = model.preprocessing.image_size
     network = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     with torch.inference_mode():
-        torch.testing.assert_close(network(images(side)), model(images(side)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(network(images(side)), logits(model, images(side)), atol=1e-5, rtol=1e-4)
         again, _ = read_hub_folder(tmp_path)
-        torch.testing.assert_close(again(images(side)), model(images(side)), atol=0, rtol=0)
+        torch.testing.assert_close(logits(again, images(side)), logits(model, images(side)), atol=0, rtol=0)
     prepared = timm.data.resolve_model_data_config(network)
     assert list(prepared["input_size"]) == [3, side, side]
     assert list(prepared["mean"]) == list(model.hparams["mean"])
@@ -84,9 +90,10 @@ def test_classifier_keeps_odd_class_names_temperature_and_augmentation(tmp_path:
         Classifier.load(tmp_path, "cpu", reject=0.1)
 
 
-def test_a_network_of_this_project_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(backbones.BACKBONES, "mine", models.mobilenet_v3_small)
-    with pytest.raises(ValueError, match="mine is a network of this project: neither torchvision nor timm could load"):
+def test_a_network_of_another_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    install(tmp_path / "site", {"backbones": {"mine": "torchvision.models:mobilenet_v3_small"}}, {})
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    with pytest.raises(ValueError, match="mine is a network of garden: neither torchvision nor timm could load it"):
         written(tmp_path, "mine")
 
 

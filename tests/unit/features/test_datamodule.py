@@ -8,6 +8,7 @@ from PIL import Image
 from flowers.data.datamodule import ImageDataModule
 from flowers.features.datamodule import FeatureDataset
 from flowers.models.network import Network
+from flowers.training.callbacks import GlobalStep
 from flowers.training.lr_schedules import constant, cosine
 from flowers.training.stage_plan import begin_stage
 from flowers.training.stages import HeadStage
@@ -38,6 +39,7 @@ def train_head(folder: Path, cached_views: int, steps_per_batch: int = 1, schedu
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        callbacks=[GlobalStep()],
     )
     trainer.fit(task, batches)
     return task

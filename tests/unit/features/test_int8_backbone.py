@@ -12,17 +12,18 @@ from flowers.features.extractor import FeatureExtractor
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.features.int8_backbone import Int8Backbone, check_int8, load_int8_backbone
 from flowers.models.network import Network
+from flowers.settings.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")
 def data(painted: Path) -> ImageDataModule:
-    return ImageDataModule(painted, image_size=32, resize=32, batch_size=16, num_workers=0)
+    return ImageDataModule(painted, preprocessing=Preprocessing(32, 32), batch_size=16, num_workers=0)
 
 
 @pytest.fixture(scope="module")
 def model(data: ImageDataModule) -> Network:
     torch.manual_seed(0)
-    model = Network("resnet18", data.classes, image_size=32, resize=32, split_digest=data.split_digest)
+    model = Network("resnet18", data.classes, preprocessing=Preprocessing(32, 32), split_digest=data.split_digest)
     model.eval()
     return model.eval()
 
@@ -120,7 +121,7 @@ def test_another_backbone_or_split_needs_another_program(int8: Int8Backbone, mod
         raise OpenedError
 
     other_weights, other_split = (
-        Network("resnet18", data.classes, image_size=32, resize=32, split_digest=digest)
+        Network("resnet18", data.classes, preprocessing=Preprocessing(32, 32), split_digest=digest)
         for digest in (data.split_digest, "other")
     )
     other_split.load_state_dict(model.state_dict())

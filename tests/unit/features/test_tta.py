@@ -4,6 +4,7 @@ import torch
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.features.tta import tta_views
 from flowers.models.network import Network
+from flowers.settings.preprocessing import Preprocessing
 
 IMAGES = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -17,13 +18,13 @@ def test_tta_views_have_the_shape_of_the_images(tta, count):
 
 @pytest.mark.parametrize("tta", ["flip", "five_crop"])
 def test_features_with_tta_are_those_of_the_mirror_image(tta):
-    model = Network("resnet18", ["a", "b"], image_size=32, resize=32).eval()
+    model = Network("resnet18", ["a", "b"], preprocessing=Preprocessing(32, 32)).eval()
     frozen = FrozenBackbone(model, "32-true", tta)
     torch.testing.assert_close(frozen(IMAGES), frozen(IMAGES.flip(-1)), rtol=1e-4, atol=1e-4)
 
 
 def test_head_of_mean_features_is_the_mean_of_the_logits():
-    model = Network("resnet18", ["a", "b"], image_size=32, resize=32).eval()
+    model = Network("resnet18", ["a", "b"], preprocessing=Preprocessing(32, 32)).eval()
     plain, flip = FrozenBackbone(model, "32-true"), FrozenBackbone(model, "32-true", "flip")
     head = model.head.requires_grad_(False)
     mean = (head(plain(IMAGES)) + head(plain(IMAGES.flip(-1)))) / 2

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from flowers.models.input_settings import resolve_input_settings
-from flowers.models.network import IMAGENET_MEAN
+from flowers.settings.preprocessing import IMAGENET_MEAN
 from flowers.settings.schema.training import Model, Resizing
 
 

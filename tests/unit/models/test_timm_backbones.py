@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.models.backbones import build_backbone, check_backbone, timm_name
 from flowers.models.network import Network, load_network
+from flowers.settings.preprocessing import Preprocessing
 from tests.helpers import configuration
 
 VIT = {"img_size": 64}
@@ -37,7 +38,7 @@ def test_torchvision_has_the_names_that_both_libraries_know():
 @pytest.mark.parametrize(("name", "options", "width"), NETWORKS)
 def test_frozen_timm_networks_return_the_features_of_the_model(name: str, options: dict[str, Any], width: int):
     size = options.get("img_size", 64)
-    model = Network(name, ["a", "b"], options=options, image_size=size).eval()
+    model = Network(name, ["a", "b"], options=options, preprocessing=Preprocessing(size)).eval()
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = model.features(images)
@@ -120,7 +121,7 @@ def test_timm_names_need_their_extra_only_if_they_are_used(monkeypatch: pytest.M
 
 
 def test_a_checkpoint_restores_a_timm_network(tmp_path: Path):
-    model = Network("convnext_atto", ["a", "b"], interpolation="bicubic").eval()
+    model = Network("convnext_atto", ["a", "b"], preprocessing=Preprocessing(interpolation="bicubic")).eval()
     content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "format_version": 2}
     content |= {"progress": {"epochs_done": 0, "steps": 0}}
     torch.save(content, tmp_path / "a.ckpt")

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from flowers.runtime.files import read_json
+from flowers.settings.preprocessing import Preprocessing
 from flowers.training.cuda_graphs import can_use_graphs
 from flowers.training.experiment import run_training
 from flowers.training.stages import FinetuneStage, HeadStage
@@ -16,7 +17,11 @@ from tests.helpers import SMALL, configuration
 def test_graphs_are_for_whole_images_on_one_gpu_with_one_backward_pass_per_step():
     def is_used(**changes: Any) -> bool:
         on_gpu = {"strategy": SingleDeviceStrategy(torch.device("cpu")), "accumulate_grad_batches": 1}
-        finetuning = {"stage": FinetuneStage(), "device": torch.device("cuda"), "network.hparams": {"image_size": 32}}
+        finetuning = {
+            "stage": FinetuneStage(),
+            "device": torch.device("cuda"),
+            "network.preprocessing": Preprocessing(),
+        }
         return can_use_graphs(Mock(**on_gpu | changes), Mock(**finetuning | changes))
 
     assert is_used()

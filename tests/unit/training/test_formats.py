@@ -22,7 +22,8 @@ from flowers.runtime.files import read_json
 from flowers.training.experiment import run_training
 from tests.helpers import SMALL, configuration
 
-FORMAT_1 = Path(__file__).parents[2] / "fixtures" / "run_format_1"  # its images are those of `painted`
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+FORMAT_1, FORMAT_2 = FIXTURES / "run_format_1", FIXTURES / "run_format_2"  # their images are those of `painted`
 
 
 def test_format_1_checkpoint_predicts_what_it_predicted_then(painted: Path):
@@ -80,6 +81,39 @@ def test_format_1_run_resumes_with_its_best_score(painted: Path, tmp_path: Path)
     assert result["cost"]["seconds"]["finetune"] > before["cost"]["seconds"]["finetune"]
 
 
+def test_format_2_run_that_was_stopped_inside_an_epoch_resumes_as_if_it_had_not(painted: Path, tmp_path: Path):
+    recipe = [*SMALL, "model.architecture=shufflenet_v2_x0_5", "data.batch_size=8", "data.test_fraction=0.1"]
+    recipe += ["optimizer=sgd", "optimizer.lr=0.05", "finetune.backbone_lr=0.05", "finetune.depth=1"]
+    recipe += ["head.epochs=1", "features.cache=false", f"data.root={painted}"]
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    shutil.copytree(FORMAT_2, stopped)
+    assert read_checkpoint(stopped / LAST_CHECKPOINT)["progress"] == {"epochs_done": 1, "steps": 6 + 3}
+    run_training(configuration(*recipe, f"run_dir={stopped}", f"resume={stopped}"))
+    run_training(configuration(*recipe, f"run_dir={whole}"))
+    found, expected = (torch.load(run / LAST_CHECKPOINT, weights_only=True) for run in (stopped, whole))
+    assert found["format_version"] == CHECKPOINT_FORMAT
+    assert found["progress"] == {"epochs_done": 3, "steps": 3 * 6}
+    # To the bit on the machine that wrote the fixture; the momentum of SGD is part of the state.
+    for name, value in expected["state_dict"].items():
+        torch.testing.assert_close(found["state_dict"][name], value, rtol=0, atol=1e-4)
+    for index, state in expected["optimizer_states"][0]["state"].items():
+        buffer = found["optimizer_states"][0]["state"][index]["momentum_buffer"]
+        torch.testing.assert_close(buffer, state["momentum_buffer"], rtol=0, atol=1e-3)
+
+
+def test_format_2_run_folder_classifies_an_image(painted: Path):
+    prediction = Classifier.load(FORMAT_2, accelerator="cpu", precision="32-true")(next(painted.glob("*/*.*")))
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+
+
+def test_format_2_checkpoint_gets_the_hyperparameters_that_are_younger(tmp_path: Path):
+    checkpoint = torch.load(FORMAT_2 / BEST_CHECKPOINT, weights_only=True)
+    for name in ("options", "interpolation"):
+        del checkpoint["hyper_parameters"][name]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    assert load_network(tmp_path / "old.ckpt").preprocessing.interpolation == "bilinear"
+
+
 def write_changed(path: Path, **changes: Any) -> Path:
     checkpoint = torch.load(FORMAT_1 / BEST_CHECKPOINT, weights_only=True)
     for name, value in changes.items():
@@ -120,7 +154,7 @@ def write_changed(path: Path, **changes: Any) -> Path:
         ({"loops": 3}, "not a checkpoint of flowers"),
     ],
 )
-def test_load_classifier_refuses_a_checkpoint_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str):
+def test_load_network_refuses_a_checkpoint_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message) as error:
         load_network(write_changed(tmp_path / "changed.ckpt", **changes))
     assert str(error.value).startswith(str(tmp_path))

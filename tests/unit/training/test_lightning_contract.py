@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from flowers.training.callbacks import GlobalStep
+from flowers.training.progress import Progress
 
 
 class _Model(LightningModule):
@@ -20,15 +21,16 @@ class _Model(LightningModule):
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
         self.automatic_optimization = automatic
-        self.steps = steps
+        self.progress = Progress(steps=steps)
         self.started: list[tuple[int, int]] = []
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         self.started.append((self.trainer.fit_loop.epoch_loop.batch_progress.current.ready, self.global_step))
         loss: torch.Tensor = self.layer(batch).sum()
         if not self.automatic_optimization:
-            self.manual_backward(loss)
-            self.optimizers().step()  # type: ignore[union-attr]
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizers(use_pl_optimizer=False).step()  # type: ignore[union-attr]
+            self.progress.steps += 1
         return loss
 
     def on_train_epoch_end(self) -> None:

@@ -8,6 +8,7 @@ from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.formats import ExportSource, OnnxExporter, TorchExportExporter, export_program
 from flowers.deploy.export.graph import ExportableClassifier
 from flowers.models.network import Network
+from flowers.settings.preprocessing import Preprocessing
 
 
 @pytest.mark.slow
@@ -25,9 +26,8 @@ def test_exported_timm_networks_predict_what_the_classifier_predicts(
 ):
     torch.manual_seed(0)
     size = options.get("img_size", 64)
-    model = Network(
-        name, ["lily", "orchid", "rose"], options=options, image_size=size, resize=size + 7, interpolation="bicubic"
-    )
+    preprocessing = Preprocessing(size, size + 7, "bicubic")
+    model = Network(name, ["lily", "orchid", "rose"], options=options, preprocessing=preprocessing)
     classifier = Classifier(model, temperature=1.3)
     images = torch.randint(0, 256, (3, 3, 90, 71), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = classifier.probabilities(torch.as_tensor(classifier.eval_transform(images))).float()
