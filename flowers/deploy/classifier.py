@@ -17,10 +17,10 @@ from flowers.data.pixels import to_upright_rgb
 from flowers.data.transforms import eval_transform
 from flowers.deploy.hub_folder import read_hub_folder
 from flowers.deploy.model_files import find_classifier, is_hub_folder
-from flowers.evaluation.evaluator import open_run_images, predict_logits, resolve_engine
+from flowers.evaluation.predictions import predict_logits
 from flowers.evaluation.rejection import Rejection, load_rejection
 from flowers.features.frozen_backbone import FrozenBackbone
-from flowers.features.int8_backbone import Int8Backbone, load_int8_backbone
+from flowers.features.int8_backbone import Int8Backbone, load_int8_backbone, resolve_engine
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.models.network import Network, load_network
 from flowers.runs.run_folder import REJECTION_FILE, read_result, run_dir_of
@@ -151,6 +151,8 @@ class Classifier:
         rejection = load_rejection(run_dir_of(found), reject, model.head.in_features)
         tta, backbone = tta or hparams["config"]["tta"], None
         if resolve_engine(model, hparams["config"], engine) == "int8":
+            from flowers.evaluation.evaluator import open_run_images  # imports Lightning, for the images of the run
+
             open_run = partial(open_run_images, found, hparams, root=root)
             backbone = load_int8_backbone(model, resolved["precision"], tta, open_run)
             backbone.check_agreement(partial(_answers, model, rejection))

@@ -17,14 +17,14 @@ from flowers.data.images import image_sha256, read_error_reason
 from flowers.data.splits import load_split, split_sha256
 from flowers.evaluation.gallery import save_mistakes, score_images
 from flowers.evaluation.metrics import compute_metrics
-from flowers.evaluation.predictions import Predictions
-from flowers.evaluation.rejection import Rejection, load_rejection, rejection_scores, rejection_threshold
+from flowers.evaluation.predictions import Predictions, predict_logits
+from flowers.evaluation.rejection import Rejection, load_rejection, rejection_threshold
+from flowers.evaluation.rejection_scores import rejection_scores
 from flowers.evaluation.report import write_report
 from flowers.evaluation.tables import rejection_table, score_tables
 from flowers.features.extractor import FeatureExtractor
-from flowers.features.int8_backbone import check_int8
+from flowers.features.int8_backbone import check_int8, resolve_engine
 from flowers.features.strangeness import fit_strangeness
-from flowers.models.backbones import state_dict_sha256
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.models.network import Network, load_network
 from flowers.runs.run_folder import SPLIT_FILE, find_checkpoint, run_dir_of
@@ -189,20 +189,6 @@ def find_split_file(checkpoint: Path, hparams: Mapping[str, Any]) -> Path:
     return split_file
 
 
-def resolve_engine(model: Network, config: Mapping[str, Any], engine: str | None = None) -> str:
-    """Return the engine that computes a model's features: "pytorch" or "int8".
-
-    Args:
-        model: The model.
-        config: The configuration of its run.
-        engine: The engine that is asked for. None takes that of the training: `features.engine` for a backbone that
-            was never trained, otherwise PyTorch.
-    """
-    return engine or (
-        config.get("features", {}).get("engine", "pytorch") if has_untrained_backbone(model) else "pytorch"
-    )
-
-
 def extract_features(
     model: Network,
     data: ImageDataModule,
@@ -228,7 +214,7 @@ def extract_features(
     trainer = resolve_trainer_config(config["trainer"])
     model.eval().to(resolve_device(trainer["accelerator"]))
     settings = dict(config["features"])
-    settings["cache"] = settings["cache"] and has_untrained_backbone(model)
+    settings["cache"] = settings["cache"] and model.has_untrained_backbone()
     settings["engine"] = resolve_engine(model, config, config.get("engine"))
     extractor = FeatureExtractor(
         data,
@@ -262,7 +248,7 @@ def fit_rejection(
     """
     rejection_threshold(torch.zeros(len(val_features)), share)
     dataset = data.dataset("train")
-    if not has_untrained_backbone(model):
+    if not model.has_untrained_backbone():
         dataset = _sample(dataset, _TRAIN_IMAGES)
     features = extract_features(model, data, dataset, "train", config)
     strangeness = fit_strangeness(features, torch.tensor(dataset.labels))
@@ -278,17 +264,6 @@ def _sample(dataset: ImageDataset, count: int) -> ImageDataset:
     return ImageDataset(dataset.root, paths, labels, digests, dataset.prepare)
 
 
-def has_untrained_backbone(model: Network) -> bool:
-    """Return whether the backbone is that of the start of the run."""
-    return bool(state_dict_sha256(model.backbone) == model.hparams["weights_digest"])
-
-
 def predict_features(model: Network, features: Tensor, dataset: ImageDataset) -> Predictions:
     """Return the predictions of a model's head for the features (N, F) of the images of `dataset`."""
     return Predictions(dataset.paths, torch.tensor(dataset.labels), predict_logits(model, features), model.classes)
-
-
-@torch.inference_mode()
-def predict_logits(model: Network, features: Tensor) -> Tensor:
-    """Return the logits (N, C), float64 on the CPU, of a model's head for features (N, F)."""
-    return model.logits(features.float().to(model.device)).double().cpu()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowers.models.network import Network
 from flowers.runs.run_folder import PREDICTIONS_DIR
 from flowers.runtime.text import read_csv, write_csv
 from flowers.settings.schema.run_files import are_classes
@@ -100,3 +101,9 @@ def load_run_predictions(run_dir: Path, split: str) -> Predictions:
             "finish the run (python -m flowers.train resume=FOLDER) or choose another split"
         )
     return load_predictions(path)
+
+
+@torch.inference_mode()
+def predict_logits(model: Network, features: Tensor) -> Tensor:
+    """Return the logits (N, C), float64 on the CPU, of a model's head for features (N, F)."""
+    return model.logits(features.float().to(model.device)).double().cpu()

@@ -8,10 +8,10 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from flowers.data.datamodule import ImageDataModule
 from flowers.features.frozen_backbone import PASS_VERSION, FrozenBackbone, fuse_conv_bn, precision_dtype
 from flowers.features.onnx_program import first_line, load_onnx, quantize_onnx, to_onnx
 from flowers.features.tta import mean_over_views
@@ -37,6 +36,9 @@ from flowers.runtime.files import (
 )
 from flowers.runtime.hardware import has_int8_instructions
 from flowers.runtime.logging import progress_bar
+
+if TYPE_CHECKING:
+    from flowers.data.datamodule import ImageDataModule  # imports Lightning, which a prediction does not need
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +116,22 @@ def check_int8(accelerator: str) -> None:
         raise ValueError("engine=int8 needs a CPU with VNNI or AMX, found one without: use engine=pytorch")
 
 
+def resolve_engine(model: Network, config: Mapping[str, Any], engine: str | None = None) -> str:
+    """Return the engine that computes a model's features: "pytorch" or "int8".
+
+    Args:
+        model: The model.
+        config: The configuration of its run.
+        engine: The engine that is asked for. None takes that of the training: `features.engine` for a backbone that
+            was never trained, otherwise PyTorch.
+    """
+    return engine or (
+        config.get("features", {}).get("engine", "pytorch") if model.has_untrained_backbone() else "pytorch"
+    )
+
+
 def load_int8_backbone(
-    model: Network, precision: str, tta: str, open_data: Callable[[], ImageDataModule]
+    model: Network, precision: str, tta: str, open_data: "Callable[[], ImageDataModule]"
 ) -> Int8Backbone:
     """Find the 8-bit program of a model's backbone in the cache, or make it.
 
@@ -158,7 +174,7 @@ def _program_key(model: Network, precision: str) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=list).encode()).hexdigest()[:32]
 
 
-def _make_program(model: Network, precision: str, data: ImageDataModule) -> bytes:
+def _make_program(model: Network, precision: str, data: "ImageDataModule") -> bytes:
     """Return the 8-bit program, with the features of validation images by PyTorch and by the program."""
     with tempfile.TemporaryDirectory() as folder:
         source, path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
@@ -205,7 +221,7 @@ def _write_float_program(model: Network, path: Path) -> None:
         raise ValueError(f"engine=int8: {first_line(error)}; use engine=pytorch") from error
 
 
-def _calibration_images(data: ImageDataModule) -> Iterator[npt.NDArray[np.uint8]]:
+def _calibration_images(data: "ImageDataModule") -> Iterator[npt.NDArray[np.uint8]]:
     train = data.dataset("train")
     batches = data.batches(train, _sample(len(train), _CALIBRATION_IMAGES), batch_size=1)
     return (images.numpy() for images, _ in progress_bar(batches, "Calibrating int8"))

@@ -14,7 +14,7 @@ from flowers.models.backbones import check_registered
 from flowers.runtime.files import open_regular
 from flowers.runtime.machine_errors import machine_error_text
 from flowers.runtime.text import one_line
-from flowers.settings.overrides import rename_old_keys
+from flowers.settings.renamed_keys import rename_old_keys
 from flowers.settings.schema.run_files import Hyperparameters
 from flowers.settings.validation import check_file, check_stored_config
 

@@ -130,6 +130,10 @@ class Network(nn.Module):
         """The device of the weights."""
         return self.head.weight.device
 
+    def has_untrained_backbone(self) -> bool:
+        """Return whether the backbone is that of the start of the run."""
+        return bool(state_dict_sha256(self.backbone) == self.hparams["weights_digest"])
+
     def encode(self, pixels: Tensor) -> Tensor:
         """Return the features (B, F) in float32 of normalized images (B, 3, H, W)."""
         features = self.backbone(pixels.contiguous(memory_format=torch.channels_last))

@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from flowers.runtime.files import atomic_write_text, read_json, read_yaml, remove_stale_parts
 from flowers.runtime.launch import (
     exit_with_parent,
@@ -20,7 +18,6 @@ from flowers.runtime.launch import (
     is_launched_by_lightning,
     share_run_dir,
 )
-from flowers.settings.overrides import quote_override
 from flowers.settings.schema.run_files import Result, Resume, Start
 from flowers.settings.validation import check_file
 
@@ -66,6 +63,8 @@ def expand_resume_args(overrides: Sequence[str]) -> list[str]:
     with suppress(OSError):
         os.chdir(cwd)
     expanded = [line for line in [*started, *overrides] if not line.startswith("resume=")]
+    from flowers.settings.overrides import quote_override  # imports Hydra, which a prediction does not need
+
     quoted = quote_override(folder)
     # Without hydra.output_subdir=null, Hydra would replace the overrides of the start in .hydra.
     return share_run_dir([*expanded, f"resume={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"])
@@ -97,6 +96,8 @@ def write_start(folder: Path, overrides: Sequence[str] | None, is_resumed: bool)
         overrides: The overrides of this process, without those of Hydra; None where Hydra did not start it.
         is_resumed: Whether the process resumes the run.
     """
+    from omegaconf import OmegaConf  # which a prediction does not need
+
     own = None if overrides is None else [line for line in overrides if not line.startswith("resume=")]
     if not (folder / START_FILE).exists():
         atomic_write_text(folder / START_FILE, OmegaConf.to_yaml({"cwd": str(Path.cwd()), "overrides": own}))

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +28,15 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_version_is_that_of_the_distribution():
     assert flowers.__version__[0].isdigit()
+
+
+def test_a_prediction_imports_neither_lightning_nor_hydra_nor_matplotlib(painted: Path):
+    run, photo = Path(__file__).parents[1] / "fixtures" / "run_format_2", next(painted.glob("*/*.*"))
+    heavy = {"lightning", "hydra", "omegaconf", "matplotlib", "torchmetrics", "transformers", "scipy"}
+    code = (
+        "import sys, flowers, flowers.deploy.predict\n"
+        f"assert flowers.Classifier.load({str(run)!r})({str(photo)!r}).label\n"
+        f"print({heavy} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -3,7 +3,8 @@ from torchvision import models
 
 from flowers.settings.config import compose_settings, load_config
 from flowers.settings.config_reference import torchvision_classifiers
-from flowers.settings.overrides import RENAMED_KEYS, check_overrides, rename_old_keys
+from flowers.settings.overrides import check_overrides
+from flowers.settings.renamed_keys import RENAMED_KEYS, rename_old_keys
 from flowers.settings.schema.training import TrainSettings
 
 
