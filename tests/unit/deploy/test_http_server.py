@@ -20,7 +20,7 @@ async def statuses(addresses: list[str], refused: int, max_of_client: int) -> li
     state = ServerState()
 
     def protocol() -> TimedProtocol:
-        return config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[call-arg, operator, return-value]
+        return config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[call-arg, return-value]
 
     server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
     where = server.sockets[0].getsockname()
