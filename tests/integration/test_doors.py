@@ -13,6 +13,7 @@ import pytest
 from flowers import Classifier
 from flowers.deploy.export.pipeline import run_export
 from flowers.evaluation.evaluator import run_evaluation
+from flowers.runs.run_folder import read_config
 from flowers.runtime.files import read_json
 from flowers.settings.config import check_targets, load_config
 from flowers.settings.registry import KINDS
