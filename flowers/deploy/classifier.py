@@ -86,9 +86,7 @@ class Classifier:
             log.warning("tta=%s: the threshold of rejection was set with tta=%s", tta, rejection.tta)
         self.classes: list[str] = model.classes
         self.backbone = backbone or FrozenBackbone(model, precision, tta)
-        self.eval_transform = eval_transform(
-            *(model.hparams[name] for name in ("image_size", "resize", "interpolation"))
-        )
+        self.eval_transform = eval_transform(model.preprocessing)
 
     @property
     def engine(self) -> str:

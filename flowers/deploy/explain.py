@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -71,9 +72,9 @@ def crop_image(classifier: Classifier, image: Image.Image) -> ImageCrops:
         classifier: The trained classifier.
         image: An upright RGB image, as `flowers.data.images.read_image` returns it.
     """
-    scale = max(1, round(_IMAGE_WIDTH / classifier.model.hparams["image_size"]))
-    size, resize = (classifier.model.hparams[name] * scale for name in ("image_size", "resize"))
-    enlarged = eval_transform(size, resize, classifier.model.hparams["interpolation"])
+    seen = classifier.model.preprocessing
+    scale = max(1, round(_IMAGE_WIDTH / seen.image_size))
+    enlarged = eval_transform(replace(seen, image_size=seen.image_size * scale, resize=seen.resize * scale))
     whole = pil_to_tensor(image)
     return ImageCrops(*(torch.as_tensor(crop(whole)) for crop in (classifier.eval_transform, enlarged)))
 

@@ -22,7 +22,6 @@ from flowers.settings.schema.run_files import Hub
 from flowers.settings.validation import check_file
 
 _FORMAT = 1
-_PIXELS = ("image_size", "resize", "interpolation", "mean", "std")  # how images are prepared
 
 
 def write_hub_folder(
@@ -41,7 +40,7 @@ def write_hub_folder(
         ValueError: See `publish`.
     """
     published = publish(model)
-    pixels = {name: model.hparams[name] for name in _PIXELS}
+    pixels = model.preprocessing.to_dict()
     config = {
         "architecture": published.architecture,
         "num_classes": len(model.classes),

@@ -153,8 +153,8 @@ class InferenceServer:
 
 
 def _describe(classifier: Classifier, settings: ServerSettings, max_pixels: int) -> ModelFacts:
-    hparams = classifier.model.hparams
-    size = hparams["image_size"]
+    preprocessing = classifier.model.preprocessing
+    size = preprocessing.image_size
     try:
         grad_cam(classifier, torch.zeros(1, 3, size, size, dtype=torch.uint8))
         explains = True
@@ -164,15 +164,9 @@ def _describe(classifier: Classifier, settings: ServerSettings, max_pixels: int)
         name=settings.name,
         version=__version__,
         classes=classifier.classes,
-        preprocessing=Preprocessing(
-            image_size=size,
-            resize=hparams["resize"],
-            interpolation=hparams["interpolation"],
-            mean=list(hparams["mean"]),
-            std=list(hparams["std"]),
-        ),
+        preprocessing=Preprocessing(**preprocessing.to_dict()),
         tta=classifier.tta,
-        digests=Digests(weights=state_dict_sha256(classifier.model), split=hparams["split_digest"]),
+        digests=Digests(weights=state_dict_sha256(classifier.model), split=classifier.model.hparams["split_digest"]),
         rejects=classifier.rejection is not None,
         confidence=settings.confidence,
         explains=explains,

@@ -16,6 +16,7 @@ from flowers.runs.run_folder import find_checkpoint
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.seeding import seeded
 from flowers.settings.config import build_parts
+from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.training import Folder, Model, Shards
 from flowers.settings.schema.values import DeviceChoice
 
@@ -83,12 +84,12 @@ def model_before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> Image
     model = load_classifier(checkpoint)
     if state_dict_sha256(model.backbone) == hparams["weights_digest"]:
         return model  # only its head was trained
-    keys = ("architecture", "classes", "options", "image_size", "resize", "interpolation", "mean", "std")
     config, weights = hparams["config"], hparams["config"]["model"]["weights"]
     if weights is not None:
         weights = local_weights(hparams["architecture"], weights)
     with seeded(config["seed"]):
-        first = ImageClassifier(**{key: hparams[key] for key in keys if key in hparams}, weights=weights)
+        network = *(hparams[name] for name in ("architecture", "classes")), weights, hparams.get("options")
+        first = ImageClassifier(*network, **Preprocessing.from_dict(hparams).to_dict())
     if first.hparams["weights_digest"] != hparams["weights_digest"]:
         raise ValueError(
             f"model.weights={config['model']['weights']}: not the weights that {checkpoint} was trained from: "

@@ -38,6 +38,7 @@ from flowers.models.mixing import Mixing
 from flowers.models.parameter_groups import backbone_groups, freeze_first_blocks, frozen_modules
 from flowers.runtime.machine_errors import machine_error_text
 from flowers.runtime.seeding import PADDING_INDEX, epoch_seed, seeded
+from flowers.settings.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from flowers.settings.schema.run_files import Hyperparameters
 
 Stage = Literal["head", "finetune"]
@@ -46,8 +47,6 @@ Schedule = Callable[[Optimizer, int], LRScheduler]  # from the optimizer and the
 
 # The hyperparameters of a checkpoint: what `ImageClassifier` is built from.
 _SAVED_HPARAMS = set(Hyperparameters.model_fields) - {"package"}
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def normalize(mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
@@ -236,6 +235,11 @@ class ImageClassifier(LightningModule):
         # Checking for NaN would wait for the device too. In torchmetrics 1.9, "disable" also ignores weights.
         self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.set_stage("finetune", epochs=1)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared for the network."""
+        return Preprocessing.from_dict(self.hparams)
 
     def set_stage(
         self, stage: Stage, epochs: int, step_size: int | None = None, total_steps: int | None = None

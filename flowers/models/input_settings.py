@@ -1,12 +1,13 @@
 """How the images for an architecture are prepared: size, crop, interpolation, mean and standard deviation."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from flowers.models.backbones import timm_name
-from flowers.models.classifier import IMAGENET_MEAN, IMAGENET_STD
 from flowers.models.timm_backbones import pretrained_settings
+from flowers.settings.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from flowers.settings.schema.training import Model, Resizing
+from flowers.settings.schema.values import Interpolation
 
 
 class InputSettings(NamedTuple):
@@ -24,7 +25,7 @@ class InputSettings(NamedTuple):
     image_size: int = 224
     is_fixed: bool = False
     crop: float = 0.875
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 

@@ -57,7 +57,7 @@ def run_audit(settings: AuditSettings) -> int:
         folds=settings.folds,
         seed=settings.seed,
         neighbors=settings.neighbors,
-        image_size=int(data.transform_settings()["image_size"]),
+        image_size=data.preprocessing.image_size,
         is_judged=[image.sha256 in judged for image in images],
     )
     console = Console(highlight=False, markup=False, emoji=False)

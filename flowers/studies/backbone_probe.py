@@ -20,7 +20,6 @@ from rich.table import Column, Table
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.images import READ_VERSION
 from flowers.data.splits import assign_folds
-from flowers.data.transforms import Interpolation
 from flowers.evaluation.figures import plot_accuracy_cost
 from flowers.evaluation.statistics import holm, mcnemar_p, wilson_interval
 from flowers.evaluation.tables import format_interval, plain
@@ -37,7 +36,9 @@ from flowers.runtime.seeding import seeded
 from flowers.runtime.text import one_line
 from flowers.runtime.timing import throughput
 from flowers.settings.config import build_parts
+from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.programs import ProbeSettings
+from flowers.settings.schema.values import Interpolation
 
 log = logging.getLogger(__name__)
 
@@ -198,11 +199,12 @@ def _probe(
     """
     architecture, weights = candidate
     check_backbone(architecture, None, {})
-    own, image_size = input_settings(architecture), int(images.data.transform_settings()["image_size"])
+    own, image_size = input_settings(architecture), images.data.preprocessing.image_size
     options = {"img_size": image_size} if own.is_fixed and own.image_size != image_size else {}
     check_image_size(own, image_size, architecture, options)
     resize, interpolation = images.resize or resize_for(own, image_size), images.interpolation or own.interpolation
-    data = images.data.resized(resize, interpolation)
+    preprocessing = Preprocessing(image_size, resize, interpolation, own.mean, own.std)
+    data = images.data.resized(preprocessing)
     key = {
         "versions": _versions(architecture),
         "backbone": [architecture, _weights_id(weights, seed), options],
@@ -215,17 +217,7 @@ def _probe(
     if (found := _recall(file)) is not None:
         return found
     with seeded(seed):
-        model = ImageClassifier(
-            architecture,
-            data.classes,
-            weights,
-            options,
-            image_size=image_size,
-            resize=resize,
-            interpolation=interpolation,
-            mean=own.mean,
-            std=own.std,
-        )
+        model = ImageClassifier(architecture, data.classes, weights, options, **preprocessing.to_dict())
     model.eval().to(device)
     extractor = FeatureExtractor(data, model, precision, cache_gb=cache_gb)
     name = one_line(architecture)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from flowers.runs.run_folder import BEST_CHECKPOINT, CONFIG_FILE, SPLIT_FILE, re
 from flowers.runtime.files import atomic_write, atomic_write_text
 from flowers.runtime.hardware import resolve_trainer_config
 from flowers.runtime.text import one_line
+from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.programs import SoupSettings
 from flowers.training.results import make_result, write_result
 
 # What the members must have in common.
 _SHARED_HPARAMS = (
-    *("architecture", "classes", "options", "image_size", "resize", "interpolation", "mean", "std"),
+    *("architecture", "classes", "options", *(each.name for each in fields(Preprocessing))),
     *("split_digest", "weights_digest"),
 )
 

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -171,8 +172,8 @@ class TrainedRun:
         Yields:
             uint8 (1, 3, R, R), where R is the size that images are resized to.
         """
-        train, side = self.data.dataset("train"), int(self.hparams["resize"])
-        resized = eval_transform(side, side, self.classifier.model.hparams["interpolation"])
+        train, preprocessing = self.data.dataset("train"), self.classifier.model.preprocessing
+        resized = eval_transform(replace(preprocessing, image_size=preprocessing.resize))
         images = ImageDataset(train.root, train.paths, train.labels, train.digests, resized)
         indices = np.random.default_rng(0).permutation(len(images))[:count].tolist()
         return (image.numpy() for image, _ in self.data.batches(images, indices, batch_size=1))
@@ -284,8 +285,8 @@ def describe_run(run: TrainedRun) -> dict[str, Any]:
     result = run.result
     counts = {split: run.data.counts(split).total() for split in ("train", "val", "test")}
     facts = {
-        **{name: run.hparams[name] for name in ("architecture", "classes", "image_size", "resize", "mean", "std")},
-        "interpolation": run.classifier.model.hparams["interpolation"],
+        **{name: run.hparams[name] for name in ("architecture", "classes")},
+        **run.classifier.model.preprocessing.to_dict(),
         "temperature": run.classifier.temperature,
         "scores": {split: result[split] for split in ("val", "test") if split in result},
         "photos": {split: count for split, count in counts.items() if count},

@@ -21,6 +21,7 @@ from flowers.data.transforms import (
 from flowers.runtime.seeding import seeded
 from flowers.settings.config import load_config
 from flowers.settings.config_reference import options_of
+from flowers.settings.preprocessing import Preprocessing
 
 
 def test_max_useful_side_still_fills_the_smallest_crop():
@@ -110,6 +111,6 @@ def test_eval_transform_resizes_the_center_of_a_strip_alone(shape: tuple[int, in
         image[:, :, middle - 4 : middle + 5] = center
     else:
         image[:, middle - 4 : middle + 5] = center.transpose(1, 2)
-    found = eval_transform(24, 32)(image)
+    found = eval_transform(Preprocessing(24, 32))(image)
     short = v2.functional.center_crop(image, [min(side, 16 * min(shape)) for side in shape])
     assert torch.equal(found, v2.Compose([v2.Resize(32, antialias=True), v2.CenterCrop(24)])(short))

@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from flowers.models.classifier import IMAGENET_MEAN
 from flowers.models.input_settings import resolve_input_settings
+from flowers.settings.preprocessing import IMAGENET_MEAN
 from flowers.settings.schema.training import Model, Resizing
 
 
