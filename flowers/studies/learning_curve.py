@@ -35,14 +35,8 @@ from flowers.evaluation.pretrained_features import (
 from flowers.features.linear_probe import choose_l2, fit_linear_probe
 from flowers.models.backbones import local_weights
 from flowers.models.classifier import read_checkpoint
-from flowers.runs.run_folder import (
-    SPLIT_FILE,
-    START_FILE,
-    find_checkpoint,
-    read_result,
-    read_start,
-    require_run_dir,
-)
+from flowers.runs.resume import read_start
+from flowers.runs.run_folder import SPLIT_FILE, START_FILE, find_checkpoint, read_result, require_run_dir
 from flowers.runtime.files import atomic_write, write_json
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.logging import configure_logging, progress_bar

@@ -29,6 +29,7 @@ from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier, Stage
 from flowers.models.input_settings import resolve_input_settings
 from flowers.models.losses import LossFunction, class_weighted
+from flowers.runs.resume import write_start
 from flowers.runs.run_folder import (
     CONFIG_FILE,
     CORRECTIONS_FILE,
@@ -37,7 +38,6 @@ from flowers.runs.run_folder import (
     SPLIT_FILE,
     START_FILE,
     own_run_dir,
-    write_start,
 )
 from flowers.runtime.distributed import broadcast_object
 from flowers.runtime.extras import require_extra

@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flowers.data.datamodule import ImageDataModule
 from flowers.models.backbones import build_backbone, state_dict_sha256
 from flowers.models.classifier import load_classifier, read_checkpoint
-from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args, short_name
+from flowers.runs.resume import expand_resume_args
+from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, short_name
 from flowers.runtime.files import read_json
 from flowers.runtime.seeding import seeded
 from flowers.settings.config import build_parts
