@@ -4,22 +4,17 @@ A tracker is a logger of Lightning. Those that may need a server are wrapped in 
 support another one, add a case to `log_image`, `log_file` and `log_best_checkpoint`.
 """
 
-import io
 import logging
-import zlib
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 
 from flowers.runs.run_folder import TRACKERS_FILE
 from flowers.runtime.files import read_json, write_json
@@ -29,29 +24,11 @@ from flowers.settings.overrides import flatten
 from flowers.settings.schema.run_files import TrackerIds
 from flowers.settings.validation import check_file
 from flowers.training.csv_logger import RunCSVLogger, image_file, make_csv_logger
-from flowers.training.tensorboard import chart_names, log_png
+from flowers.training.tensorboard import Picture, chart_names, log_picture
 
 log = logging.getLogger(__name__)
 
 _MLFLOW_VALUE = 250  # characters of a parameter that the logger of Lightning keeps
-
-
-class Picture:
-    """A picture for any tracker.
-
-    Args:
-        pixels: uint8 (H, W, 3).
-    """
-
-    def __init__(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-        self.image = Image.fromarray(np.ascontiguousarray(pixels))
-
-    @cached_property
-    def png(self) -> bytes:
-        """The content of a PNG file: as small as with the default of Pillow, in less than half of the time."""
-        content = io.BytesIO()
-        self.image.save(content, "PNG", compress_type=zlib.Z_RLE)
-        return content.getvalue()
 
 
 def make_loggers(groups: Mapping[str, DictConfig], run_dir: Path) -> list[Logger]:
@@ -247,7 +224,7 @@ def log_image(logger: Logger, name: str, picture: Picture, step: int) -> None:
     """
     match logger:
         case TensorBoardLogger():
-            log_png(logger, name, picture.png, picture.image.size, step)
+            log_picture(logger, name, picture, step)
         case RunCSVLogger():
             logger.log_image(name, picture.png, step)
         case MLFlowLogger():

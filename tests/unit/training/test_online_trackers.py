@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 from flowers.runtime.files import write_json
 from flowers.training.online_trackers import local_tracking_uri, log_page, make_mlflow_tracker, make_wandb_tracker
+from flowers.training.tensorboard import Picture
 from flowers.training.trackers import (
-    Picture,
     Tracker,
     end_run,
     log_best_checkpoint,
@@ -37,7 +37,7 @@ def own_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 def log_a_run(tracker: Tracker, settings: dict[str, Any], loss: float, step: int) -> None:
     tracker.call(lambda logger: start_run(logger, settings))
     tracker.log_metrics({"val/loss": loss}, step)
-    tracker.call(lambda logger: log_image(logger, "val/confusion", Picture(np.zeros((4, 5, 3), np.uint8)), step))
+    tracker.call(lambda logger: log_image(logger, "val/confusion", Picture(Image.new("RGB", (5, 4))), step))
     tracker.call(lambda logger: log_best_checkpoint(logger, Path("best.ckpt")))
     tracker.call(lambda logger: end_run(logger, "success"))
 
