@@ -14,7 +14,8 @@ from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.models.classifier import IMAGENET_MEAN, IMAGENET_STD, ImageClassifier
+from flowers.models.classifier import ImageClassifier
+from flowers.settings.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 
 def training_images(data: ImageDataModule) -> tuple[list[Path], list[int]]:

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.settings import Speed
 from flowers.data.images import read_image
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.models.classifier import ImageClassifier
@@ -77,11 +77,11 @@ class Case(NamedTuple):
     limit: float
 
 
-def run_gpu_benchmark(cfg: DictConfig) -> dict[str, Any]:
-    """Take all measurements, each within its limit, and write `gpu.jsonl` and `gpu.md` to `cfg.output`.
+def run_gpu_benchmark(settings: Speed) -> dict[str, Any]:
+    """Take all measurements, each within its limit, and write `gpu.jsonl` and `gpu.md` to `settings.output`.
 
     Args:
-        cfg: Composed from benchmarks/conf/speed.yaml; `gpu` is "all" or "small".
+        settings: Composed from benchmarks/conf/speed.yaml; `gpu` is "all" or "small".
 
     Returns:
         The rows by name.
@@ -90,18 +90,18 @@ def run_gpu_benchmark(cfg: DictConfig) -> dict[str, Any]:
         ValueError: There is no GPU, or no output; or the output has an earlier measurement.
     """
     configure_logging()
-    if cfg.gpu == "all" and not torch.cuda.is_available():
+    if settings.gpu == "all" and not torch.cuda.is_available():
         raise ValueError("gpu=all: no GPU found on this machine: expected one, or gpu=small to try it on the CPU")
-    if not cfg.output:
+    if not settings.output:
         raise ValueError("gpu=…: output is missing: give output=FOLDER")
-    output = Path(cfg.output).resolve()
+    output = Path(settings.output).resolve()
     if (output / ROWS_FILE).exists():
-        raise ValueError(f"output={cfg.output} holds an earlier measurement: give another folder")
+        raise ValueError(f"output={settings.output} holds an earlier measurement: give another folder")
     output.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if cfg.gpu == "all" else "cpu"
+    device = "cuda" if settings.gpu == "all" else "cpu"
     start, rows, worker = time.monotonic(), {}, Worker()
-    conditions = {"device": device_name(resolve_device(device)), "gpu": cfg.gpu, **provenance()}
-    for case in list_cases(cfg, output, device):
+    conditions = {"device": device_name(resolve_device(device)), "gpu": settings.gpu, **provenance()}
+    for case in list_cases(settings, output, device):
         left = _BUDGET - (time.monotonic() - start)
         row = worker.measure(case, min(case.limit, left)) if left > 1 else {"problem": "not started: the time was over"}
         rows[case.name] = row
@@ -114,9 +114,9 @@ def run_gpu_benchmark(cfg: DictConfig) -> dict[str, Any]:
     return rows
 
 
-def list_cases(cfg: DictConfig, output: Path, device: str) -> list[Case]:
+def list_cases(settings: Speed, output: Path, device: str) -> list[Case]:
     """Return the measurements, the most important ones first: those with torch.compile come last."""
-    sizes = SIZES[cfg.gpu]
+    sizes = SIZES[settings.gpu or "all"]
     common = {"device": device, "image_size": sizes.image_size}
     pairs = [(model, batch) for model in sizes.models for batch in sizes.batches]
     train = {
@@ -138,11 +138,11 @@ def list_cases(cfg: DictConfig, output: Path, device: str) -> list[Case]:
         for m in sizes.models
         for way, limit in (("eager", 30.0), ("fused", 30.0), ("exported", 60.0), ("compiled", 90.0))
     ]
-    data = {"root": str(Path(cfg.data.root).resolve())}
-    weights = "null" if cfg.model.weights is None else quote_override(cfg.model.weights)
-    settings = ["experiment=report", "data=folder", f"data.root={quote_override(data['root'])}"]
-    settings += ["data.on_corrupt=skip", f"model.architecture={cfg.model.architecture}", f"model.weights={weights}"]
-    report = {"settings": [*settings, *sizes.report], "folder": str(output / "report"), "device": device}
+    data = {"root": str(Path(settings.data.root).resolve())}
+    weights = "null" if settings.model.weights is None else quote_override(settings.model.weights)
+    lines = ["experiment=report", "data=folder", f"data.root={quote_override(data['root'])}"]
+    lines += ["data.on_corrupt=skip", f"model.architecture={settings.model.architecture}", f"model.weights={weights}"]
+    report = {"settings": [*lines, *sizes.report], "folder": str(output / "report"), "device": device}
     return [
         *train["cuda graph"],
         *train["bf16 channels_last"],

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers.job import Job
+from benchmarks.settings import Speed
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.splits import SPLITS, save_split
 from flowers.evaluation.metrics import score
@@ -31,7 +32,8 @@ from flowers.runtime.files import write_json
 from flowers.runtime.hardware import device_name, resolve_device, resolve_trainer_config
 from flowers.runtime.logging import configure_logging, progress_bar
 from flowers.runtime.text import one_line
-from flowers.settings.config import instantiate_group, load_config
+from flowers.settings.config import build_parts, load_config
+from flowers.settings.schema.training import Folder
 
 # The script of each peer in the folder `peers`. The package never imports them: each runs in a process of its own.
 SCRIPTS = {
@@ -79,32 +81,32 @@ class Entry:
         return self.budget or self.epochs
 
 
-def run_peers(cfg: DictConfig) -> dict[str, Any]:
-    """Train flowers and each of `cfg.peers` on the same images, in turn, and print a table.
+def run_peers(settings: Speed) -> dict[str, Any]:
+    """Train flowers and each of `settings.peers` on the same images, in turn, and print a table.
 
     Args:
-        cfg: Composed from benchmarks/conf/speed.yaml.
+        settings: Composed from benchmarks/conf/speed.yaml.
 
     Returns:
-        The figures, as `cfg.output` holds them.
+        The figures, as `settings.output` holds them.
 
     Raises:
         ValueError: A setting is wrong, or there are no images.
     """
     configure_logging()  # Lightning is imported by now
-    if cfg.peer_python and shutil.which(cfg.peer_python) is None:
+    if settings.peer_python and shutil.which(settings.peer_python) is None:
         raise ValueError(
-            f"peer_python={cfg.peer_python}: no such program: expected a Python that has the peers installed"
+            f"peer_python={settings.peer_python}: no such program: expected a Python that has the peers installed"
         )
-    data = ImageDataModule(**instantiate_group(cfg.data), seed=cfg.seed)
+    data = ImageDataModule(**build_parts(settings.data), seed=settings.seed)
     if data.shards is not None:
         raise ValueError("data=shards: peers read each image from its own file; give data=folder")
     data.setup("fit")
-    names = (_OURS, *cfg.peers)
-    if cfg.peer_seconds:
-        entries = [Entry(name, 0, budget=cfg.peer_seconds) for name in names]
+    names = (_OURS, *settings.peers)
+    if settings.peer_seconds:
+        entries = [Entry(name, 0, budget=settings.peer_seconds) for name in names]
     else:
-        entries = [Entry(name, epochs) for epochs in cfg.peer_epochs for name in names]
+        entries = [Entry(name, epochs) for epochs in settings.peer_epochs for name in names]
     with tempfile.TemporaryDirectory(prefix="flowers-peers-") as folder:
         _copy_scripts(Path(folder))
         split_file = Path(folder, "split.csv")
@@ -113,29 +115,29 @@ def run_peers(cfg: DictConfig) -> dict[str, Any]:
         def train(entry: Entry) -> None:
             own = Path(tempfile.mkdtemp(prefix=f"{entry.name}-{entry.epochs}-", dir=folder))
             if entry.name == _OURS:
-                _run_flowers(entry, cfg, split_file, own)
+                _run_flowers(entry, settings, split_file, own)
             else:
-                _run_peer(entry, cfg, data, own)
+                _run_peer(entry, settings, data, own)
 
         for entry in entries:
             if entry.budget:
                 fit_to_budget(entry, train)
-        for _ in progress_bar(range(cfg.rounds), "Rounds"):
+        for _ in progress_bar(range(settings.rounds), "Rounds"):
             for entry in entries:
                 if not entry.problem:
                     train(entry)
-    settings = resolve_trainer_config(cfg.trainer)
+    trainer = resolve_trainer_config(settings.trainer.to_dict())
     report = {
         "rows": peer_rows(entries),
         "images": {split: data.counts(split).total() for split in SPLITS},
-        "rounds": cfg.rounds,
-        "image_size": cfg.data.image_size,
-        "device": device_name(resolve_device(settings["accelerator"])),
+        "rounds": settings.rounds,
+        "image_size": settings.data.image_size,
+        "device": device_name(resolve_device(trainer["accelerator"])),
         **provenance(),
     }
     _print(report)
-    if cfg.output:
-        write_json(report, cfg.output)
+    if settings.output:
+        write_json(report, settings.output)
     return report
 
 
@@ -192,20 +194,26 @@ def _copy_scripts(folder: Path) -> None:
     (package / "__init__.py").touch()
 
 
-def _run_flowers(entry: Entry, cfg: DictConfig, split_file: Path, folder: Path) -> None:
+def _folder(settings: Speed) -> Folder:
+    if not isinstance(settings.data, Folder):
+        raise ValueError("data=shards: the peers read each image from its own file: give data=folder")
+    return settings.data
+
+
+def _run_flowers(entry: Entry, settings: Speed, split_file: Path, folder: Path) -> None:
     """Train with `flowers.train` and an empty cache, and read the predictions of the run."""
     run = folder / "run"
     overrides = [
-        *([f"experiment={cfg.peer_experiment}"] if cfg.peer_experiment else []),
+        *([f"experiment={settings.peer_experiment}"] if settings.peer_experiment else []),
         "data=folder",
-        f"data.root={Path(cfg.data.root).resolve()}",
-        f"data.on_corrupt={cfg.data.on_corrupt}",
+        f"data.root={Path(settings.data.root).resolve()}",
+        f"data.on_corrupt={_folder(settings).on_corrupt}",
         f"data.split_file={split_file}",
-        f"model.architecture={cfg.model.architecture}",
-        f"model.weights={cfg.model.weights if cfg.model.weights is not None else 'null'}",
+        f"model.architecture={settings.model.architecture}",
+        f"model.weights={settings.model.weights if settings.model.weights is not None else 'null'}",
         f"finetune.epochs={entry.epochs}",
-        f"seed={cfg.seed}",
-        *cfg.peer_settings,
+        f"seed={settings.seed}",
+        *settings.peer_settings,
         f"hydra.run.dir={run}",
     ]
     sizes = load_config([*overrides[:-1], f"run_dir={run}"]).finetune.image_sizes or []
@@ -224,13 +232,13 @@ def _run_flowers(entry: Entry, cfg: DictConfig, split_file: Path, folder: Path) 
             entry.predictions[split] = load_run_predictions(run, split)
     entry.version = f"flowers {provenance()['git'] or ''}".strip()
     used = OmegaConf.load(run / "config.yaml")
-    recipe = f"experiment={cfg.peer_experiment}" if cfg.peer_experiment else "the defaults"
+    recipe = f"experiment={settings.peer_experiment}" if settings.peer_experiment else "the defaults"
     entry.recipe = f"{recipe}, images of {used.finetune.image_sizes or used.data.image_size} px"
 
 
-def _run_peer(entry: Entry, cfg: DictConfig, data: ImageDataModule, folder: Path) -> None:
+def _run_peer(entry: Entry, settings: Speed, data: ImageDataModule, folder: Path) -> None:
     """Run the script of a peer, and read its result."""
-    root = Path(cfg.data.root).resolve()
+    root = Path(settings.data.root).resolve()
     images = {
         split: [
             (str(root / record.path), data.class_numbers[record.label])
@@ -239,21 +247,21 @@ def _run_peer(entry: Entry, cfg: DictConfig, data: ImageDataModule, folder: Path
         ]
         for split in SPLITS
     }
-    weights = str(Path(cfg.model.weights).resolve()) if cfg.model.weights else None
+    weights = str(Path(settings.model.weights).resolve()) if settings.model.weights else None
     job = Job(
         images=images,
         classes=data.classes,
-        architecture=cfg.model.architecture,
+        architecture=settings.model.architecture,
         weights=weights,
-        image_size=cfg.data.image_size,
+        image_size=settings.data.image_size,
         epochs=entry.epochs,
-        seed=cfg.seed,
+        seed=settings.seed,
         folder=str(folder),
         result=str(folder / "result.json"),
     )
     (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
     module = f"benchmarks.peers.{SCRIPTS[entry.name]}"
-    command = [cfg.peer_python or sys.executable, "-m", module, str(folder / "job.json")]
+    command = [settings.peer_python or sys.executable, "-m", module, str(folder / "job.json")]
     code, seconds, peak, output = run_measured(command, folder, {"PYTHONPATH": str(folder.parent / "scripts")})
     if code or not Path(job.result).is_file():
         entry.problem = output[-1] if output else f"exit code {code}"

@@ -4,8 +4,6 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +11,7 @@ from rich.table import Table
 from benchmarks.baseline import BaselineBenchmark
 from benchmarks.project import ProjectBenchmark
 from benchmarks.roofline import copy_bandwidth, flops_per_image, matmul_peak
+from benchmarks.settings import Speed
 from flowers.data.datamodule import ImageDataModule
 from flowers.features.int8_backbone import check_int8
 from flowers.models.backbones import check_backbone
@@ -28,7 +27,7 @@ from flowers.runtime.timing import (
     measure_interleaved,
     summarize,
 )
-from flowers.settings.config import instantiate_group, to_container
+from flowers.settings.config import build_parts
 
 COLUMNS, RATIOS = ("baseline", "flowers", "roofline"), ("flowers/baseline", "flowers/roofline")
 
@@ -48,53 +47,56 @@ Figures = Mapping[tuple[str, str], Sequence[float]]
 """The figures of each round, by row and column."""
 
 
-def run_benchmark(cfg: DictConfig) -> dict[str, Any]:
+def run_benchmark(settings: Speed) -> dict[str, Any]:
     """Measure each piece of fine-tuning, and predict how long whole runs take on this machine.
 
     Args:
-        cfg: Composed from benchmarks/conf/speed.yaml.
+        settings: Composed from benchmarks/conf/speed.yaml.
 
     Returns:
-        The figures, as `cfg.output` holds them.
+        The figures, as `settings.output` holds them.
 
     Raises:
         ValueError: A setting is wrong, or there are no images in train or val.
     """
     configure_logging()  # Lightning is imported by now
-    _check_settings(cfg)
-    settings = resolve_trainer_config(to_container(cfg.trainer))
-    device = resolve_device(settings["accelerator"])
-    check_backbone(cfg.model.architecture, cfg.model.weights, cfg.model.options)
-    resolve_input_settings(cfg)
-    data = ImageDataModule(**instantiate_group(cfg.data), seed=cfg.seed)
+    _check_settings(settings)
+    trainer = resolve_trainer_config(settings.trainer.to_dict())
+    device = resolve_device(trainer["accelerator"])
+    check_backbone(settings.model.architecture, settings.model.weights, settings.model.options)
+    model_settings, pixels = resolve_input_settings(settings.model, settings.data)
+    data = ImageDataModule(**build_parts(pixels), seed=settings.seed)
     if data.shards is not None:
         raise ValueError("data=shards: the baseline reads each image from its own file; give data=folder")
     counts = data.counts("train").total(), data.counts("val").total()
     if not all(counts):
         raise ValueError(f"train has {counts[0]} images and val has {counts[1]}: expected at least 1 in each")
 
-    parts = {name: instantiate(cfg[name]) for name in ("optimizer", "scheduler")}
-    sizes = {key: cfg.data[key] for key in ("image_size", "resize", "interpolation")}
+    parts: dict[str, Any] = {"optimizer": settings.optimizer.build(), "scheduler": settings.scheduler.build()}
     digest = data.split_digest
-    model = ImageClassifier(**to_container(cfg.model), classes=data.classes, split_digest=digest, **sizes, **parts)
+    model = ImageClassifier(
+        **model_settings.to_dict(), classes=data.classes, split_digest=digest, **pixels.sizes(), **parts
+    )
     is_cpu = device.type == "cpu"
-    batch_size = cfg.step_batch or (8 if is_cpu else cfg.data.batch_size)
-    sample = random.Random(cfg.seed).sample(range(counts[0]), min(counts[0], 256))
+    batch_size = settings.step_batch or (8 if is_cpu else settings.data.batch_size)
+    sample = random.Random(settings.seed).sample(range(counts[0]), min(counts[0], 256))
     loop_indices = sample[: 4 * batch_size] if is_cpu else range(counts[0])  # takes some seconds on either
     baseline = BaselineBenchmark(
-        data, to_container(cfg.data), model, device, sample, loop_indices, batch_size, cfg.optimizer.lr
+        data, pixels.to_dict(), model, device, sample, loop_indices, batch_size, settings.optimizer.lr
     )
-    work = required_work(baseline, cfg.data.image_size)
-    project = ProjectBenchmark(data, settings, model, parts["optimizer"], sample, loop_indices, batch_size, cfg.int8)
+    work = required_work(baseline, settings.data.image_size)
+    project = ProjectBenchmark(
+        data, trainer, model, parts["optimizer"], sample, loop_indices, batch_size, settings.int8
+    )
 
-    rounds = progress_bar(range(cfg.rounds), "Rounds")
-    measured = measure_interleaved(build_measurements(baseline, project), rounds, cfg.seconds)
+    rounds = progress_bar(range(settings.rounds), "Rounds")
+    measured = measure_interleaved(build_measurements(baseline, project), rounds, settings.seconds)
     figures = add_derived_figures(measured, work, sum(counts))
     rows = predicted_rows(
         measured_rows(figures),
         counts,
-        cfg.head.epochs,
-        to_container(cfg.predicted_runs),
+        settings.head.epochs,
+        settings.predicted_runs.to_dict(),
         loaders=max(data.num_workers, 1),
         is_overlapped=data.num_workers > 0 and not is_cpu,
     )
@@ -104,27 +106,20 @@ def run_benchmark(cfg: DictConfig) -> dict[str, Any]:
         "needed": work,
         "photos": {"train": counts[0], "val": counts[1], "step": batch_size, "forward": project.frozen.batch_size},
         "device": device_name(device),
-        "precision": settings["precision"],
+        "precision": trainer["precision"],
         **provenance(),
-        "settings": to_container(cfg),
+        "settings": settings.to_dict(),
     }
     Console().print(benchmark_table(rows, {"training step": f"training step of {batch_size}"}))
-    if cfg.output:
-        write_json(report, cfg.output)
+    if settings.output:
+        write_json(report, settings.output)
     return report
 
 
-def _check_settings(cfg: DictConfig) -> None:
+def _check_settings(settings: Speed) -> None:
     """Check what can be checked before an image is read."""
-    if cfg.int8:
-        check_int8(resolve_trainer_config(to_container(cfg.trainer))["accelerator"])
-    for key, value in (("rounds", cfg.rounds), ("head.epochs", cfg.head.epochs)):
-        if value < 1:
-            raise ValueError(f"{key}={value}: expected at least 1")
-    if cfg.seconds <= 0:
-        raise ValueError(f"seconds={cfg.seconds}: expected more than 0")
-    if cfg.step_batch is not None and cfg.step_batch < 2:  # BatchNorm needs two images in training
-        raise ValueError(f"step_batch={cfg.step_batch}: expected at least 2, or null")
+    if settings.int8:
+        check_int8(resolve_trainer_config(settings.trainer.to_dict())["accelerator"])
 
 
 def build_measurements(baseline: BaselineBenchmark, project: ProjectBenchmark) -> dict[tuple[str, str], Measurement]:

@@ -1,26 +1,22 @@
 """The settings of the programs of this folder: keys, types and ranges. Defaults and texts are in conf/ beside it."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from flowers.settings.config import add_programs
+from flowers.settings.registry import enter
 from flowers.settings.schema.training import Folder, Model, Optimizer, Scheduler, Shards, Trainer
 from flowers.settings.schema.values import (
     AtLeastOne,
     Count,
-    Device,
+    DeviceChoice,
     Expected,
     Group,
     NotNegative,
     Positive,
-    Precision,
     Seed,
     Text,
 )
-
-CONF = Path(__file__).with_name("conf")
 
 
 class PredictedRuns(Group):
@@ -61,18 +57,17 @@ class Speed(Group):
     peer_python: Text | None
 
 
-class LabelSimulation(Group):
+class LabelSimulation(DeviceChoice):
     """benchmarks.label_simulation."""
 
     run: Text
     root: Text | None
     seeds: AtLeastOne
     count: AtLeastOne
-    accelerator: Device | None
-    precision: Precision | None
     cache_gb: NotNegative
 
 
 SCHEMAS: dict[str, type[Group]] = {"speed": Speed, "label_simulation": LabelSimulation}
 
-add_programs("benchmarks", CONF, SCHEMAS)
+# As the entry points of an installed package would.
+enter("programs", {name: f"benchmarks.{name}:{schema.__name__}" for name, schema in SCHEMAS.items()})

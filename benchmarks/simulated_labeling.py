@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.settings import LabelSimulation
 from flowers.evaluation.pretrained_features import (
     LabeledFeatures,
     device_settings,
@@ -31,34 +31,35 @@ _HELD_OUT = 0.2
 _L2 = L2_GRID[-1]  # the best log loss with 200 to 1,000 labels (ResNet-50, flower_photos)
 
 
-def run_simulation(cfg: DictConfig) -> None:
-    """Print how many labels each method needs, over `cfg.seeds` seeds, on the photos of the run.
+def run_simulation(settings: LabelSimulation) -> None:
+    """Print how many labels each method needs, over `settings.seeds` seeds, on the photos of the run.
 
     Raises:
         ValueError: There is no such run, or it has too few photos.
     """
     start = time.perf_counter()
-    data, model = pretrained_model_of_run(cfg.run, cfg.root)
-    splits = [extract_split(data, model, split, device_settings(cfg)) for split in ("train", "val")]
+    data, model = pretrained_model_of_run(settings.run, settings.root)
+    device = device_settings(settings, settings.cache_gb)
+    splits = [extract_split(data, model, split, device) for split in ("train", "val")]
     images = LabeledFeatures(
         torch.cat([split.features for split in splits]),
         torch.cat([split.labels for split in splits]),
         [group for split in splits for group in split.groups],
     )
-    sizes = range(_FIRST, min(_LAST, int((1 - _HELD_OUT) * len(images.labels)) - cfg.count) + 1, cfg.count)
+    sizes = range(_FIRST, min(_LAST, int((1 - _HELD_OUT) * len(images.labels)) - settings.count) + 1, settings.count)
     if len(sizes) < 2 or sizes[-1] < _TARGETS[0]:
         raise ValueError(
-            f"run={cfg.run}: {len(images.labels):,} photos are too few for count={cfg.count}: "
+            f"run={settings.run}: {len(images.labels):,} photos are too few for count={settings.count}: "
             f"expected enough for {_TARGETS[0]} labels, and a fifth of them held out"
         )
-    runs = [(method, seed) for method in METHODS for seed in range(cfg.seeds)]
+    runs = [(method, seed) for method in METHODS for seed in range(settings.seeds)]
     curves = {
         (method, seed): simulate_labeling(images, len(data.classes), method, sizes, seed)
         for method, seed in progress_bar(runs, "Simulating", len(runs))
     }
     targets = [target for target in _TARGETS if target <= sizes[-1]]
     table = Table("method", *(f"as random with {target}" for target in targets), "accuracy", box=box.SIMPLE)
-    means = {method: np.mean([curves[method, seed] for seed in range(cfg.seeds)], axis=0) for method in METHODS}
+    means = {method: np.mean([curves[method, seed] for seed in range(settings.seeds)], axis=0) for method in METHODS}
     for method, accuracies in means.items():
         cells = []
         for target in targets:
@@ -68,7 +69,8 @@ def run_simulation(cfg: DictConfig) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
     console.print(
-        f"means over {cfg.seeds} seeds; {_FIRST} random labels at first, then {cfg.count} at a time by the method; "
+        f"means over {settings.seeds} seeds; {_FIRST} random labels at first, "
+        f"then {settings.count} at a time by the method; "
         f"scored on a fifth of {len(images.labels):,} photos; {time.perf_counter() - start:.1f} s",
         soft_wrap=True,
     )

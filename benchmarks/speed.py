@@ -2,28 +2,26 @@
 
 from typing import Any
 
-from omegaconf import DictConfig
-
-from benchmarks import settings as settings  # adds the program
+from benchmarks.settings import Speed
 from flowers.cli import program
 
 
-def speed(cfg: DictConfig) -> dict[str, Any]:
-    """Measure baseline, project and roofline, or a GPU, or train flowers and `cfg.peers`; return the figures."""
-    if cfg.gpu:
+def speed(settings: Speed) -> dict[str, Any]:
+    """Measure baseline, project and roofline, or a GPU, or train flowers and `settings.peers`; return the figures."""
+    if settings.gpu:
         from benchmarks.gpu import run_gpu_benchmark
 
-        return run_gpu_benchmark(cfg)
-    if cfg.peers:
+        return run_gpu_benchmark(settings)
+    if settings.peers:
         from benchmarks.peer_table import run_peers
 
-        return run_peers(cfg)
+        return run_peers(settings)
     from benchmarks.report import run_benchmark
 
-    return run_benchmark(cfg)
+    return run_benchmark(settings)
 
 
-main = program(speed, "speed")
+main = program(speed, Speed)
 
 if __name__ == "__main__":
     main()

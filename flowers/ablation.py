@@ -3,10 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from omegaconf import DictConfig
-
 from flowers.cli import program
 from flowers.settings.overrides import check_overrides, quote_override
+from flowers.settings.schema.programs import AblationSettings
 
 _OWN = re.compile(r"[+~]*(hydra|recipe|folds|seeds|folder|keep_checkpoints)\b")
 
@@ -26,14 +25,14 @@ def pack_run_settings(overrides: Sequence[str]) -> list[str]:
     return [*own, f"settings=[{','.join(map(quote_override, check_overrides(settings, 'train')))}]"]
 
 
-def ablation(cfg: DictConfig) -> None:
+def ablation(settings: AblationSettings) -> None:
     """Train what is left of an ablation, and print its table."""
     from flowers.search.ablation import run_ablation
 
-    run_ablation(cfg)
+    run_ablation(settings)
 
 
-main = program(ablation, "ablation", pack_run_settings)
+main = program(ablation, AblationSettings, pack_run_settings)
 
 if __name__ == "__main__":
     main()

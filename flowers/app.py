@@ -4,32 +4,37 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from flowers.settings.schema.programs import AppSettings
 
 
-def app(cfg: "DictConfig") -> None:
+def app(settings: "AppSettings") -> None:
     """Serve until the process is interrupted."""
-    from flowers.deploy.app_settings import read_settings
+    from flowers.deploy.app_settings import server_settings
     from flowers.runtime.extras import require_extra
-    from flowers.settings.config import check_settings, to_container
 
     require_extra("the server", "app", "fastapi", "uvicorn", "captum")
-    check_settings(cfg, "app")
-    values = to_container(cfg)
-    settings = read_settings(values)
+    server = server_settings(settings)
     from flowers.deploy.web_app import serve_app
 
-    serve_app(values, settings)
+    serve_app(settings, server)
 
 
-def main(cfg: "DictConfig | None" = None) -> None:
-    """Serve as the command line says, or as `cfg` does."""
-    if cfg is None and not any(argument.startswith("-") for argument in sys.argv[1:]):
+def check_run(settings: "AppSettings") -> None:
+    """Raise ValueError if there is no model in `run=`, before torch is imported, which takes seconds."""
+    from flowers.deploy.model_files import find_classifier
+
+    find_classifier(settings.run)
+
+
+def main(settings: "AppSettings | None" = None) -> None:
+    """Serve as the command line says, or as `settings` do."""
+    if settings is None and not any(argument.startswith("-") for argument in sys.argv[1:]):
         sys.stdout.write("flowers app: loading; Ctrl-C stops it\n")  # before the imports, which take seconds
         sys.stdout.flush()
     from flowers.cli import program
+    from flowers.settings.schema.programs import AppSettings
 
-    program(app, "app")(cfg)
+    program(app, AppSettings, check=check_run)(settings)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
 """Find wrong labels and bad photos: `python -m flowers.audit --help`."""
 
-from omegaconf import DictConfig
-
 from flowers.cli import program
+from flowers.settings.schema.programs import AuditSettings
 
 
-def audit(cfg: DictConfig) -> int:
+def audit(settings: AuditSettings) -> int:
     """Audit the photos of a folder or a run; return how many labels are likely wrong."""
     from flowers.evaluation.auditor import run_audit
 
-    return run_audit(cfg)
+    return run_audit(settings)
 
 
-main = program(audit, "audit")
+main = program(audit, AuditSettings)
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Turn a function of a configuration into a command-line program."""
+"""Turn a function of settings into a command-line program."""
 
 import functools
 import io
@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -16,13 +17,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from flowers.runs.run_folder import short_name
 from flowers.runtime.files import DiskFullError
 from flowers.runtime.logging import configure_logging, filter_harmless_warnings, write_traceback
 from flowers.runtime.machine_errors import machine_error_text, open_standard_streams
 from flowers.runtime.text import printable
-from flowers.settings.config import CONF, compose_checked
+from flowers.settings.config import CONF, compose_run, compose_settings, read_settings, settings_of_run
 from flowers.settings.config_reference import help_text
-from flowers.settings.overrides import check_overrides, parse_overrides
+from flowers.settings.job import run_composed
+from flowers.settings.overrides import check_overrides, hydra_context, parse_overrides
+from flowers.settings.programs import program_of
+from flowers.settings.validation import S
 
 log = logging.getLogger(__name__)
 
@@ -36,31 +41,47 @@ USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException)
 
 
 def program(
-    task: Callable[[DictConfig], Any],
-    config_name: str,
+    task: Callable[[S], Any],
+    schema: type[S],
     rewrite_overrides: Callable[[Sequence[str]], list[str]] = list,
-    check: Callable[[DictConfig], object] | None = None,
+    check: Callable[[S], object] | None = None,
 ) -> Callable[..., Any]:
-    """Wrap a function of a configuration as a program that reports a user's mistake in one line and exits with 1.
+    """Wrap a function of settings as a program that reports a user's mistake in one line and exits with 1.
 
-    Without an argument, the returned `main` composes `conf/<config_name>.yaml` with the overrides of the command line
-    and runs `task`. With a configuration as its argument, it calls `task` and returns the result. A multirun logs a
-    job that fails and continues with the next one.
+    Without an argument, the returned `main` composes the program's file in conf/ with the overrides of the command line
+    and runs `task`. With settings as its argument, it calls `task` and returns the result. A multirun logs a job that
+    fails and continues with the next one.
 
     Args:
         task: The function. It imports torch only when it is called, since that takes seconds: help and mistyped
             overrides are answered before. The program prints a ValueError without a traceback.
-        config_name: The name of the program.
+        schema: The settings of the program.
         rewrite_overrides: Changes the overrides before they are checked.
-        check: Checks the configuration of a single run before Hydra creates the run folder; it may import torch. In a
+        check: Checks the settings of a single run before Hydra creates the run folder; it may import torch. In a
             multirun, which may start its jobs on other machines, each job checks its own.
     """
-    hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_log_errors(task))
+    config_name = program_of(schema)
+
+    def job(cfg: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN and "group" in cfg and not cfg.group:
+            cfg.group = short_name(Path(HydraConfig.get().sweep.dir))
+        return task(read_settings(cfg, schema))
+
+    hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_log_errors(job))
+
+    def run_single(overrides: list[str]) -> Any:
+        _check_single(overrides)
+        with hydra_context():
+            cfg = compose_run(overrides, config_name)
+            settings = settings_of_run(cfg, schema)
+            if check is not None:
+                check(settings)
+            return run_composed(cfg, _log_errors(lambda _: task(settings)))
 
     @functools.wraps(task)
-    def main(cfg: DictConfig | None = None) -> Any:
-        if cfg is not None:
-            return task(cfg)
+    def main(settings: S | None = None) -> Any:
+        if settings is not None:
+            return task(settings)
         open_standard_streams()
         _escape_unprintable()
         # Before torch is loaded: it then asks Linux for huge pages, for fewer page faults in large activations.
@@ -84,11 +105,9 @@ def program(
             if not flags - _RUN_FLAGS:
                 if rest := [argument for argument in sys.argv[1:] if argument not in (*checked, *flags)]:
                     raise ValueError(f"{rest[0]}: expected key=value")
-                if not flags:
-                    _check_single(checked)
-                cfg = compose_checked(checked, config_name)
-                if check is not None and not flags:
-                    check(cfg)
+                if not flags and not any(line.startswith("hydra.mode=") for line in checked):
+                    return run_single(checked)
+                compose_settings(checked, schema)
             return hydra_main()
         except (*USER_ERRORS, OSError) as error:  # OSError: for example a full disk, or a folder that cannot be created
             sys.exit(f"error: {printable(_error_text(error))}")
@@ -123,8 +142,7 @@ def _escape_unprintable() -> None:
 
 def _check_single(overrides: Sequence[str]) -> None:
     """Raise ValueError if an override has several values: Hydra answers without -m in four lines."""
-    parsed = parse_overrides(overrides)
-    for each in parsed if not any(each.key_or_group == "hydra.mode" for each in parsed) else ():
+    for each in parse_overrides(overrides):
         if each.is_sweep_override():
             key, _, values = str(each.input_line).partition("=")
             raise ValueError(

@@ -1,18 +1,17 @@
 """Compare trained runs: `python -m flowers.compare --help`."""
 
-from omegaconf import DictConfig
-
 from flowers.cli import program
+from flowers.settings.schema.programs import CompareSettings
 
 
-def compare(cfg: DictConfig) -> None:
+def compare(settings: CompareSettings) -> None:
     """Compare runs pair by pair, or the groups of a multirun."""
     from flowers.evaluation.comparison import run_comparison
 
-    run_comparison(cfg)
+    run_comparison(settings)
 
 
-main = program(compare, "compare")
+main = program(compare, CompareSettings)
 
 if __name__ == "__main__":
     main()

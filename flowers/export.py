@@ -2,19 +2,18 @@
 
 from typing import Any
 
-from omegaconf import DictConfig
-
 from flowers.cli import program
+from flowers.settings.schema.programs import ExportSettings
 
 
-def export(cfg: DictConfig) -> dict[str, Any]:
+def export(settings: ExportSettings) -> dict[str, Any]:
     """Export a run to a folder; return its parity report."""
     from flowers.deploy.export.pipeline import run_export
 
-    return run_export(cfg)
+    return run_export(settings)
 
 
-main = program(export, "export")
+main = program(export, ExportSettings)
 
 if __name__ == "__main__":
     main()

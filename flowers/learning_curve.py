@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from omegaconf import DictConfig
-
 from flowers.cli import program
 from flowers.settings.overrides import last_value
+from flowers.settings.schema.programs import LearningCurveSettings
 
 
 def check_source(overrides: Sequence[str]) -> list[str]:
@@ -24,14 +23,14 @@ def check_source(overrides: Sequence[str]) -> list[str]:
     return list(overrides)
 
 
-def learning_curve(cfg: DictConfig) -> float:
+def learning_curve(settings: LearningCurveSettings) -> float:
     """Measure a learning curve; return the predicted accuracy with twice the photos."""
     from flowers.search.learning_curve import run_learning_curve
 
-    return run_learning_curve(cfg)
+    return run_learning_curve(settings)
 
 
-main = program(learning_curve, "learning_curve", check_source)
+main = program(learning_curve, LearningCurveSettings, check_source)
 
 if __name__ == "__main__":
     main()

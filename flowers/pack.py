@@ -1,18 +1,17 @@
 """Pack a folder of images into shards: `python -m flowers.pack --help`."""
 
-from omegaconf import DictConfig
-
 from flowers.cli import program
+from flowers.settings.schema.programs import PackSettings
 
 
-def pack(cfg: DictConfig) -> int:
+def pack(settings: PackSettings) -> int:
     """Write the images into shards; return how many images there are."""
     from flowers.data.packing import run_packing
 
-    return run_packing(cfg)
+    return run_packing(settings)
 
 
-main = program(pack, "pack")
+main = program(pack, PackSettings)
 
 if __name__ == "__main__":
     main()

@@ -1,18 +1,17 @@
 """Classify images with a trained run: `python -m flowers.predict --help`."""
 
-from omegaconf import DictConfig
-
 from flowers.cli import program
+from flowers.settings.schema.programs import PredictSettings
 
 
-def predict(cfg: DictConfig) -> int:
+def predict(settings: PredictSettings) -> int:
     """Classify images, one row per file; return how many could be read."""
     from flowers.deploy.predict import run_prediction
 
-    return run_prediction(cfg)
+    return run_prediction(settings)
 
 
-main = program(predict, "predict")
+main = program(predict, PredictSettings)
 
 if __name__ == "__main__":
     main()

@@ -1,18 +1,17 @@
 """Say which unlabeled photos to label next: `python -m flowers.suggest --help`."""
 
-from omegaconf import DictConfig
-
 from flowers.cli import program
+from flowers.settings.schema.programs import SuggestSettings
 
 
-def suggest(cfg: DictConfig) -> int:
+def suggest(settings: SuggestSettings) -> int:
     """Rank the photos of a folder for labeling; return how many are suggested."""
     from flowers.search.suggestion import run_suggestion
 
-    return run_suggestion(cfg)
+    return run_suggestion(settings)
 
 
-main = program(suggest, "suggest")
+main = program(suggest, SuggestSettings)
 
 if __name__ == "__main__":
     main()

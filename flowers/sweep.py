@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from flowers.cli import program
 from flowers.runtime.extras import require_extra
 from flowers.search.manifest import read_manifest
-from flowers.settings.config import compose_checked
+from flowers.settings.config import compose_settings
 from flowers.settings.overrides import check_overrides, last_value, quote_override
+from flowers.settings.schema.programs import SweepSettings
+from flowers.settings.schema.training import TrainSettings
 
 
 def pack_trial_settings(overrides: Sequence[str]) -> list[str]:
@@ -28,21 +28,21 @@ def pack_trial_settings(overrides: Sequence[str]) -> list[str]:
     folder = last_value(own, "sweep.folder")
     manifest = read_manifest(Path(folder)) if folder else None
     if manifest is None:
-        compose_checked(settings, "train")
+        compose_settings(settings, TrainSettings)
     own = [*(manifest.options if manifest else []), *own]
     packed = {"sweep.settings": settings, "sweep.options": own}
     return [*own, *(f"{key}=[{','.join(map(quote_override, lines))}]" for key, lines in packed.items())]
 
 
-def sweep(cfg: DictConfig) -> float:
+def sweep(settings: SweepSettings) -> float:
     """Run the remaining trials of a search; return the best validation accuracy."""
     require_extra("a search", "sweep", "optuna", "sklearn")
     from flowers.search.runner import run_search
 
-    return run_search(cfg)
+    return run_search(settings)
 
 
-main = program(sweep, "sweep", pack_trial_settings)
+main = program(sweep, SweepSettings, pack_trial_settings)
 
 if __name__ == "__main__":
     main()

@@ -28,9 +28,8 @@ from flowers.data.samplers import (
 from flowers.data.shards import MANIFEST_FILE, ShardSource
 from flowers.data.splits import SplitRecord, check_split, load_split, split_sha256
 from flowers.data.transforms import (
-    TRANSFORM_VERSION,
-    Interpolation,
     ResizeIfLarger,
+    eval_settings,
     eval_transform,
     max_useful_side,
     train_transform,
@@ -40,8 +39,9 @@ from flowers.runtime.hardware import available_cores
 from flowers.runtime.interrupt import ignore_stop_signals
 from flowers.runtime.seeding import PADDING_INDEX
 from flowers.runtime.text import one_line
+from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.training import Pixels, Remote
-from flowers.settings.schema.values import Balance
+from flowers.settings.schema.values import Balance, Interpolation
 from flowers.settings.validation import check_values
 
 
@@ -197,9 +197,8 @@ class ImageDataModule(LightningDataModule):
         )
         self.split_file = split_file
         self._split = None if split_file is None else load_split(split_file)
-        self._eval_settings: dict[str, Any] = {"version": TRANSFORM_VERSION, "image_size": image_size, "resize": resize}
-        if interpolation != "bilinear":  # the only one of earlier versions, whose caches stay valid
-            self._eval_settings |= {"interpolation": interpolation}
+        self.preprocessing = Preprocessing(image_size, resize, interpolation)
+        self._eval_settings = eval_settings(self.preprocessing)
         self._train_settings = self._eval_settings | drawn
         if augmentation is None:
             self.train_transform: Callable[[Tensor], Tensor] = train_transform(
@@ -211,7 +210,7 @@ class ImageDataModule(LightningDataModule):
         self.resize_if_larger = ResizeIfLarger(
             max(resize, max_useful_side(image_size, crop_scale, crop_ratio)), interpolation
         )
-        self.eval_transform = eval_transform(image_size, resize, interpolation)
+        self.eval_transform = eval_transform(self.preprocessing)
         self.balance = balance
         self.batch_size = batch_size
         self.num_workers = min(available_cores(), 8) if num_workers is None else num_workers
@@ -262,14 +261,12 @@ class ImageDataModule(LightningDataModule):
         """Return all that determines how an image file becomes pixels, ready for JSON, as part of a cache key."""
         return dict(self._train_settings if augmented else self._eval_settings)
 
-    def resized(self, resize: int, interpolation: Interpolation) -> Self:
-        """Return a copy with the same images, resized in another way for evaluation."""
+    def resized(self, preprocessing: Preprocessing) -> Self:
+        """Return a copy with the same images, prepared in another way for evaluation."""
         copied = copy.copy(self)
-        copied._eval_settings = self._eval_settings | {"resize": resize}
-        copied._eval_settings.pop("interpolation", None)
-        if interpolation != "bilinear":
-            copied._eval_settings |= {"interpolation": interpolation}
-        copied.eval_transform = eval_transform(self._eval_settings["image_size"], resize, interpolation)
+        copied.preprocessing = preprocessing
+        copied._eval_settings = eval_settings(preprocessing)
+        copied.eval_transform = eval_transform(preprocessing)
         return copied
 
     def setup(self, stage: str) -> None:

@@ -1,5 +1,6 @@
 """Read image files of all supported formats as upright RGB, and check files before training."""
 
+import errno
 import hashlib
 import io
 import json
@@ -214,7 +215,8 @@ def read_error_reason(error: Exception) -> str:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"over the limit of {MAX_PIXELS:,} pixels"
     if isinstance(error, OSError) and error.strerror:
-        return f"cannot be opened ({error.strerror})"
+        is_irregular = error.errno == errno.EINVAL  # of `open_regular`
+        return error.strerror if is_irregular else f"cannot be opened ({error.strerror})"
     return one_line(" ".join(str(error).split())) or type(error).__name__
 
 

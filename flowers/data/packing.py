@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from filelock import FileLock
-from omegaconf import DictConfig
 from rich.console import Console
 
 from flowers.data.datamodule import ImageDataModule
@@ -11,10 +10,10 @@ from flowers.data.shard_writer import write_shards
 from flowers.data.splits import SPLITS
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.text import one_line
-from flowers.settings.config import to_container
+from flowers.settings.schema.programs import PackSettings
 
 
-def run_packing(cfg: DictConfig) -> int:
+def run_packing(settings: PackSettings) -> int:
     """Write the images that the configuration `pack` names into shards, with their split.
 
     Returns:
@@ -23,18 +22,14 @@ def run_packing(cfg: DictConfig) -> int:
     Raises:
         ValueError: For invalid settings, or images or an output folder that cannot be used.
     """
-    if not cfg.shard_mb > 0:
-        raise ValueError(f"shard_mb={cfg.shard_mb}: expected more than 0")
-    if cfg.workers is not None and cfg.workers < 1:
-        raise ValueError(f"workers={cfg.workers}: expected at least 1, or null")
-    root, output = Path(cfg.photos).resolve(), Path(cfg.output).resolve()
+    root, output = Path(settings.photos).resolve(), Path(settings.output).resolve()
     if output.is_relative_to(root):
         raise ValueError(f"output={output} is inside photos={root}: give another folder")
-    data = ImageDataModule(root, **to_container(cfg.data))
+    data = ImageDataModule(root, **settings.data.to_dict())
     records, classes = data.records, data.classes
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(output.with_name(f".{output.name}.lock")):
-        shards = write_shards(root, records, classes, output, cfg.shard_mb, cfg.workers or available_cores())
+        shards = write_shards(root, records, classes, output, settings.shard_mb, settings.workers or available_cores())
     counts = ", ".join(f"{data.counts(split).total():,} {split}" for split in SPLITS)
     summary = f"{len(records):,} images ({counts}) in {shards} shards: {one_line(output)}"
     Console().print(summary, soft_wrap=True, highlight=False, markup=False)

@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from flowers.settings.preprocessing import Preprocessing
+from flowers.settings.schema.values import Interpolation
+
 # Raise it with every change of this module that changes pixels: cached features are then computed again.
-_LONGEST_ASPECT = 32  # of what is resized; the pixels that the center square needs are far inside
 TRANSFORM_VERSION = 1
 
-Interpolation = Literal["bilinear", "bicubic"]
+_LONGEST_ASPECT = 32  # of what is resized; the pixels that the center square needs are far inside
 
 
 def train_transform(
@@ -59,7 +61,7 @@ def _random_resized_crop(
 
 def no_augmentation(image_size: int, resize: int, interpolation: Interpolation = "bilinear", **_: Any) -> v2.Transform:
     """Return `eval_transform`: training images look as in validation."""
-    return eval_transform(image_size, resize, interpolation)
+    return eval_transform(Preprocessing(image_size, resize, interpolation))
 
 
 def light_augmentation(
@@ -97,13 +99,22 @@ def strong_augmentation(
     return v2.Compose([light_augmentation(image_size, **settings), *operations, v2.RandomErasing(erasing, value=127)])
 
 
-def eval_transform(image_size: int, resize: int, interpolation: Interpolation = "bilinear") -> v2.Transform:
+def eval_transform(preprocessing: Preprocessing) -> v2.Transform:
     """Return the evaluation transform: resize the shorter side to `resize` pixels, then crop the center square.
 
     It maps uint8 (3, H, W) to uint8 (3, image_size, image_size). Of a strip, only the center is resized.
     """
-    mode = v2.InterpolationMode(interpolation)
-    return v2.Compose([_crop_strip, v2.Resize(resize, mode, antialias=True), v2.CenterCrop(image_size)])
+    resize = v2.Resize(preprocessing.resize, v2.InterpolationMode(preprocessing.interpolation), antialias=True)
+    return v2.Compose([_crop_strip, resize, v2.CenterCrop(preprocessing.image_size)])
+
+
+def eval_settings(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return all that determines the pixels of `eval_transform`, ready for JSON, as part of a cache key."""
+    size = {"image_size": preprocessing.image_size, "resize": preprocessing.resize}
+    settings: dict[str, Any] = {"version": TRANSFORM_VERSION, **size}
+    if preprocessing.interpolation != "bilinear":  # the only one of earlier versions, whose caches stay valid
+        settings |= {"interpolation": preprocessing.interpolation}
+    return settings
 
 
 def _crop_strip(image: Tensor) -> Tensor:

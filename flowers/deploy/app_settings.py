@@ -8,9 +8,10 @@ import socket
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flowers.runtime.text import one_line
+from flowers.settings.schema.programs import AppSettings
 
 TOKEN_VARIABLE = "FLOWERS_APP_TOKEN"
 
@@ -21,7 +22,7 @@ _ORIGIN = re.compile(r"(https?)://(.*)")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
-class AppSettings(NamedTuple):
+class ServerSettings(NamedTuple):
     """Who may ask, and how much.
 
     Attributes:
@@ -54,17 +55,17 @@ class AppSettings(NamedTuple):
     request_seconds: float = 60.0
 
 
-def read_settings(values: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> AppSettings:
+def server_settings(settings: AppSettings, environment: Mapping[str, str] = os.environ) -> ServerSettings:
     """Return the settings of the server.
 
     Args:
-        values: As conf/app.yaml holds them, of the types of the schema.
+        settings: Those of `flowers.app`.
         environment: Where the token is if it is not among them.
 
     Raises:
         ValueError: Other machines reach the server, and it is not said under which name or with which token.
     """
-    host, token = values["host"], values["token"]
+    host, token = settings.host, settings.token
     if token == "auto":
         token = environment.get(TOKEN_VARIABLE) or None
         if token is None and not is_loopback(host):
@@ -74,24 +75,24 @@ def read_settings(values: Mapping[str, Any], environment: Mapping[str, str] = os
             )
     if token is not None and not _TOKEN.fullmatch(token):  # the message does not show it
         raise ValueError("token: expected letters, digits and any of . _ ~ + / -, which a header can hold")
-    if not is_loopback(host) and not values["allowed_hosts"]:
+    if not is_loopback(host) and not settings.allowed_hosts:
         raise ValueError(
             f"host={host}: other machines reach it: give allowed_hosts=[NAME], the names and addresses by which they "
             "may ask for it"
         )
-    return AppSettings(
-        one_line(Path(str(values["run"])).resolve().name),  # not where it is
-        values["confidence"],
+    return ServerSettings(
+        one_line(Path(str(settings.run)).resolve().name),  # not where it is
+        settings.confidence,
         host,
-        values["port"],
+        settings.port,
         token,
-        [name.lower() for name in values["allowed_hosts"]],
-        values["proxy"],
-        int(values["max_megapixels"] * 1e6),
-        int(values["max_request_mb"] * 1e6),
-        values["max_files"],
-        values["max_in_flight"],
-        values["request_seconds"],
+        [name.lower() for name in settings.allowed_hosts],
+        settings.proxy,
+        int(settings.max_megapixels * 1e6),
+        int(settings.max_request_mb * 1e6),
+        settings.max_files,
+        settings.max_in_flight,
+        settings.request_seconds,
     )
 
 

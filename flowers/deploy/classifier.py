@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 from flowers.data.images import named_memory_error, read_error_reason, read_image
 from flowers.data.pixels import to_upright_rgb
 from flowers.data.transforms import eval_transform
-from flowers.deploy.hub_folder import find_classifier, is_hub_folder, read_hub_folder
+from flowers.deploy.hub_folder import read_hub_folder
+from flowers.deploy.model_files import find_classifier, is_hub_folder
 from flowers.evaluation.evaluator import open_run_images, predict_logits, resolve_engine
 from flowers.evaluation.rejection import Rejection, load_rejection
 from flowers.features.frozen_backbone import FrozenBackbone
@@ -85,9 +86,7 @@ class Classifier:
             log.warning("tta=%s: the threshold of rejection was set with tta=%s", tta, rejection.tta)
         self.classes: list[str] = model.classes
         self.backbone = backbone or FrozenBackbone(model, precision, tta)
-        self.eval_transform = eval_transform(
-            *(model.hparams[name] for name in ("image_size", "resize", "interpolation"))
-        )
+        self.eval_transform = eval_transform(model.preprocessing)
 
     @property
     def engine(self) -> str:

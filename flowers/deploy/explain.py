@@ -4,13 +4,13 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 from rich.console import Console
 from torch import Tensor
@@ -21,13 +21,13 @@ from flowers.data.images import ImageMemoryError, read_error_reason, read_image
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.gradcam import grad_cam
-from flowers.deploy.hub_folder import find_classifier
+from flowers.deploy.model_files import find_classifier
 from flowers.evaluation.gallery import caption_font
 from flowers.runtime.extras import require_extra
 from flowers.runtime.files import atomic_write
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.text import one_line
-from flowers.settings.config import to_container
+from flowers.settings.schema.programs import ExplainSettings
 from flowers.settings.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -72,9 +72,9 @@ def crop_image(classifier: Classifier, image: Image.Image) -> ImageCrops:
         classifier: The trained classifier.
         image: An upright RGB image, as `flowers.data.images.read_image` returns it.
     """
-    scale = max(1, round(_IMAGE_WIDTH / classifier.model.hparams["image_size"]))
-    size, resize = (classifier.model.hparams[name] * scale for name in ("image_size", "resize"))
-    enlarged = eval_transform(size, resize, classifier.model.hparams["interpolation"])
+    seen = classifier.model.preprocessing
+    scale = max(1, round(_IMAGE_WIDTH / seen.image_size))
+    enlarged = eval_transform(replace(seen, image_size=seen.image_size * scale, resize=seen.resize * scale))
     whole = pil_to_tensor(image)
     return ImageCrops(*(torch.as_tensor(crop(whole)) for crop in (classifier.eval_transform, enlarged)))
 
@@ -151,11 +151,11 @@ def side_by_side(image: Tensor, heat_map: Tensor, caption: str) -> Image.Image:
     return picture
 
 
-def run_explanation(cfg: DictConfig) -> int:
-    """Write a picture below `cfg.output` for each image that `cfg.photos` names.
+def run_explanation(settings: ExplainSettings) -> int:
+    """Write a picture below `settings.output` for each image that `settings.photos` names.
 
     Args:
-        cfg: Composed from conf/explain.yaml.
+        settings: Composed from conf/explain.yaml.
 
     Returns:
         How many files could be read. The others are logged and skipped.
@@ -164,11 +164,11 @@ def run_explanation(cfg: DictConfig) -> int:
         ValueError: A setting is wrong, there is no run, or no file could be read.
     """
     require_extra("a heat map", "explain", "captum")
-    output, label = Path(str(cfg.output)), None if cfg.label is None else str(cfg.label)
-    run = find_classifier(cfg.run)
-    files = expand_image_paths(to_container(cfg)["photos"])
+    output, label = Path(settings.output), None if settings.label is None else str(settings.label)
+    run = find_classifier(settings.run)
+    files = expand_image_paths(settings.photos)
     pictures = _picture_paths(files, output)
-    classifier = Classifier.load(run, cfg.accelerator, cfg.precision)
+    classifier = Classifier.load(run, settings.accelerator, settings.precision)
     console, readable = Console(soft_wrap=True, markup=False, highlight=False), 0
     pairs = progress_bar(list(zip(files, pictures, strict=True)), "Explaining")
     cropped = ((path, crop_image(classifier, image)) for file, path in pairs if (image := _read_or_warn(file)))
@@ -195,11 +195,8 @@ def _read_or_warn(file: Path) -> Image.Image | None:
 
 
 def _save_picture(picture: Image.Image, path: Path) -> None:
-    try:
-        with atomic_write(path) as part:
-            picture.save(part, "PNG")
-    except OSError as error:
-        raise ValueError(f"{one_line(path)} cannot be written: {error.strerror}") from error
+    with atomic_write(path) as part:
+        picture.save(part, "PNG")
 
 
 def _picture_paths(files: Sequence[Path], output: Path) -> list[Path]:

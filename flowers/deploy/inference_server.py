@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from flowers import __version__
 from flowers.data.images import MAX_PIXELS, read_error_reason, read_image
 from flowers.deploy.app_answers import JSON, Answers, Digests, FileAnswer, Limits, ModelFacts, Preprocessing
-from flowers.deploy.app_settings import AppSettings
+from flowers.deploy.app_settings import ServerSettings
 from flowers.deploy.batches import Batches, BatchThread
 from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.explain import ImageCrops, crop_image, explain_images
@@ -39,7 +39,7 @@ class InferenceServer:
         settings: Who may ask, and how much.
     """
 
-    def __init__(self, classifier: Classifier, settings: AppSettings) -> None:
+    def __init__(self, classifier: Classifier, settings: ServerSettings) -> None:
         self.classifier, self.settings = classifier, settings
         self.max_pixels = min(settings.max_pixels, MAX_PIXELS)
         self.facts = _describe(classifier, settings, self.max_pixels)
@@ -152,9 +152,9 @@ class InferenceServer:
         return files
 
 
-def _describe(classifier: Classifier, settings: AppSettings, max_pixels: int) -> ModelFacts:
-    hparams = classifier.model.hparams
-    size = hparams["image_size"]
+def _describe(classifier: Classifier, settings: ServerSettings, max_pixels: int) -> ModelFacts:
+    preprocessing = classifier.model.preprocessing
+    size = preprocessing.image_size
     try:
         grad_cam(classifier, torch.zeros(1, 3, size, size, dtype=torch.uint8))
         explains = True
@@ -164,15 +164,9 @@ def _describe(classifier: Classifier, settings: AppSettings, max_pixels: int) ->
         name=settings.name,
         version=__version__,
         classes=classifier.classes,
-        preprocessing=Preprocessing(
-            image_size=size,
-            resize=hparams["resize"],
-            interpolation=hparams["interpolation"],
-            mean=list(hparams["mean"]),
-            std=list(hparams["std"]),
-        ),
+        preprocessing=Preprocessing(**preprocessing.to_dict()),
         tta=classifier.tta,
-        digests=Digests(weights=state_dict_sha256(classifier.model), split=hparams["split_digest"]),
+        digests=Digests(weights=state_dict_sha256(classifier.model), split=classifier.model.hparams["split_digest"]),
         rejects=classifier.rejection is not None,
         confidence=settings.confidence,
         explains=explains,

@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
@@ -15,23 +14,23 @@ from rich.text import Text
 
 from flowers.data.folder import expand_image_paths
 from flowers.deploy.classifier import Classifier, Prediction
-from flowers.deploy.hub_folder import find_classifier
+from flowers.deploy.model_files import find_classifier
 from flowers.runtime.files import atomic_write
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.text import one_line, write_csv
-from flowers.settings.config import to_container
+from flowers.settings.schema.programs import PredictSettings
 
 _TABLE_ROWS = 1000  # rows shown on the terminal
 
 _JSON_NAMES = {"label": "class", "rejected": "none_of_these"}
 
 
-def run_prediction(cfg: DictConfig) -> int:
-    """Classify the images that `cfg.photos` names.
+def run_prediction(settings: PredictSettings) -> int:
+    """Classify the images that `settings.photos` names.
 
     Args:
-        cfg: Composed from conf/predict.yaml.
+        settings: Composed from conf/predict.yaml.
 
     Returns:
         How many files could be read.
@@ -40,15 +39,19 @@ def run_prediction(cfg: DictConfig) -> int:
         ValueError: A setting is wrong, there is no run or no file, or no file could be read. Then the rows, which give
             the reasons, are written nevertheless.
     """
-    check_confidence(cfg.confidence)
-    make_row_writer(cfg.output)
-    run = find_classifier(cfg.run)
-    files = [str(file) for file in expand_image_paths(to_container(cfg)["photos"])]
-    classifier = Classifier.load(run, cfg.accelerator, cfg.precision, cfg.tta, cfg.reject, cfg.engine, cfg.root)
-    num_workers = cfg.num_workers if cfg.num_workers is not None else _default_num_workers(classifier, len(files))
+    check_confidence(settings.confidence)
+    make_row_writer(settings.output)
+    run = find_classifier(settings.run)
+    files = [str(file) for file in expand_image_paths(settings.photos)]
+    classifier = Classifier.load(
+        run, settings.accelerator, settings.precision, settings.tta, settings.reject, settings.engine, settings.root
+    )
+    num_workers = (
+        settings.num_workers if settings.num_workers is not None else _default_num_workers(classifier, len(files))
+    )
     results = progress_bar(classifier.stream(files, num_workers), "Classifying", len(files))
-    rows = (PredictionRow.from_result(file, result, cfg.confidence) for file, result in results)
-    writer = make_row_writer(cfg.output, classifier.rejection is not None, classifier.engine)
+    rows = (PredictionRow.from_result(file, result, settings.confidence) for file, result in results)
+    writer = make_row_writer(settings.output, classifier.rejection is not None, classifier.engine)
     readable = writer(rows, classifier.classes)
     if not readable:
         raise ValueError(

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
@@ -24,14 +23,15 @@ from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
 from flowers.runtime.seeding import seeded
 from flowers.runtime.text import one_line, write_csv
-from flowers.settings.config import to_container
+from flowers.settings.schema.programs import AuditSettings
+from flowers.settings.schema.training import Resizing
 
 AUDIT_COLUMNS = ("path", "kind", "label", "suggested", "score", "likely", "neighbors", "sha256")
 _LISTED_PAIRS = 3
 
 
-def run_audit(cfg: DictConfig) -> int:
-    """Audit the photos in `cfg.photos`, or those of the run `cfg.run`, and write audit.csv and audit.html.
+def run_audit(settings: AuditSettings) -> int:
+    """Audit the photos in `settings.photos`, or those of the run `settings.run`, and write audit.csv and audit.html.
 
     Photos are only read.
 
@@ -43,8 +43,8 @@ def run_audit(cfg: DictConfig) -> int:
     """
     configure_logging()  # Lightning is imported by now
     require_extra("an audit", "audit", "cleanlab")
-    check_devices(cfg.accelerator or "auto")
-    data, model, config = _open_run(cfg) if cfg.run else _open_folder(cfg)
+    check_devices(settings.accelerator or "auto")
+    data, model, config = _open_run(settings) if settings.run else _open_folder(settings)
     images = data.corrections.apply(data.root.images)
     dataset = data.full_dataset(model.classes)
     features = extract_features(model, data, dataset, "all photos", config)
@@ -54,63 +54,66 @@ def run_audit(cfg: DictConfig) -> int:
         model.classes,
         features,
         preview_images(data.root, [image.path for image in images]),
-        folds=cfg.folds,
-        seed=cfg.seed,
-        neighbors=cfg.neighbors,
-        image_size=int(data.transform_settings()["image_size"]),
+        folds=settings.folds,
+        seed=settings.seed,
+        neighbors=settings.neighbors,
+        image_size=data.preprocessing.image_size,
         is_judged=[image.sha256 in judged for image in images],
     )
     console = Console(highlight=False, markup=False, emoji=False)
     _print(audit, console)
-    output = Path(cfg.output)
+    output = Path(settings.output)
     save_audit(audit, output / "audit.csv")
-    write_page(output / "audit.html", review_content(audit, data.corrections.lines, cfg.max_photos))
+    write_page(output / "audit.html", review_content(audit, data.corrections.lines, settings.max_photos))
     console.print(f"details: {one_line(output / 'audit.csv')} and audit.html, a page to review them", soft_wrap=True)
     return len(audit.likely("label"))
 
 
-def _open_folder(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier, dict[str, Any]]:
+def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, ImageClassifier, dict[str, Any]]:
     """Return the photos of a folder, a frozen backbone, and the settings to extract features with."""
-    if not cfg.photos:
+    if not settings.photos:
         raise ValueError("nothing to audit: expected photos=FOLDER or run=FOLDER")
-    check_backbone(cfg.model.architecture, cfg.model.weights, cfg.model.options)
-    settings: dict[str, Any] = {
-        "model": to_container(cfg.model),
-        "data": {"image_size": cfg.image_size, "resize": None, "interpolation": None},
-    }
-    resolve_input_settings(settings)
+    check_backbone(settings.model.architecture, settings.model.weights, settings.model.options)
+    model_settings, pixels = resolve_input_settings(
+        settings.model, Resizing(image_size=settings.image_size, resize=None, interpolation=None)
+    )
     data = ImageDataModule(
-        cfg.photos, corrections=cfg.corrections, on_corrupt=cfg.on_corrupt or "skip", **settings["data"]
+        settings.photos,
+        corrections=settings.corrections,
+        on_corrupt=settings.on_corrupt or "skip",
+        **pixels.sizes(),
     )
     classes = sorted({image.label for image in data.corrections.apply(data.root.images)})
-    with seeded(cfg.seed):
-        model = ImageClassifier(**settings["model"], classes=classes, **settings["data"])
-    return data, model, _feature_settings(cfg, {})
+    with seeded(settings.seed):
+        model = ImageClassifier(**model_settings.to_dict(), classes=classes, **pixels.sizes())
+    return data, model, _feature_settings(settings, {})
 
 
-def _open_run(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier, dict[str, Any]]:
+def _open_run(settings: AuditSettings) -> tuple[ImageDataModule, ImageClassifier, dict[str, Any]]:
     """Return the photos of a run, with the corrections that it was trained with, and its pretrained backbone."""
-    checkpoint = find_checkpoint(cfg.run)
+    checkpoint = find_checkpoint(settings.run)
     hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
-    settings = hparams["config"]["data"]
-    if settings.get("packed") and not cfg.photos:
-        raise ValueError(f"run={cfg.run}: its photos are in shards: name their folder with photos=FOLDER")
+    trained = hparams["config"]["data"]
+    if trained.get("packed") and not settings.photos:
+        raise ValueError(f"run={settings.run}: its photos are in shards: name their folder with photos=FOLDER")
     own = run_dir_of(checkpoint) / CORRECTIONS_FILE
-    arguments = run_images_args(settings, cfg.photos, "photos")
-    arguments |= {"on_corrupt": cfg.on_corrupt} if cfg.on_corrupt else {}
-    arguments |= {"packed": False, "corrections": cfg.corrections or (own if own.is_file() else None)}
+    arguments = run_images_args(trained, settings.photos, "photos")
+    arguments |= {"on_corrupt": settings.on_corrupt} if settings.on_corrupt else {}
+    arguments |= {"packed": False, "corrections": settings.corrections or (own if own.is_file() else None)}
     data = ImageDataModule(**arguments)
     # Random features tell nothing of the labels: without weights, only the trained backbone can.
     is_pretrained = hparams["config"]["model"]["weights"] is not None
     model = model_before_training(checkpoint, hparams) if is_pretrained else load_classifier(checkpoint)
-    return data, model, _feature_settings(cfg, hparams["config"]["trainer"])
+    return data, model, _feature_settings(settings, hparams["config"]["trainer"])
 
 
-def _feature_settings(cfg: DictConfig, trainer: Mapping[str, Any]) -> dict[str, Any]:
-    requested = {key: cfg[key] or "auto" for key in ("accelerator", "precision") if cfg[key] or not trainer}
+def _feature_settings(settings: AuditSettings, trainer: Mapping[str, Any]) -> dict[str, Any]:
+    usual = (
+        {"deterministic": "auto"} if trainer else dict.fromkeys(("deterministic", "accelerator", "precision"), "auto")
+    )
     return {
-        "trainer": {"deterministic": "auto", **trainer, **requested},
-        "features": {"cache": True, "cache_gb": cfg.cache_gb},
+        "trainer": {**usual, **trainer, **settings.requested_device()},
+        "features": {"cache": True, "cache_gb": settings.cache_gb},
         "tta": "none",
     }
 

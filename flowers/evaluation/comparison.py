@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 
 from flowers.data.corrections import Corrections, load_corrections
@@ -28,35 +27,35 @@ from flowers.runs.run_folder import (
 )
 from flowers.runtime.files import write_json
 from flowers.runtime.text import one_line
-from flowers.settings.config import to_container
+from flowers.settings.schema.programs import CompareSettings
 
 _REPLICATE_KEYS = ("seed", "data.fold", "data.split_seed")  # the runs of one group differ in these keys
 
 
-def run_comparison(cfg: DictConfig) -> None:
-    """Compare the runs of `cfg.runs` with the best of them, or the groups of runs below `cfg.multirun`.
+def run_comparison(settings: CompareSettings) -> None:
+    """Compare the runs of `settings.runs` with the best of them, or the groups of runs below `settings.multirun`.
 
     Raises:
         ValueError: There are too few runs, or they were scored on different images.
     """
     console = Console(highlight=False, markup=False, emoji=False)
-    if cfg.multirun:
-        if cfg.corrections:
+    if settings.multirun:
+        if settings.corrections:
             raise ValueError("corrections with multirun: expected corrections with runs='[A,B]'")
-        groups = load_run_groups(Path(cfg.multirun), cfg.split)
+        groups = load_run_groups(Path(settings.multirun), settings.split)
         console.print(run_group_table(groups))
         console.print(group_verdict(groups), soft_wrap=True)
-        _compare_pooled(groups, cfg.split, console)
+        _compare_pooled(groups, settings.split, console)
         return
-    runs = to_container(cfg)["runs"]
-    if not isinstance(runs, list) or len(runs) < 2:
+    runs = settings.runs
+    if len(runs) < 2:
         raise ValueError(f"runs={runs or ''}: expected at least two runs, runs='[A,B]', or multirun=FOLDER")
-    predictions = {str(run): load_run_predictions(_run_dir(str(run)), cfg.split) for run in runs}
+    predictions = {str(run): load_run_predictions(_run_dir(str(run)), settings.split) for run in runs}
     if len(predictions) < 2:
         raise ValueError(f"runs={runs}: the same run twice: expected at least two runs")
     folders = {run: _run_dir(run) for run in predictions}
-    if cfg.corrections:
-        predictions = correct_predictions(predictions, folders, load_corrections(cfg.corrections))
+    if settings.corrections:
+        predictions = correct_predictions(predictions, folders, load_corrections(settings.corrections))
     else:
         check_same_corrections(folders)
     best, *others = sorted(predictions, key=lambda run: -score(predictions[run])["accuracy"])
@@ -65,10 +64,10 @@ def run_comparison(cfg: DictConfig) -> None:
     except ValueError as error:
         raise ValueError(f"{one_line(best)} against {error}") from error
     folder, names = _shorten_paths([best, *others])
-    if cfg.corrections:
+    if settings.corrections:
         n = len(predictions[best])
         console.print(
-            f"{n:,} images that all runs scored, with the labels of {one_line(cfg.corrections)}", soft_wrap=True
+            f"{n:,} images that all runs scored, with the labels of {one_line(settings.corrections)}", soft_wrap=True
         )
         for run in (best, *others):
             console.print(f"{one_line(names[run])} trained with {_describe(folders[run])}", soft_wrap=True)
@@ -82,10 +81,10 @@ def run_comparison(cfg: DictConfig) -> None:
             soft_wrap=True,
         )
         for change in ("gained", "lost"):
-            console.print(f"  {change} {_list_paths(comparison[change], cfg.max_listed)}", soft_wrap=True)
+            console.print(f"  {change} {_list_paths(comparison[change], settings.max_listed)}", soft_wrap=True)
     console.print(selection_note(list(predictions.values())), soft_wrap=True)
-    if cfg.output:
-        write_json({"best": best, "against": comparisons}, cfg.output)
+    if settings.output:
+        write_json({"best": best, "against": comparisons}, settings.output)
 
 
 def check_same_corrections(folders: Mapping[str, Path]) -> None:

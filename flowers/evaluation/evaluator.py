@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from flowers.data.datamodule import ImageDataModule, inference_data_args, run_im
 from flowers.data.dataset import ImageDataset
 from flowers.data.folder import expand_image_paths
 from flowers.data.images import image_sha256, read_error_reason
-from flowers.data.splits import SPLITS, load_split, split_sha256
+from flowers.data.splits import load_split, split_sha256
 from flowers.evaluation.gallery import save_mistakes, score_images
 from flowers.evaluation.metrics import compute_metrics
 from flowers.evaluation.predictions import Predictions
@@ -31,15 +30,15 @@ from flowers.runs.run_folder import SPLIT_FILE, find_checkpoint, run_dir_of
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
 from flowers.runtime.text import one_line
-from flowers.settings.suggestions import did_you_mean
+from flowers.settings.schema.programs import EvaluateSettings
 
 _TRAIN_IMAGES = 2000  # whose features `fit_rejection` computes if the backbone was trained
 
 
-def run_evaluation(cfg: DictConfig) -> float:
-    """Score a run on one of its splits, or on the images in `cfg.photos`.
+def run_evaluation(settings: EvaluateSettings) -> float:
+    """Score a run on one of its splits, or on the images in `settings.photos`.
 
-    Print tables, and write report.html and mistakes.csv to the run folder or to `cfg.report`.
+    Print tables, and write report.html and mistakes.csv to the run folder or to `settings.report`.
 
     Returns:
         The accuracy.
@@ -47,41 +46,37 @@ def run_evaluation(cfg: DictConfig) -> float:
     Raises:
         ValueError: There is no such run, split or device, or its images are missing.
     """
-    if cfg.strangers and not Path(cfg.strangers).is_dir():
-        raise ValueError(f"strangers={cfg.strangers}: no such folder")
-    if cfg.split not in SPLITS:
-        hint = did_you_mean(cfg.split, SPLITS)
-        raise ValueError(f"split={cfg.split}: expected one of {', '.join(SPLITS)}{hint}")
-    checkpoint = find_checkpoint(cfg.run)
+    if settings.strangers and not Path(settings.strangers).is_dir():
+        raise ValueError(f"strangers={settings.strangers}: no such folder")
+    checkpoint = find_checkpoint(settings.run)
     hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
-    requested = {key: cfg[key] for key in ("accelerator", "precision") if cfg[key] is not None}
-    config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | requested}
-    config |= {"tta": cfg.tta or config["tta"]}
+    config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | settings.requested_device()}
+    config |= {"tta": settings.tta or config["tta"]}
     accelerator = resolve_trainer_config(config["trainer"])["accelerator"]
     resolve_device(accelerator)  # fails before any image is read
     model = load_classifier(checkpoint)
-    config |= {"engine": resolve_engine(model, config, cfg.engine)}
+    config |= {"engine": resolve_engine(model, config, settings.engine)}
     if config["engine"] == "int8":
         check_int8(accelerator)
-    data, dataset, name = _open_images(cfg, checkpoint, hparams)
-    open_run = partial(open_run_images, checkpoint, hparams, root=cfg.root)
+    data, dataset, name = _open_images(settings, checkpoint, hparams)
+    open_run = partial(open_run_images, checkpoint, hparams, root=settings.root)
     features = extract_features(model, data, dataset, name, config, open_run)
     predictions = predict_features(model, features, dataset)
     scores = compute_metrics(predictions) | {"engine": config["engine"]}
-    rejection = _find_rejection(cfg, checkpoint, model, data, features, config)
+    rejection = _find_rejection(settings, checkpoint, model, data, features, config)
     if rejection is not None:
         strangers = None
-        if cfg.strangers:
-            strangers = rejection.strangeness(_stranger_features(cfg.strangers, model, config, open_run))
+        if settings.strangers:
+            strangers = rejection.strangeness(_stranger_features(settings.strangers, model, config, open_run))
         scores["rejection"] = rejection_scores(rejection, strangers)
     console = Console(highlight=False, markup=False, emoji=False)
     for table in score_tables(name, scores, console.width):
         console.print(table)
     if rejection is not None:
         console.print(rejection_table(scores["rejection"]))
-    if cfg.output:
-        write_json({name: scores}, cfg.output)
-    if page := report_page(cfg):
+    if settings.output:
+        write_json({name: scores}, settings.output)
+    if page := report_page(settings):
         mistakes = page.with_name(page.name.replace("report", "mistakes", 1)).with_suffix(".csv")
         save_mistakes(score_images(predictions), mistakes)
         write_report(page, run_dir_of(checkpoint), config, name, data.root, predictions, scores)
@@ -89,15 +84,16 @@ def run_evaluation(cfg: DictConfig) -> float:
     return float(scores["accuracy"])
 
 
-def report_page(cfg: DictConfig) -> Path | None:
+def report_page(settings: EvaluateSettings) -> Path | None:
     """Return the page that `run_evaluation` writes; None if it writes none."""
-    folder = cfg.report or (cfg.run if Path(cfg.run).is_dir() and not cfg.photos else None)
-    suffix = "" if cfg.photos or cfg.split == "val" else f"-{cfg.split}"
+    run = settings.run if settings.run and Path(settings.run).is_dir() and not settings.photos else None
+    folder = settings.report or run
+    suffix = "" if settings.photos or settings.split == "val" else f"-{settings.split}"
     return Path(folder, f"report{suffix}.html") if folder else None
 
 
 def _find_rejection(
-    cfg: DictConfig,
+    settings: EvaluateSettings,
     checkpoint: Path,
     model: ImageClassifier,
     data: ImageDataModule,
@@ -106,15 +102,15 @@ def _find_rejection(
 ) -> Rejection | None:
     """Return what the run rejects images with; with `reject`, make it and keep it in the run folder."""
     run_dir = run_dir_of(checkpoint)
-    if not cfg.reject or cfg.photos:
-        rejection = load_rejection(run_dir, cfg.reject, model.head.in_features)
+    if not settings.reject or settings.photos:
+        rejection = load_rejection(run_dir, settings.reject, model.head.in_features)
     else:
-        if cfg.split != "val":
+        if settings.split != "val":
             features = extract_features(model, data, data.dataset("val"), "val", config)
-        rejection = fit_rejection(model, data, features, config, cfg.reject)
+        rejection = fit_rejection(model, data, features, config, settings.reject)
         rejection.save(run_dir)
-    if cfg.strangers and rejection is None:
-        raise ValueError(f"strangers={cfg.strangers}: {run_dir} rejects no images: give reject=0.05 with it")
+    if settings.strangers and rejection is None:
+        raise ValueError(f"strangers={settings.strangers}: {run_dir} rejects no images: give reject=0.05 with it")
     return rejection
 
 
@@ -138,17 +134,17 @@ def _stranger_sha256(file: Path) -> str:
 
 
 def _open_images(
-    cfg: DictConfig, checkpoint: Path, hparams: Mapping[str, Any]
+    settings: EvaluateSettings, checkpoint: Path, hparams: Mapping[str, Any]
 ) -> tuple[ImageDataModule, ImageDataset, str]:
     """Return the data module and the dataset to score, and its name for tables."""
-    settings = hparams["config"]["data"]
-    changes = {"on_corrupt": cfg.on_corrupt} if cfg.on_corrupt else {}
-    changes |= {"corrections": cfg.corrections}
-    if cfg.photos:
-        data = ImageDataModule(cfg.photos, **inference_data_args(settings) | changes | {"packed": False})
-        return data, data.full_dataset(hparams["classes"]), str(cfg.photos)
-    data = open_run_images(checkpoint, hparams, cfg.root, **changes)
-    return data, data.dataset(cfg.split), str(cfg.split)
+    trained = hparams["config"]["data"]
+    changes: dict[str, Any] = {"corrections": settings.corrections}
+    changes |= {"on_corrupt": settings.on_corrupt} if settings.on_corrupt else {}
+    if settings.photos:
+        data = ImageDataModule(settings.photos, **inference_data_args(trained) | changes | {"packed": False})
+        return data, data.full_dataset(hparams["classes"]), str(settings.photos)
+    data = open_run_images(checkpoint, hparams, settings.root, **changes)
+    return data, data.dataset(settings.split), str(settings.split)
 
 
 def open_run_images(
@@ -166,24 +162,26 @@ def open_run_images(
         ValueError: The split or the images are gone, or the images are at an address and `root` is None.
     """
     arguments = run_images_args(hparams["config"]["data"], root)
-    split_file = find_split_file(checkpoint, hparams["split_digest"])
+    split_file = find_split_file(checkpoint, hparams)
     return ImageDataModule(split_file=split_file, **arguments | changes)
 
 
-def find_split_file(checkpoint: Path, digest: str) -> Path:
+def find_split_file(checkpoint: Path, hparams: Mapping[str, Any]) -> Path:
     """Return split.csv of the run folder that holds `checkpoint`.
 
     Args:
         checkpoint: A checkpoint file.
-        digest: The SHA-256 of the split that it was trained on.
+        hparams: The hyperparameters in it.
 
     Raises:
-        ValueError: split.csv is missing or has another digest.
+        ValueError: split.csv is missing, or is not that of the checkpoint.
     """
     split_file = run_dir_of(checkpoint) / SPLIT_FILE
     if not split_file.is_file():
         raise ValueError(f"{checkpoint} is not in a run folder (no {split_file}): name the images with photos=FOLDER")
-    if split_sha256(load_split(split_file)) != digest:
+    records = load_split(split_file)
+    is_same = split_sha256(records) == hparams["split_digest"]
+    if not is_same or {record.label for record in records} != {*hparams["classes"]}:
         raise ValueError(
             f"{split_file} is not the split that {checkpoint} was trained on: name the images with photos=FOLDER"
         )

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
@@ -16,7 +15,10 @@ from flowers.models.input_settings import resolve_input_settings
 from flowers.runs.run_folder import find_checkpoint
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.seeding import seeded
-from flowers.settings.config import instantiate_group, to_container
+from flowers.settings.config import build_parts
+from flowers.settings.preprocessing import Preprocessing
+from flowers.settings.schema.training import Folder, Model, Shards
+from flowers.settings.schema.values import DeviceChoice
 
 
 class LabeledFeatures(NamedTuple):
@@ -33,28 +35,27 @@ class LabeledFeatures(NamedTuple):
     groups: list[str]
 
 
-def device_settings(cfg: DictConfig) -> dict[str, Any]:
-    """Return the settings of `extract_features`, from the keys `accelerator`, `precision` and `cache_gb` of a program.
+def device_settings(choice: DeviceChoice, cache_gb: float) -> dict[str, Any]:
+    """Return the settings of `extract_features` of a program.
 
     Raises:
         ValueError: This machine has no such device.
     """
-    check_devices(cfg.accelerator or "auto")
-    trainer = {"accelerator": cfg.accelerator or "auto", "precision": cfg.precision or "auto", "deterministic": "auto"}
-    return {"trainer": trainer, "features": {"cache": True, "cache_gb": cfg.cache_gb}, "tta": "none"}
+    check_devices(choice.accelerator or "auto")
+    trainer = dict.fromkeys(("accelerator", "precision", "deterministic"), "auto") | choice.requested_device()
+    return {"trainer": trainer, "features": {"cache": True, "cache_gb": cache_gb}, "tta": "none"}
 
 
-def pretrained_model(cfg: DictConfig) -> tuple[ImageDataModule, ImageClassifier]:
-    """Return the images of `cfg.data` and the model of `cfg.model` before training.
+def pretrained_model(data: Folder | Shards, model: Model, seed: int) -> tuple[ImageDataModule, ImageClassifier]:
+    """Return the images and the model before training that settings name.
 
     Raises:
         ValueError: A setting is wrong, or the images or the weights cannot be had.
     """
-    resolve_input_settings(cfg)
-    data = ImageDataModule(**instantiate_group(cfg.data))
-    size = {key: cfg.data[key] for key in ("image_size", "resize", "interpolation")}
-    with seeded(cfg.seed):
-        return data, ImageClassifier(**to_container(cfg.model), classes=data.classes, **size)
+    model, data = resolve_input_settings(model, data)
+    images = ImageDataModule(**build_parts(data))
+    with seeded(seed):
+        return images, ImageClassifier(**model.to_dict(), classes=images.classes, **data.sizes())
 
 
 def pretrained_model_of_run(run: str, root: str | None = None) -> tuple[ImageDataModule, ImageClassifier]:
@@ -83,12 +84,12 @@ def model_before_training(checkpoint: Path, hparams: Mapping[str, Any]) -> Image
     model = load_classifier(checkpoint)
     if state_dict_sha256(model.backbone) == hparams["weights_digest"]:
         return model  # only its head was trained
-    keys = ("architecture", "classes", "options", "image_size", "resize", "interpolation", "mean", "std")
     config, weights = hparams["config"], hparams["config"]["model"]["weights"]
     if weights is not None:
         weights = local_weights(hparams["architecture"], weights)
     with seeded(config["seed"]):
-        first = ImageClassifier(**{key: hparams[key] for key in keys if key in hparams}, weights=weights)
+        network = *(hparams[name] for name in ("architecture", "classes")), weights, hparams.get("options")
+        first = ImageClassifier(*network, **Preprocessing.from_dict(hparams).to_dict())
     if first.hparams["weights_digest"] != hparams["weights_digest"]:
         raise ValueError(
             f"model.weights={config['model']['weights']}: not the weights that {checkpoint} was trained from: "

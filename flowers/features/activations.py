@@ -139,7 +139,7 @@ class ActivationDataModule(FeatureDataModule):
 
     def _check_memory(self, count: int) -> None:
         assert self.trainer is not None
-        side = int(self.model.hparams["image_size"])
+        side = self.model.preprocessing.image_size
         frozen = FrozenBackbone(self.model, str(self.trainer.precision), network=self.first_blocks)
         one = frozen(torch.zeros(1, 3, side, side, dtype=torch.uint8))
         size, free = self.views * count * one.nbytes, available_memory()

@@ -43,7 +43,7 @@ def cache_key(
         "backbone": str(model.hparams["weights_digest"]),
         "architecture": json.dumps([model.hparams["architecture"], model.hparams["options"]]),
         "transform": json.dumps(data.transform_settings(augmented=view is not None), sort_keys=True),
-        "normalize": json.dumps([list(model.hparams["mean"]), list(model.hparams["std"])]),
+        "normalize": json.dumps([model.preprocessing.mean, model.preprocessing.std]),
         "view": str(view) if tta == "none" else f"{view} {tta}",
         "precision": f"{precision_dtype(precision)} on {model.device.type}",
         "versions": " ".join(version(name) for name in packages),

@@ -154,8 +154,7 @@ def _program_key(model: ImageClassifier, precision: str) -> str:
         "precision": str(precision_dtype(precision)),
         "versions": " ".join(version(name) for name in ("torch", "onnxruntime")),
     }
-    names = ("architecture", "options", "image_size", "resize", "interpolation", "mean", "std")
-    settings |= {name: hparams[name] for name in names}
+    settings |= {name: hparams[name] for name in ("architecture", "options")} | model.preprocessing.to_dict()
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=list).encode()).hexdigest()[:32]
 
 
@@ -195,7 +194,7 @@ class _NormalizedBackbone(nn.Module):
 def _write_float_program(model: ImageClassifier, path: Path) -> None:
     import onnx
 
-    side = int(model.hparams["image_size"])
+    side = model.preprocessing.image_size
     example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
     shapes: dict[str, Any] = {"images": {0: Dim("B")}}
     try:

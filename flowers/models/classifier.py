@@ -15,7 +15,15 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from flowers.models.backbones import backbone_shapes, build_backbone, is_finite, state_dict_sha256, weights_problem
+from flowers.models.backbones import (
+    backbone_shapes,
+    build_backbone,
+    check_registered,
+    is_finite,
+    registering_package,
+    state_dict_sha256,
+    weights_problem,
+)
 from flowers.models.checkpoint_format import (
     CHECKPOINT_FORMAT,
     check_checkpoint,
@@ -30,6 +38,7 @@ from flowers.models.mixing import Mixing
 from flowers.models.parameter_groups import backbone_groups, freeze_first_blocks, frozen_modules
 from flowers.runtime.machine_errors import machine_error_text
 from flowers.runtime.seeding import PADDING_INDEX, epoch_seed, seed_device, seeded
+from flowers.settings.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from flowers.settings.schema.run_files import Hyperparameters
 
 Stage = Literal["head", "finetune"]
@@ -37,9 +46,7 @@ Stage = Literal["head", "finetune"]
 Schedule = Callable[[Optimizer, int], LRScheduler]  # from the optimizer and the steps of the stage; stepped every step
 
 # The hyperparameters of a checkpoint: what `ImageClassifier` is built from.
-_SAVED_HPARAMS = set(Hyperparameters.model_fields)
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_SAVED_HPARAMS = set(Hyperparameters.model_fields) - {"package"}
 
 
 def normalize(mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
@@ -56,8 +63,8 @@ def read_checkpoint(path: str | Path, mmap: bool = True, is_run: bool = False) -
         is_run: Whether the configuration of a run must be in it, which is then checked.
 
     Raises:
-        ValueError: The file is missing, is not a checkpoint of this project, is of a later format, or has
-            hyperparameters that are unknown or out of range.
+        ValueError: The file is missing, is not a checkpoint of this project, is of a later format, has
+            hyperparameters that are unknown or out of range, or a network that no package registers.
     """
     try:
         check_pickle(path)
@@ -75,6 +82,7 @@ def read_checkpoint(path: str | Path, mmap: bool = True, is_run: bool = False) -
         assert all(type(upgraded["progress"][key]) is int for key in ("epochs_done", "steps"))
     except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{path} cannot be read: not a checkpoint of flowers") from error
+    check_registered(path, checkpoint["hyper_parameters"])
     if is_run or checkpoint["hyper_parameters"].get("config"):
         check_run_config(path, upgraded["hyper_parameters"]["config"])
     return upgraded
@@ -100,7 +108,7 @@ def load_classifier(path: str | Path) -> "ImageClassifier":
         check_weights(hparams["architecture"], hparams.get("options") or {}, len(hparams["classes"]), state)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    model = ImageClassifier(**hparams)
+    model = ImageClassifier(**{key: value for key, value in hparams.items() if key != "package"})
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(state)
     return model
@@ -215,6 +223,8 @@ class ImageClassifier(LightningModule):
         self.backbone.to(memory_format=torch.channels_last)  # twice as fast on a CPU with bf16, faster on GPUs too
         weights_digest = weights_digest or state_dict_sha256(self.backbone)
         self.save_hyperparameters(*sorted(_SAVED_HPARAMS), logger=False)
+        if package := registering_package(architecture):
+            self.hparams["package"] = package
         if compiled:
             self.backbone.compile()  # in place: the names in checkpoints do not change
         with seeded(seed):  # the head must not depend on earlier draws: the later jobs of a multirun draw no backbone
@@ -225,6 +235,11 @@ class ImageClassifier(LightningModule):
         # Checking for NaN would wait for the device too. In torchmetrics 1.9, "disable" also ignores weights.
         self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.set_stage("finetune", epochs=1)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared for the network."""
+        return Preprocessing.from_dict(self.hparams)
 
     def set_stage(
         self, stage: Stage, epochs: int, step_size: int | None = None, total_steps: int | None = None

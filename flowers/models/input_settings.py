@@ -1,11 +1,13 @@
 """How the images for an architecture are prepared: size, crop, interpolation, mean and standard deviation."""
 
-from collections.abc import MutableMapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from flowers.models.backbones import timm_name
-from flowers.models.classifier import IMAGENET_MEAN, IMAGENET_STD
 from flowers.models.timm_backbones import pretrained_settings
+from flowers.settings.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from flowers.settings.schema.training import Model, Resizing
+from flowers.settings.schema.values import Interpolation
 
 
 class InputSettings(NamedTuple):
@@ -23,7 +25,7 @@ class InputSettings(NamedTuple):
     image_size: int = 224
     is_fixed: bool = False
     crop: float = 0.875
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
@@ -43,25 +45,25 @@ def input_settings(architecture: str) -> InputSettings:
     )
 
 
-def resolve_input_settings(settings: MutableMapping[str, Any]) -> None:
-    """Replace null in `model.mean`, `model.std`, `data.resize` and `data.interpolation` by the values of the model.
+D = TypeVar("D", bound=Resizing)
 
-    Args:
-        settings: A configuration with the groups `model`, whose architecture is known, and `data`. It is changed.
+
+def resolve_input_settings(model: Model, data: D) -> tuple[Model, D]:
+    """Return both groups with the values of the model where mean, std, resize or interpolation are null.
 
     Raises:
         ValueError: The network does not take images of `data.image_size` pixels.
     """
-    model, data = settings["model"], settings["data"]
-    own = input_settings(model["architecture"])
-    check_image_size(own, data["image_size"], model["architecture"], model["options"])
+    own = input_settings(model.architecture)
+    check_image_size(own, data.image_size, model.architecture, model.options)
     for key in ("mean", "std"):
-        if key in model and model[key] is None:
-            model[key] = list(getattr(own, key))
-    if data["interpolation"] is None:
-        data["interpolation"] = own.interpolation
-    if data["resize"] is None:
-        data["resize"] = resize_for(own, data["image_size"])
+        if model.given().get(key, 0) is None:
+            model = model.replace(**{key: list(getattr(own, key))})
+    if data.interpolation is None:
+        data = data.replace(interpolation=own.interpolation)
+    if data.resize is None:
+        data = data.replace(resize=resize_for(own, data.image_size))
+    return model, data
 
 
 def resize_for(own: InputSettings, image_size: int) -> int:
@@ -69,7 +71,7 @@ def resize_for(own: InputSettings, image_size: int) -> int:
     return max(image_size, int(image_size / own.crop + 1e-6))
 
 
-def check_image_size(own: InputSettings, image_size: int, architecture: str, options: MutableMapping[str, Any]) -> None:
+def check_image_size(own: InputSettings, image_size: int, architecture: str, options: Mapping[str, Any]) -> None:
     """Check that a network takes images of `image_size` pixels.
 
     Raises:

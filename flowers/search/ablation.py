@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -22,8 +21,10 @@ from flowers.runtime.files import atomic_write_text, read_json, write_json
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.text import write_csv
 from flowers.search.in_process import group_override, train_in_process
-from flowers.settings.config import compose_checked, to_container
+from flowers.settings.config import compose_settings
 from flowers.settings.overrides import check_overrides, parse_overrides, quote_override
+from flowers.settings.schema.programs import AblationSettings
+from flowers.settings.schema.training import TrainSettings
 from flowers.settings.suggestions import did_you_mean
 
 RECIPE_FILE, TABLE_FILE, CSV_FILE = "recipe.json", "ablation.md", "ablation.csv"
@@ -44,36 +45,36 @@ class Arm(NamedTuple):
     reference: str
 
 
-def run_ablation(cfg: DictConfig) -> None:
+def run_ablation(settings: AblationSettings) -> None:
     """Train the runs that are left, and print and write the table. Several processes may share the runs of a folder.
 
     Raises:
         ValueError: The recipe is wrong, or the folder holds the runs of another one; or a run fails.
     """
-    recipe = to_container(cfg.recipe) | {"settings": list(cfg.settings), "folds": cfg.folds}
+    recipe = settings.recipe.to_dict() | {"settings": settings.settings, "folds": settings.folds}
     arms = make_arms(list(recipe["parts"]), recipe["best"])
     overrides = {arm.name: arm_overrides(recipe, arm) for arm in arms}
-    check_arms(arms, overrides, cfg.folds)
-    folder = Path(cfg.folder).resolve()
+    check_arms(arms, overrides, settings.folds)
+    folder = Path(settings.folder).resolve()
     _claim(folder, recipe)
-    replicates = list(itertools.product(cfg.seeds, range(cfg.folds)))
+    replicates = list(itertools.product(settings.seeds, range(settings.folds)))
     runs = list(itertools.product(replicates, arms))  # fold by fold, so that an unfinished table is balanced
     with resumable(f"python -m flowers.ablation … folder={folder}"):
         for number, ((seed, fold), arm) in enumerate(runs, start=1):
             run_dir = _run_dir(folder, arm, seed, fold)
-            replicate = [f"seed={seed}", f"data.folds={cfg.folds}", f"data.fold={fold}"]
+            replicate = [f"seed={seed}", f"data.folds={settings.folds}", f"data.fold={fold}"]
             with _own(run_dir) as owned:
                 if owned and read_result(run_dir) is None:
                     name = f"{number}/{len(runs)}  {arm.name}  fold {fold}"
                     _train([group_override(folder), *overrides[arm.name], *replicate], run_dir, name)
-                if owned and not cfg.keep_checkpoints:
+                if owned and not settings.keep_checkpoints:
                     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     left = sum(read_result(_run_dir(folder, arm, seed, fold)) is None for (seed, fold), arm in runs)
     if left:
         _console().print(f"{left} of {len(runs)} runs train in other processes, the last of which prints the table")
         return
     rows = ablation_rows(arms, {arm.name: _group(folder, arm, replicates) for arm in arms})
-    _report(rows, folder, f"{cfg.folds} folds, seeds {', '.join(map(str, cfg.seeds))}")
+    _report(rows, folder, f"{settings.folds} folds, seeds {', '.join(map(str, settings.seeds))}")
 
 
 def make_arms(parts: Sequence[str], best: Sequence[str]) -> list[Arm]:
@@ -117,7 +118,7 @@ def check_arms(arms: Iterable[Arm], overrides: Mapping[str, Sequence[str]], fold
     for arm in arms:
         try:
             checked = check_overrides([*overrides[arm.name], f"data.folds={folds}", "run_dir=x"], "train")
-            compose_checked(checked, "train")
+            compose_settings(checked, TrainSettings)
         except ValueError as error:
             raise ValueError(f"recipe, in {arm.name}: {error}") from error
 

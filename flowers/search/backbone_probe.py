@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
@@ -21,7 +20,6 @@ from rich.table import Column, Table
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.images import READ_VERSION
 from flowers.data.splits import assign_folds
-from flowers.data.transforms import Interpolation
 from flowers.evaluation.figures import plot_accuracy_cost
 from flowers.evaluation.statistics import holm, mcnemar_p, wilson_interval
 from flowers.evaluation.tables import format_interval, plain
@@ -37,7 +35,10 @@ from flowers.runtime.logging import configure_logging
 from flowers.runtime.seeding import seeded
 from flowers.runtime.text import one_line
 from flowers.runtime.timing import throughput
-from flowers.settings.config import instantiate_group
+from flowers.settings.config import build_parts
+from flowers.settings.preprocessing import Preprocessing
+from flowers.settings.schema.programs import ProbeSettings
+from flowers.settings.schema.values import Interpolation
 
 log = logging.getLogger(__name__)
 
@@ -93,11 +94,11 @@ class ProbeResult:
         return self.architecture if weights == "DEFAULT" else f"{self.architecture}:{weights}"
 
 
-def run_probe(cfg: DictConfig) -> float:
-    """Rank the backbones of `cfg.models` and print the table.
+def run_probe(settings: ProbeSettings) -> float:
+    """Rank the backbones of `settings.models` and print the table.
 
     Args:
-        cfg: Composed from conf/probe.yaml.
+        settings: Those of `flowers.probe`.
 
     Returns:
         The accuracy of the best backbone.
@@ -106,26 +107,27 @@ def run_probe(cfg: DictConfig) -> float:
         ValueError: A setting is wrong, the images cannot be used, or none of the backbones works.
     """
     configure_logging()  # Lightning is imported by now
-    candidates = [parse_candidate(entry) for entry in cfg.models]
-    check_devices(cfg.accelerator or "auto")
+    candidates = [parse_candidate(entry) for entry in settings.models]
+    check_devices(settings.accelerator or "auto")
     resolved = resolve_trainer_config(
-        {"accelerator": cfg.accelerator or "auto", "precision": cfg.precision or "auto", "deterministic": "auto"}
+        dict.fromkeys(("accelerator", "precision", "deterministic"), "auto") | settings.requested_device()
     )
-    size = {"resize": cfg.data.image_size, "interpolation": "bilinear"}  # of each backbone: see _probe
-    data = ImageDataModule(**instantiate_group(cfg.data) | size)
-    images = ProbeImages(data, cfg.folds, cfg.seed, cfg.data.resize, cfg.data.interpolation)
+    size = {"resize": settings.data.image_size, "interpolation": "bilinear"}  # of each backbone: see _probe
+    data = ImageDataModule(**build_parts(settings.data) | size)
+    images = ProbeImages(data, settings.folds, settings.seed, settings.data.resize, settings.data.interpolation)
     device = resolve_device(resolved["accelerator"])
     console = Console(highlight=False, markup=False, emoji=False)
-    results = []
+    results, reasons = [], []
     for candidate in candidates:
         try:
-            result = _probe(candidate, images, device, resolved["precision"], cfg.seed, cfg.cache_gb)
+            result = _probe(candidate, images, device, resolved["precision"], settings.seed, settings.cache_gb)
             console.print(f"{one_line(result.name)}: accuracy {result.accuracy:.4f}", soft_wrap=True)
             results.append(result)
         except (ValueError, RuntimeError) as error:  # RuntimeError: a network that does not take these images
-            log.warning("skipped %s: %s", one_line(candidate.architecture), one_line(str(error).splitlines()[0]))
+            reasons.append(one_line(str(error).splitlines()[0]))
+            log.warning("skipped %s: %s", one_line(candidate.architecture), reasons[-1])
     if not results:
-        raise ValueError(f"none of the {len(candidates)} backbones works: see the lines above")
+        raise ValueError(f"none of the {len(candidates)} backbones works; the last one: {reasons[-1]}")
     results.sort(key=lambda result: (-result.accuracy, result.milliseconds))
     p_values = against_best(results)
     console.print(_ranking(results, p_values))
@@ -136,12 +138,19 @@ def run_probe(cfg: DictConfig) -> float:
         soft_wrap=True,
     )
     n = len(images.labels)
-    console.print(f"{n:,} images, {cfg.folds} folds, {device_name(device)}, {resolved['precision']}", soft_wrap=True)
+    console.print(
+        f"{n:,} images, {settings.folds} folds, {device_name(device)}, {resolved['precision']}", soft_wrap=True
+    )
     if any(result.is_remembered for result in results):
         console.print("* measured earlier, on this machine", soft_wrap=True)
-    if cfg.output:
-        _write(Path(cfg.output), results, p_values, {"images": n, "folds": cfg.folds, "device": device_name(device)})
-        console.print(one_line(f"written to {cfg.output}"), soft_wrap=True)
+    if settings.output:
+        _write(
+            Path(settings.output),
+            results,
+            p_values,
+            {"images": n, "folds": settings.folds, "device": device_name(device)},
+        )
+        console.print(one_line(f"written to {settings.output}"), soft_wrap=True)
     return results[0].accuracy
 
 
@@ -190,11 +199,12 @@ def _probe(
     """
     architecture, weights = candidate
     check_backbone(architecture, None, {})
-    own, image_size = input_settings(architecture), int(images.data.transform_settings()["image_size"])
+    own, image_size = input_settings(architecture), images.data.preprocessing.image_size
     options = {"img_size": image_size} if own.is_fixed and own.image_size != image_size else {}
     check_image_size(own, image_size, architecture, options)
     resize, interpolation = images.resize or resize_for(own, image_size), images.interpolation or own.interpolation
-    data = images.data.resized(resize, interpolation)
+    preprocessing = Preprocessing(image_size, resize, interpolation, own.mean, own.std)
+    data = images.data.resized(preprocessing)
     key = {
         "versions": _versions(architecture),
         "backbone": [architecture, _weights_id(weights, seed), options],
@@ -207,17 +217,7 @@ def _probe(
     if (found := _recall(file)) is not None:
         return found
     with seeded(seed):
-        model = ImageClassifier(
-            architecture,
-            data.classes,
-            weights,
-            options,
-            image_size=image_size,
-            resize=resize,
-            interpolation=interpolation,
-            mean=own.mean,
-            std=own.std,
-        )
+        model = ImageClassifier(architecture, data.classes, weights, options, **preprocessing.to_dict())
     model.eval().to(device)
     extractor = FeatureExtractor(data, model, precision, cache_gb=cache_gb)
     name = one_line(architecture)

@@ -7,7 +7,9 @@ from omegaconf import DictConfig
 
 from flowers.runs.run_folder import short_name
 from flowers.runtime.logging import configure_logging, isolated_logging, write_traceback
+from flowers.settings.config import read_settings
 from flowers.settings.overrides import hydra_context, quote_override
+from flowers.settings.schema.training import TrainSettings
 from flowers.training.experiment import run_training
 
 
@@ -22,7 +24,7 @@ def train_in_process(overrides: Sequence[str]) -> None:
     def task(cfg: DictConfig) -> None:
         configure_logging()
         try:
-            run_training(cfg)
+            run_training(read_settings(cfg, TrainSettings))
         except Exception as error:
             write_traceback(error)
             errors.append(error)  # Hydra would print it

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -49,19 +48,21 @@ from flowers.runtime.interrupt import resumable
 from flowers.runtime.logging import configure_logging, progress_bar
 from flowers.runtime.text import one_line, write_csv
 from flowers.search.in_process import group_override, train_in_process
-from flowers.settings.config import compose_checked, to_container
+from flowers.settings.config import compose_settings
 from flowers.settings.overrides import check_overrides, last_value, quote_override
+from flowers.settings.schema.programs import LearningCurveSettings
+from flowers.settings.schema.training import TrainSettings
 from flowers.settings.stored_overrides import plain_overrides
 
 _LEAST = 3  # sizes that a power law is fitted to
 _POINTS = 60  # of the drawn curve
 
 
-def run_learning_curve(cfg: DictConfig) -> float:
+def run_learning_curve(settings: LearningCurveSettings) -> float:
     """Measure and print a learning curve; write learning_curve.json, .csv and .png.
 
     Args:
-        cfg: Composed from conf/learning_curve.yaml.
+        settings: Those of `flowers.learning_curve`.
 
     Returns:
         The predicted accuracy with twice the photos.
@@ -71,19 +72,23 @@ def run_learning_curve(cfg: DictConfig) -> float:
     """
     configure_logging()  # Lightning is imported by now
     start = time.perf_counter()
-    settings = to_container(cfg)
-    fractions, seeds = sorted({*settings["fractions"]}), list(dict.fromkeys(settings["seeds"]))
-    output = cfg.output or cfg.run
-    if cfg.stage == "finetune":
-        if not cfg.run:
+    fractions, seeds = sorted({*settings.fractions}), list(dict.fromkeys(settings.seeds))
+    output = settings.output or settings.run
+    if settings.stage == "finetune":
+        if not settings.run:
             raise ValueError("stage=finetune trains with the settings of a run: give run=FOLDER")
-        photos, correct = finetuned_curve(Path(cfg.run), Path(output) / "learning_curve", fractions, seeds, cfg.root)
+        photos, correct = finetuned_curve(
+            Path(settings.run), Path(output or settings.run, "learning_curve"), fractions, seeds, settings.root
+        )
     else:
-        images = device_settings(cfg)
-        data, model = pretrained_model_of_run(cfg.run, cfg.root) if cfg.run else pretrained_model(cfg)
+        images = device_settings(settings, settings.cache_gb)
+        if settings.run:
+            data, model = pretrained_model_of_run(settings.run, settings.root)
+        else:
+            data, model = pretrained_model(settings.data, settings.model, settings.seed)
         train, val = (extract_split(data, model, split, images) for split in ("train", "val"))
         photos, correct = probed_curve(train, val, len(data.classes), fractions, seeds)
-    content = {"stage": cfg.stage, "seeds": seeds, **summarize_curve(photos, correct)}
+    content = {"stage": settings.stage, "seeds": seeds, **summarize_curve(photos, correct)}
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(_table(content))
     for line in describe_learning_curve(content):
@@ -125,8 +130,8 @@ def distinct_fractions(positions: NDArray[np.float64], fractions: Sequence[float
     largest = {int((positions < fraction).sum()): fraction for fraction in fractions}
     if len(largest) < _LEAST:
         raise ValueError(
-            f"fractions={list(fractions)}: {len(positions)} training photos give {len(largest)} subset(s): "
-            f"expected at least {_LEAST}"
+            f"fractions={list(fractions)}: {len(positions)} training photos, of which near duplicates stay together, "
+            f"give {len(largest)} subset(s): expected at least {_LEAST}"
         )
     return list(largest.values())
 
@@ -210,7 +215,9 @@ def finetuned_curve(
         raise ValueError(f"run={run}: stage=finetune needs a run on a folder of images, and not on shards")
     data_root = Path(_below(cwd, images["root"])).resolve()
     overrides += [f"data.root={quote_override(data_root)}", "data.source=null"]
-    model = compose_checked(check_overrides(overrides, "train"), "train").model  # the checkpoint may name another one
+    model = compose_settings(
+        check_overrides(overrides, "train"), TrainSettings
+    ).model  # the checkpoint may name another one
     if model.weights is not None:
         local_weights(model.architecture, model.weights)  # a run folder starts no download
     rows = []

@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra import compose
 from hydra.core.utils import env_override
-from hydra.utils import instantiate
-from omegaconf import DictConfig
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
@@ -28,8 +25,10 @@ from flowers.search.leaderboard import finalize_search
 from flowers.search.pruning import PruningContext
 from flowers.search.space import format_value
 from flowers.search.study import Search, lock_directory, open_manifest
-from flowers.settings.config import to_container
-from flowers.settings.overrides import hydra_context, quote_override
+from flowers.settings.config import compose_settings
+from flowers.settings.overrides import quote_override
+from flowers.settings.schema.programs import SweepSettings
+from flowers.settings.schema.training import Shards, TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +37,8 @@ class TrialError(Exception):
     """The process of a trial has failed; the text holds the end of its output."""
 
 
-def run_search(cfg: DictConfig) -> float:
-    """Run the remaining trials of the search in `cfg.sweep`.
+def run_search(settings: SweepSettings) -> float:
+    """Run the remaining trials of the search in `settings.sweep`.
 
     Returns:
         The best trial's validation accuracy.
@@ -47,13 +46,13 @@ def run_search(cfg: DictConfig) -> float:
     Raises:
         ValueError: The settings cannot be searched, do not fit the folder or the study, or no trial finished.
     """
-    options, folder = cfg.sweep, Path(cfg.sweep.folder).resolve()
+    options, folder = settings.sweep, Path(settings.sweep.folder).resolve()
     with lock_directory(folder) as lock, resumable(f"python -m flowers.sweep sweep.folder={folder}"):
-        manifest = open_manifest(folder, list(options.settings), options.storage is not None, list(options.options))
-        sampler, pruner = instantiate(options.sampler), instantiate(options.pruner)
+        manifest = open_manifest(folder, options.settings, options.storage is not None, options.options)
+        sampler, pruner = options.sampler.build(), options.pruner.build()
         search = Search(folder, manifest, options.storage, options.study, sampler, pruner, options.seed)
         while (trial := search.next(options.trials)) is not None:
-            run_trial(search, trial, to_container(options.pruner), lock)
+            run_trial(search, trial, options.pruner.to_dict(), lock)
             delete_old_checkpoints(search, options.keep)
         return finalize_search(search)
 
@@ -110,17 +109,15 @@ def _score_trial(settings: Sequence[str], folder: Path, context: PruningContext 
     With `data.folds` and no `data.fold`, a trial is one run per fold: its accuracy is their mean, and its interval that
     of all validation images together.
     """
-    with hydra_context():
-        cfg = compose("train", list(settings))
-    epochs = cfg.head.epochs + cfg.finetune.epochs
-    is_one_run = not cfg.data.get("folds") or any(  # data from shards has no folds key
-        line.startswith("data.fold=") for line in settings
-    )
-    runs = {folder: []} if is_one_run else {folder / f"fold-{k}": [f"data.fold={k}"] for k in range(cfg.data.folds)}
+    trained = compose_settings(settings, TrainSettings)
+    epochs = trained.head.epochs + trained.finetune.epochs
+    folds = 0 if isinstance(trained.data, Shards) else trained.data.folds
+    is_one_run = not folds or any(line.startswith("data.fold=") for line in settings)
+    runs = {folder: []} if is_one_run else {folder / f"fold-{k}": [f"data.fold={k}"] for k in range(folds)}
     for index, (run_dir, fold) in enumerate(runs.items()):
         if read_result(run_dir) is None:
             run_context = context and context._replace(first_step=index * epochs)
-            _train_run(cfg, [*settings, *fold], folder.parents[1], run_dir, run_context, lock)
+            _train_run(trained, [*settings, *fold], folder.parents[1], run_dir, run_context, lock)
     results = [result for run_dir in runs if (result := read_result(run_dir))]
     return _pool_results(results) | {"folder": str(folder)}
 
@@ -138,7 +135,12 @@ def _pool_results(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _train_run(
-    cfg: DictConfig, settings: Sequence[str], folder: Path, run_dir: Path, context: PruningContext | None, lock: int
+    trained: TrainSettings,
+    settings: Sequence[str],
+    folder: Path,
+    run_dir: Path,
+    context: PruningContext | None,
+    lock: int,
 ) -> None:
     overrides = [group_override(folder), *settings, f"hydra.run.dir={quote_override(run_dir)}"]
     if context:
@@ -146,8 +148,9 @@ def _train_run(
     resume = [f"resume={quote_override(run_dir)}"] if (run_dir / START_FILE).is_file() else []
     with env_override(context.to_environment() if context else {}):
         # An epoch on cached features takes less time than starting a process, and than the images of the logger.
-        if cfg.finetune.epochs == 0 and cfg.head.cached_views and cfg.trainer.devices in (1, "1"):
-            without_images = ["~callbacks.image_logger"] if "image_logger" in cfg.callbacks else []
+        if trained.finetune.epochs == 0 and trained.head.cached_views and trained.trainer.devices in (1, "1"):
+            has_images = trained.callbacks is not None and trained.callbacks.image_logger is not None
+            without_images = ["~callbacks.image_logger"] if has_images else []
             train_in_process([*overrides, *without_images, *resume])
         else:
             _train_in_subprocess(resume or overrides, run_dir, lock)

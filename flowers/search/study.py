@@ -22,8 +22,9 @@ from sqlalchemy.pool import NullPool
 from flowers.runtime.text import mask_password
 from flowers.search.manifest import SearchManifest, read_manifest
 from flowers.search.space import SearchSpace, first_point, parse_search_space, sample
-from flowers.settings.config import compose_checked
+from flowers.settings.config import compose_settings
 from flowers.settings.overrides import check_overrides
+from flowers.settings.schema.training import TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ def _check_settings(settings: Sequence[str]) -> None:
     fixed, space = parse_search_space(settings)
     if not space:
         raise ValueError("nothing to search for: give at least one key several values: scheduler=constant,cosine")
-    compose_checked(check_overrides([*fixed, *first_point(space)], "train"), "train")  # the values to be sampled
+    # The values to be sampled.
+    compose_settings(check_overrides([*fixed, *first_point(space)], "train"), TrainSettings)
 
 
 @contextmanager

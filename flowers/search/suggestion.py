@@ -1,13 +1,12 @@
 """Which unlabeled photos to label next: methods of active learning on the features of a trained run."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
@@ -28,6 +27,7 @@ from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
 from flowers.runtime.text import one_line, write_csv
 from flowers.search.labeling import copy_labeled_photos
+from flowers.settings.schema.programs import SuggestSettings
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +57,10 @@ class Suggestion(NamedTuple):
     sha256: str
 
 
-def run_suggestion(cfg: DictConfig) -> int:
-    """Print or write which photos of `cfg.pool` to label next.
+def run_suggestion(settings: SuggestSettings) -> int:
+    """Print or write which photos of `settings.pool` to label next.
 
-    With `cfg.labels`, copy photos that were labeled instead.
+    With `settings.labels`, copy photos that were labeled instead.
 
     Returns:
         How many photos are suggested, or were labeled.
@@ -70,20 +70,24 @@ def run_suggestion(cfg: DictConfig) -> int:
     """
     configure_logging()  # Lightning is imported by now
     console = Console(highlight=False, markup=False, emoji=False)
-    if cfg.labels:
-        if not cfg.output:
-            raise ValueError(f"labels={cfg.labels}: copied where to? Give output=FOLDER, with one subfolder per class")
-        counts = copy_labeled_photos(Path(cfg.labels), Path(cfg.output))
+    if settings.labels:
+        if not settings.output:
+            raise ValueError(
+                f"labels={settings.labels}: copied where to? Give output=FOLDER, with one subfolder per class"
+            )
+        counts = copy_labeled_photos(Path(settings.labels), Path(settings.output))
         of_each = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
-        console.print(one_line(f"{counts.total()} photos are in {cfg.output}: {of_each}"), soft_wrap=True)
+        console.print(one_line(f"{counts.total()} photos are in {settings.output}: {of_each}"), soft_wrap=True)
         return counts.total()
-    check_devices(cfg.accelerator or "auto")
-    if not cfg.pool:
+    check_devices(settings.accelerator or "auto")
+    if not settings.pool:
         raise ValueError("which photos? Give pool=FOLDER, a folder of photos without labels")
-    device = {"accelerator": cfg.accelerator, "precision": cfg.precision}
-    rows, classes = suggest_photos(cfg.run, cfg.pool, cfg.count, cfg.method, cfg.seed, device, cfg.root)
-    if cfg.output:
-        table_file = Path(cfg.output)
+    device = settings.requested_device()
+    rows, classes = suggest_photos(
+        settings.run, settings.pool, settings.count, settings.method, settings.seed, device, settings.root
+    )
+    if settings.output:
+        table_file = Path(settings.output)
         page = table_file.with_suffix(".html")
         write_csv(table_file, [["rank", "path", "class", "probability", "uncertainty"], *map(_cells, rows)])
         previews = preview_images(Path(), [row.path for row in rows], side=_THUMBNAIL_SIDE)
@@ -113,7 +117,7 @@ def suggest_photos(
     count: int,
     method: str,
     seed: int = 0,
-    device: dict[str, str | None] | None = None,
+    device: Mapping[str, str] | None = None,
     root: str | None = None,
 ) -> tuple[list[Suggestion], list[str]]:
     """Return which photos of a folder to label next, the first one first; and the names of the classes.
@@ -136,8 +140,7 @@ def suggest_photos(
     checkpoint = find_checkpoint(run)
     hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
     config = hparams["config"]
-    requested = {key: value for key, value in (device or {}).items() if value is not None}
-    config |= {"trainer": config["trainer"] | requested, "engine": "pytorch"}
+    config |= {"trainer": config["trainer"] | dict(device or {}), "engine": "pytorch"}
     checks = _readable(Path(pool))
     names = _unknown(checks, checkpoint, config["data"], Path(pool), root)
     data = ImageDataModule(pool, **inference_data_args(config["data"]) | {"packed": False})

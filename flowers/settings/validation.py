@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import ValidationError
@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from flowers.runtime.text import one_line
-from flowers.settings.schema import PROGRAM_SCHEMAS
-from flowers.settings.schema.training import Folder, Shards, Train
+from flowers.settings.programs import settings_type
+from flowers.settings.schema.training import Folder, Shards, TrainSettings
 from flowers.settings.schema.values import Expected, Group
 from flowers.settings.suggestions import did_you_mean, suggest_key
 
@@ -28,13 +28,19 @@ _READ_KEYS = {
 }
 
 
-def check_values(values: Mapping[str, Any], schema: type[Group], prefix: str = "") -> None:
+S = TypeVar("S", bound=Group)
+
+
+def check_values(values: Mapping[str, Any], schema: type[S], prefix: str = "") -> S:
     """Check settings against a schema, and the rules that join two of them.
 
     Args:
         values: Plain Python, nested as in the configuration.
-        schema: Such as `PROGRAM_SCHEMAS["train"]`.
+        schema: Such as `TrainSettings`.
         prefix: What stands before the keys in messages, such as "data.".
+
+    Returns:
+        The settings, typed.
 
     Raises:
         ValueError: A key is unknown or missing, or a value is not valid. The message names the key, the value, and what
@@ -43,11 +49,12 @@ def check_values(values: Mapping[str, Any], schema: type[Group], prefix: str = "
     data = values.get("data")
     model = _narrow(schema, Shards if isinstance(data, Mapping) and "packed" in data else Folder)
     try:
-        model.model_validate(values)
+        settings: S = model.model_validate(values)
     except ValidationError as error:
         raise ValueError(_first_problem(error, model, values, prefix)) from None
     for message in _joint_problems(values, prefix):
         raise ValueError(message)
+    return settings
 
 
 def check_file(path: str | Path, content: object, schema: type[Group], advice: str = "") -> None:
@@ -79,7 +86,7 @@ def check_stored_config(config: Mapping[str, Any]) -> None:
         ValueError: A value is wrong. The message names the key, the value, and what was expected.
     """
     data = config.get("data")
-    model = _narrow(Train, Shards if isinstance(data, Mapping) and "packed" in data else Folder)
+    model = _narrow(TrainSettings, Shards if isinstance(data, Mapping) and "packed" in data else Folder)
     try:
         model.model_validate(config)
     except ValidationError as error:
@@ -107,7 +114,7 @@ def _numbers(group: object) -> Iterator[tuple[str, float]]:
 
 
 @cache
-def _narrow(schema: type[Group], kind: type[Group]) -> type[Group]:
+def _narrow(schema: type[S], kind: type[Group]) -> type[S]:
     """Return a schema with one kind of data where it has two, so that messages are about that kind only."""
     data = schema.model_fields.get("data")
     if data is None or data.annotation != Folder | Shards:
@@ -202,7 +209,7 @@ def key_names(schema: type[Group], prefix: str = "") -> list[str]:
 
 def listed_values(program: str, key: str) -> list[str]:
     """Return the values of a key if they can be listed, as one writes them on the command line; else none."""
-    schema: Any = PROGRAM_SCHEMAS[program]
+    schema: Any = settings_type(program)
     for kind in (Folder, Shards):
         _, field = _locate(_narrow(schema, kind), tuple(key.split(".")))
         if field is not None:
@@ -234,7 +241,7 @@ def field_text(field: FieldInfo | None) -> str:
 def _kind_text(kind: Any, metadata: list[Any]) -> str:
     for each in metadata:
         if isinstance(each, Expected):
-            return each.text
+            return each.text if isinstance(each.text, str) else each.text()
     if get_origin(kind) is Annotated:
         kind, *inner = get_args(kind)
         return _kind_text(kind, [*_unpack(inner), *metadata])

@@ -27,7 +27,7 @@ class GraphTraining(Callback):
         if not can_use_graphs(trainer, model):
             return
         batch_size: int = trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        side = model.hparams["image_size"]
+        side = model.preprocessing.image_size
         # The weights get their gradients on another stream than the one of the capture.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         try:

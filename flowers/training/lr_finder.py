@@ -13,9 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from omegaconf import DictConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,13 +21,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.figures import plot_range_tests
 from flowers.models.classifier import ImageClassifier, Stage
-from flowers.models.input_settings import resolve_input_settings
 from flowers.runtime.files import atomic_write, write_json
 from flowers.runtime.hardware import resolve_trainer_config
 from flowers.runtime.logging import configure_logging
-from flowers.settings.config import instantiate_group
+from flowers.settings.config import build_parts
+from flowers.settings.schema.training import TrainSettings
 from flowers.training.callbacks import ProbeHead
-from flowers.training.experiment import check_config, make_model, prepare_run_dir
+from flowers.training.experiment import make_model, prepare_run
 from flowers.training.stages import check_stages, plan_stages, stage_batches, train_stage
 
 log = logging.getLogger(__name__)
@@ -61,13 +59,13 @@ class RangeTest(NamedTuple):
     suggestion: float
 
 
-def find_learning_rates(cfg: DictConfig) -> dict[str, float]:
-    """Find the rates of the stages that `cfg` has, write a picture and the figures to the run folder, and log them.
+def find_learning_rates(settings: TrainSettings) -> dict[str, float]:
+    """Find the rates of the stages of a run, write a picture and the figures to the run folder, and log them.
 
     The folder may become that of a run later: it gets nothing else.
 
     Args:
-        cfg: The configuration of `flowers.train`.
+        settings: Those of `flowers.train`.
 
     Returns:
         The rates by the names of their settings.
@@ -76,41 +74,43 @@ def find_learning_rates(cfg: DictConfig) -> dict[str, float]:
         ValueError: The configuration, the images or the run folder cannot be used; or the loss never fell.
     """
     configure_logging()  # Lightning is imported by now
-    check_config(cfg)
-    resolve_input_settings(cfg)
-    run_dir = prepare_run_dir(cfg)
-    plans = plan_stages(cfg.head.epochs, cfg.finetune.epochs, run_dir)
-    data = ImageDataModule(**instantiate_group(cfg.data), seed=cfg.seed)
-    views: dict[Stage, int] = {"head": cfg.head.cached_views, "finetune": cfg.finetune.cached_views}
-    seed_everything(cfg.seed)
-    trainer = _make_trainer(cfg, [])
-    model = make_model(cfg, data, trainer)
+    settings, run_dir = prepare_run(settings)
+    plans = plan_stages(settings.head.epochs, settings.finetune.epochs, run_dir)
+    data = ImageDataModule(**build_parts(settings.data), seed=settings.seed)
+    views: dict[Stage, int] = {"head": settings.head.cached_views, "finetune": settings.finetune.cached_views}
+    seed_everything(settings.seed)
+    trainer = _make_trainer(settings, [])
+    model = make_model(settings, data, trainer)
     check_stages(plans, data, trainer, views)
-    probe = [ProbeHead(data, cfg.features)] if cfg.head.init == "probe" else []
+    probe = [ProbeHead(data, settings.features.to_dict())] if settings.head.init == "probe" else []
     tests = []
     for plan in plans:
-        test = run_range_test(cfg, model, data, plan.stage, probe)
+        test = run_range_test(settings, model, data, plan.stage, probe)
         tests.append(test)
         log.info("%s stage: %s=%.2g", plan.stage, _SETTINGS[plan.stage], test.suggestion)
         if plan.stage == "head":
-            model.optimizer = instantiate(cfg.optimizer, lr=test.suggestion)
+            model.optimizer = settings.optimizer.build(lr=test.suggestion)
         if plan is not plans[-1]:  # the next stage starts from a trained head
             log.info("training the head stage with it, for the test of the next stage")
-            train_stage(plan, model, data, _make_trainer(cfg, probe), views, cfg.features)
+            train_stage(plan, model, data, _make_trainer(settings, probe), views, settings.features.to_dict())
     found = {_SETTINGS[test.stage]: float(f"{test.suggestion:.2g}") for test in tests}
     _write(tests, run_dir)
-    settings = " ".join(f"{name}={rate:g}" for name, rate in found.items())
-    log.info("suggested: %s\npicture: %s", settings, run_dir / PICTURE_FILE)
+    suggested = " ".join(f"{name}={rate:g}" for name, rate in found.items())
+    log.info("suggested: %s\npicture: %s", suggested, run_dir / PICTURE_FILE)
     return found
 
 
 def run_range_test(
-    cfg: DictConfig, model: ImageClassifier, data: ImageDataModule, stage: Stage, callbacks: Sequence[Callback] = ()
+    settings: TrainSettings,
+    model: ImageClassifier,
+    data: ImageDataModule,
+    stage: Stage,
+    callbacks: Sequence[Callback] = (),
 ) -> RangeTest:
     """Train a stage for some steps with a growing rate, and return the losses. The model stays as it was.
 
     Args:
-        cfg: The configuration of `flowers.train`.
+        settings: Those of `flowers.train`.
         model: The classifier, as the stage would start with it.
         data: The images.
         stage: The stage.
@@ -118,13 +118,13 @@ def run_range_test(
     """
     before = copy.deepcopy(model.state_dict())
     schedule, sizes = model.scheduler, model.train_sizes
-    reference = cfg.optimizer.lr if stage == "head" else cfg.finetune.backbone_lr
+    reference = settings.optimizer.lr if stage == "head" else settings.finetune.backbone_lr
     model.set_stage(stage, _STEPS, total_steps=_STEPS)
     model.scheduler, model.train_sizes = partial(_growing, stage=stage, reference=reference), sizes[:1]
-    views: dict[Stage, int] = {"head": cfg.head.cached_views, "finetune": cfg.finetune.cached_views}
+    views: dict[Stage, int] = {"head": settings.head.cached_views, "finetune": settings.finetune.cached_views}
     losses = LossRecorder()
-    trainer = _make_trainer(cfg, [*callbacks, losses], max_epochs=_STEPS, max_steps=_STEPS)
-    trainer.fit(model, stage_batches(stage, model, data, views, cfg.features, steps=1))
+    trainer = _make_trainer(settings, [*callbacks, losses], max_epochs=_STEPS, max_steps=_STEPS)
+    trainer.fit(model, stage_batches(stage, model, data, views, settings.features.to_dict(), steps=1))
     model.scheduler, model.train_sizes, model.last_blocks = schedule, sizes, None
     model.steps = model.epochs_done = 0
     model.load_state_dict(before)
@@ -205,10 +205,14 @@ def _growing(optimizer: Optimizer, total_steps: int, stage: Stage, reference: fl
     return LambdaLR(optimizer, [grow if is_on else stay for is_on in is_tested])
 
 
-def _make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], **limits: int) -> Trainer:
-    settings = resolve_trainer_config(cfg.trainer) | {"max_time": None, "profiler": None, "limit_val_batches": 0}
+def _make_trainer(settings: TrainSettings, callbacks: Sequence[Callback], **limits: int) -> Trainer:
+    arguments = resolve_trainer_config(settings.trainer.to_dict()) | {
+        "max_time": None,
+        "profiler": None,
+        "limit_val_batches": 0,
+    }
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return Trainer(**settings | quiet | limits, callbacks=list(callbacks))
+    return Trainer(**arguments | quiet | limits, callbacks=list(callbacks))
 
 
 def _write(tests: Sequence[RangeTest], run_dir: Path) -> None:

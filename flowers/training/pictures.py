@@ -7,7 +7,6 @@ import torch
 from lightning import Trainer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -19,8 +18,8 @@ from flowers.evaluation.figures import plot_class_curves, plot_confusion
 from flowers.evaluation.gallery import find_mistakes, image_grid, score_images, sort_by_uncertainty
 from flowers.evaluation.predictions import Predictions
 from flowers.runtime.launch import is_rank_zero
-from flowers.training.tensorboard import Picture, evenly_spaced
-from flowers.training.trackers import each_logger, log_image
+from flowers.training.trackers.tensorboard import evenly_spaced
+from flowers.training.trackers.tracker import Picture, each_tracker
 
 _GRID_IMAGES = 16
 # Of train and val, by all that their pixels depend on: the next job of a multirun logs them again.
@@ -73,17 +72,17 @@ def shows_images(trainer: Trainer) -> bool:
 
 
 def _log(trainer: Trainer, name: str, picture: Picture, step: int) -> None:
-    each_logger(trainer, lambda logger: log_image(logger, name, picture, step))
+    each_tracker(trainer, lambda tracker: tracker.log_image(name, picture, step))
 
 
 def _from_figure(figure: Figure) -> Picture:
     figure.set_facecolor("white")
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Picture(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return Picture(np.asarray(canvas.buffer_rgba())[:, :, :3])  # type: ignore[no-untyped-call]
 
 
 def _from_tensor(image: Tensor) -> Picture:
     """Return the picture of a uint8 image (3, H, W)."""
     assert image.dtype == torch.uint8
-    return Picture(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
+    return Picture(image.permute(1, 2, 0).numpy())

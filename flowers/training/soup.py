@@ -1,19 +1,18 @@
 """Greedy soup: the mean of the weights of several runs that started from the same weights."""
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from flowers.data.datamodule import ImageDataModule, run_images_args
-from flowers.evaluation.evaluator import extract_features, predict_features, resolve_engine
+from flowers.data.datamodule import ImageDataModule
+from flowers.evaluation.evaluator import extract_features, open_run_images, predict_features, resolve_engine
 from flowers.evaluation.metrics import score, score_line
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import mcnemar, mcnemar_verdict
@@ -22,17 +21,18 @@ from flowers.runs.run_folder import BEST_CHECKPOINT, CONFIG_FILE, SPLIT_FILE, re
 from flowers.runtime.files import atomic_write, atomic_write_text
 from flowers.runtime.hardware import resolve_trainer_config
 from flowers.runtime.text import one_line
-from flowers.settings.config import to_container
+from flowers.settings.preprocessing import Preprocessing
+from flowers.settings.schema.programs import SoupSettings
 from flowers.training.results import make_result, write_result
 
 # What the members must have in common.
 _SHARED_HPARAMS = (
-    *("architecture", "classes", "options", "image_size", "resize", "interpolation", "mean", "std"),
+    *("architecture", "classes", "options", *(each.name for each in fields(Preprocessing))),
     *("split_digest", "weights_digest"),
 )
 
 
-def run_soup(cfg: DictConfig) -> float:
+def run_soup(settings: SoupSettings) -> float:
     """Average the weights of runs greedily into a new run folder, and score it.
 
     The runs are tried from the best validation accuracy to the worst. A run becomes a member if the mean of the weights
@@ -45,16 +45,15 @@ def run_soup(cfg: DictConfig) -> float:
         ValueError: There are too few finished runs, they do not fit together, or the output folder is taken.
     """
     start = time.perf_counter()
-    output = Path(cfg.output).resolve()
+    output = Path(settings.output).resolve()
     if output.exists() and any(output.iterdir()):
-        raise ValueError(f"output={cfg.output}: the folder is not empty: give a new one")
-    runs = rank_runs(to_container(cfg)["runs"], cfg.multirun)
+        raise ValueError(f"output={settings.output}: the folder is not empty: give a new one")
+    runs = rank_runs(settings.runs, settings.multirun)
     checkpoints = [read_checkpoint(run / BEST_CHECKPOINT, is_run=True) for run in runs]
     check_members(runs, checkpoints)
     hparams = checkpoints[0]["hyper_parameters"]
-    requested = {key: cfg[key] for key in ("accelerator", "precision") if cfg[key] is not None}
-    config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | requested}
-    data = ImageDataModule(split_file=runs[0] / SPLIT_FILE, **run_images_args(config["data"], cfg.root))
+    config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | settings.requested_device()}
+    data = open_run_images(runs[0] / BEST_CHECKPOINT, hparams, settings.root)
     model = load_classifier(runs[0] / BEST_CHECKPOINT)
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -160,7 +159,9 @@ def predict(
 
 def _write_run(output: Path, checkpoint: Mapping[str, Any], split_file: Path) -> None:
     (output / BEST_CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(split_file, output / SPLIT_FILE)
+    split = split_file.read_bytes()
+    with atomic_write(output / SPLIT_FILE, len(split)) as part:
+        part.write_bytes(split)
     config = checkpoint["hyper_parameters"]["config"] | {"run_dir": str(output)}
     atomic_write_text(output / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     hparams = checkpoint["hyper_parameters"] | {"config": config}

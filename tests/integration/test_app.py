@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from flowers.app import main
-from flowers.deploy.app_settings import AppSettings, bind
+from flowers.deploy.app_settings import ServerSettings, bind
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.inference_server import InferenceServer
 from flowers.deploy.page_files import SERVER_PAGE, read_page
@@ -47,9 +47,9 @@ def classifier(trained: Path) -> Classifier:
 
 
 @contextmanager
-def client(classifier: Classifier, settings: AppSettings | None = None) -> Iterator[TestClient]:
+def client(classifier: Classifier, settings: ServerSettings | None = None) -> Iterator[TestClient]:
     """A client of a server in this process, which raises what the server raises."""
-    app = build_app(InferenceServer(classifier, settings or AppSettings()))
+    app = build_app(InferenceServer(classifier, settings or ServerSettings()))
     with TestClient(app, base_url="http://localhost:7860") as opened:
         yield opened
 
@@ -182,7 +182,7 @@ def test_app_describes_its_model(app: TestClient, classifier: Classifier):
 
 
 def test_app_abstains_below_the_confidence(classifier: Classifier, photos: list[Path]):
-    with client(classifier, AppSettings(confidence=1.0)) as strict:
+    with client(classifier, ServerSettings(confidence=1.0)) as strict:
         (answer,) = predictions(strict.post("/predict", files={"f": photos[0].read_bytes()}))
         assert (answer["abstains"], answer["label"]) == (True, classifier(photos[0]).label)
 
@@ -211,7 +211,7 @@ def test_app_sends_any_class_name_as_ascii(trained: Path, photos: list[Path]):
 
 
 def test_app_refuses_other_hosts_and_other_sites(classifier: Classifier):
-    with client(classifier, AppSettings(allowed_hosts=["flowers.example.com", "*.lan"])) as app:
+    with client(classifier, ServerSettings(allowed_hosts=["flowers.example.com", "*.lan"])) as app:
         for host in ("evil.example.com", "169.254.1.1", "evil.com:7860", "localhost@evil.com", "localhost.", "", "a b"):
             response = app.get("/health", headers={"Host": host})
             assert (response.status_code, list(response.json())) == (421, ["error"])
@@ -231,7 +231,7 @@ def test_app_refuses_other_hosts_and_other_sites(classifier: Classifier):
 
 
 def test_app_believes_a_proxy_only_where_it_was_told_to(classifier: Classifier):
-    settings = AppSettings(allowed_hosts=["flowers.example.com"], proxy=True)
+    settings = ServerSettings(allowed_hosts=["flowers.example.com"], proxy=True)
     headers = {"Host": "127.0.0.1:7860", "Origin": "https://flowers.example.com"}
     for proxied, status in ((settings, 200), (settings._replace(proxy=False), 403)):
         with client(classifier, proxied) as app:
@@ -242,7 +242,7 @@ def test_app_believes_a_proxy_only_where_it_was_told_to(classifier: Classifier):
 
 
 def test_app_asks_for_its_token(classifier: Classifier, photos: list[Path]):
-    with client(classifier, AppSettings(token="s3cret")) as app:
+    with client(classifier, ServerSettings(token="s3cret")) as app:
         for path in ("/model", "/predict", "/explain"):
             method = "GET" if path == "/model" else "POST"
             for given in (None, "Bearer s3cre", "Bearer s3crett", "Basic s3cret", "s3cret", "Bearer \xff", "Bearer "):
@@ -257,7 +257,7 @@ def test_app_asks_for_its_token(classifier: Classifier, photos: list[Path]):
 
 
 def test_app_refuses_large_requests(classifier: Classifier, photos: list[Path]):
-    with client(classifier, AppSettings(max_request_bytes=1_000_000, max_files=3)) as app:
+    with client(classifier, ServerSettings(max_request_bytes=1_000_000, max_files=3)) as app:
         large = bytes(1_300_000)
         for content in (large, iter([large]), iter([bytes(100_000)] * 11)):  # with a length, and without one
             response = app.post("/predict", content=content, headers=JPEG)
@@ -337,7 +337,7 @@ def test_app_answers_many_requests_at_once_in_batches(classifier: Classifier, ph
 
 
 def test_app_tells_a_request_too_many_to_come_again(classifier: Classifier, photos: list[Path]):
-    with client(classifier, AppSettings(max_in_flight=1)) as app, ThreadPoolExecutor(8) as pool:
+    with client(classifier, ServerSettings(max_in_flight=1)) as app, ThreadPoolExecutor(8) as pool:
         sent = [("files", ("a", photos[0].read_bytes()))] * 60
         responses = list(pool.map(lambda _: app.post("/predict", files=sent), range(8)))
     assert {response.status_code for response in responses} == {200, 503}
@@ -390,6 +390,16 @@ def test_app_runs_and_cuts_slow_clients_and_stops_at_once(trained: Path, photos:
             connection.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
             assert b"400 \r\ncontent-type: application/json" in connection.recv(1000)
 
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.settimeout(10)
+            both = (
+                b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+            )
+            connection.sendall(both + b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            received = b"".join(iter(lambda: connection.recv(1000), b""))
+            assert received.startswith(b"HTTP/1.1 400 ")
+            assert received.count(b"HTTP/1.1") == 1
+
         with socket.create_connection(("127.0.0.1", port)) as slow, httpx2.Client(base_url=address) as idle:
             slow.sendall(start + b"\r\nabc")
             assert idle.get("/health").status_code == 200
@@ -426,3 +436,19 @@ def test_app_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         with pytest.raises(ValueError, match=message):
             main(configuration(*overrides, name="app"))
+
+
+def test_app_tells_a_wrong_run_before_it_imports_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "model.onnx").touch()
+    code = """if True:
+        import sys
+        from flowers.app import main
+        try:
+            main()
+        except SystemExit as error:
+            print(error.code, "torch" in sys.modules)
+    """
+    for run, message in ((tmp_path, "model.onnx is an exported program"), (tmp_path / "missing", "no run there")):
+        said = subprocess.run([sys.executable, "-c", code, f"run={run}"], capture_output=True, text=True, check=True)
+        assert message in said.stdout.splitlines()[-1]
+        assert said.stdout.endswith(" False\n")

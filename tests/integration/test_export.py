@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from flowers.data.images import read_image
-from flowers.deploy.app_settings import AppSettings
+from flowers.deploy.app_settings import ServerSettings
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.formats import EXPORTERS, ExportSource, ImageProgram, OnnxExporter, TorchExportExporter
 from flowers.deploy.export.model_card import render_model_card
@@ -139,7 +139,7 @@ def test_run_its_folder_for_a_hub_and_its_onnx_program_answer_the_same(exported:
     sent = [("files", (file.name, file.read_bytes())) for file in files]
     answers = []
     for run in (trained, exported):
-        app = build_app(InferenceServer(Classifier.load(run, "cpu", "32-true"), AppSettings()))
+        app = build_app(InferenceServer(Classifier.load(run, "cpu", "32-true"), ServerSettings()))
         with TestClient(app, base_url="http://localhost") as client:
             model = client.get("/model").json()
             answers.append((client.post("/predict", files=sent).json()["predictions"], model["digests"]))

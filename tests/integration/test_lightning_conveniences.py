@@ -10,7 +10,6 @@ from lightning import Callback, LightningModule, Trainer
 
 from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
 from flowers.runtime.files import read_json
-from flowers.settings.config import check_settings
 from flowers.settings.schema.values import parse_duration
 from flowers.training.experiment import check_config, run_training
 from flowers.training.lr_finder import find_learning_rates, smooth, suggest_rate
@@ -157,4 +156,4 @@ def test_duration_is_read_in_both_forms(text: str, seconds: int):
 @pytest.mark.parametrize("text", ["", "0m", "90", "1.5h", "1m1h", "01:30:00", "-1h"])
 def test_other_durations_are_refused(text: str):
     with pytest.raises(ValueError, match=r"trainer\.max_time=.*: expected a duration above 0 such as 45m, 1h30m or"):
-        check_settings(configuration(*SMALL, "data.root=x", "run_dir=x", f"trainer.max_time='{text}'"), "train")
+        configuration(*SMALL, "data.root=x", "run_dir=x", f"trainer.max_time='{text}'")

@@ -22,11 +22,11 @@ from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_res
 from flowers.runtime.files import read_json
 from flowers.runtime.seeding import seeded
 from flowers.search.in_process import train_in_process
-from flowers.settings.config import instantiate_group
+from flowers.settings.config import build_parts
 from flowers.train import main
-from flowers.training.csv_logger import image_file
 from flowers.training.experiment import check_config, run_training
 from flowers.training.stages import StagePlan, check_stages
+from flowers.training.trackers.csv import image_file
 from tests.helpers import SMALL, configuration, csv_curves, curves, program, weights
 
 REPRODUCIBLE = (
@@ -429,7 +429,7 @@ def test_best_checkpoint_of_an_average_holds_the_weights_that_were_validated(pai
     assert "current_model_state" not in best
     assert not torch.equal(last["state_dict"]["head.weight"], last["current_model_state"]["head.weight"])
     printed = dict(curves(tmp_path)["val/loss"])[best["progress"]["steps"] - 1]
-    data = ImageDataModule(**instantiate_group(cfg.data), seed=0)
+    data = ImageDataModule(**build_parts(cfg.data), seed=0)
     trainer = Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
     scores = trainer.validate(load_classifier(tmp_path / BEST_CHECKPOINT), data, verbose=False)[0]
     assert scores["val/loss"] == pytest.approx(printed, rel=1e-7)

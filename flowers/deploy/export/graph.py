@@ -34,10 +34,11 @@ class ExportableClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.tta = tta
-        self.image_size, self.resize = int(model.hparams["image_size"]), int(model.hparams["resize"])
-        self.kernel = {"bilinear": _triangle, "bicubic": _cubic}[model.hparams["interpolation"]]
-        for name in ("mean", "std"):
-            self.register_buffer(name, 255 * torch.tensor(model.hparams[name]).view(3, 1, 1))
+        preprocessing = model.preprocessing
+        self.image_size, self.resize = preprocessing.image_size, preprocessing.resize
+        self.kernel = {"bilinear": _triangle, "bicubic": _cubic}[preprocessing.interpolation]
+        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+            self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1))
         self.backbone, self.head = fuse_conv_bn(model.backbone), copy.deepcopy(model.head)
         self.temperature, self.strangeness = temperature, copy.deepcopy(strangeness)
         for parameter in self.parameters():

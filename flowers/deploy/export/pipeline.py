@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -22,10 +22,10 @@ from flowers.data.remote import is_remote
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.formats import (
-    EXPORTERS,
     Exporter,
     ExportSource,
     ImageProgram,
+    all_exporters,
     export_program,
 )
 from flowers.deploy.export.graph import ExportableClassifier
@@ -41,7 +41,7 @@ from flowers.deploy.export.parity import (
     parity_table,
 )
 from flowers.deploy.export.web_page import read_web_runtime, write_web_page
-from flowers.deploy.hub_folder import CONFIG_FILE, WEIGHTS_FILE
+from flowers.deploy.model_files import CONFIG_FILE, WEIGHTS_FILE
 from flowers.evaluation.evaluator import find_split_file
 from flowers.models.classifier import read_checkpoint
 from flowers.runs.run_folder import (
@@ -56,14 +56,15 @@ from flowers.runtime.extras import require_extra
 from flowers.runtime.files import atomic_directory, atomic_write_text, cache_dir, cache_lock, read_json, write_json
 from flowers.runtime.hardware import device_name, has_native_bf16
 from flowers.runtime.text import one_line
+from flowers.settings.schema.programs import ExportSettings
 from flowers.settings.validation import format_setting
 
 
-def run_export(cfg: DictConfig) -> dict[str, Any]:
-    """Export a run's best checkpoint to the new folder `cfg.output`.
+def run_export(settings: ExportSettings) -> dict[str, Any]:
+    """Export a run's best checkpoint to the new folder `settings.output`.
 
     Args:
-        cfg: Composed from conf/export.yaml.
+        settings: Composed from conf/export.yaml.
 
     Returns:
         The parity report, as parity.json holds it.
@@ -72,29 +73,30 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
         ValueError: A setting is wrong, an extra is missing, the run or its images cannot be used, or a version
             disagrees with the model. Then nothing is written.
     """
+    options = settings.to_dict()
     exporters = [
         exporter
-        for exporter in EXPORTERS
-        if exporter.format in cfg.formats and (exporter.option is None or cfg[exporter.option])
+        for exporter in all_exporters()
+        if exporter.format in settings.formats and (exporter.option is None or options[exporter.option])
     ]
-    output = Path(cfg.output).resolve()
-    _check_settings(cfg, exporters, output)
-    web_runtime = read_web_runtime(cfg.web_runtime) if "web" in cfg.formats else None
-    run = TrainedRun(find_checkpoint(cfg.run), cfg.photos, cfg.on_corrupt, cfg.tta, cfg.reject)
+    output = Path(settings.output).resolve()
+    _check_settings(settings, exporters, output)
+    web_runtime = read_web_runtime(settings.web_runtime) if "web" in settings.formats else None
+    run = TrainedRun(find_checkpoint(settings.run), settings.photos, settings.on_corrupt, settings.tta, settings.reject)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     # One export at a time: two would distort each other's speeds.
     waiting = "another export measures its speed: waiting for it"
     with cache_lock(cache_dir() / "export.lock", waiting), atomic_directory(output) as folder:
-        write_programs(run, exporters, folder, cfg.calibration_images, cfg.reduce_range)
+        write_programs(run, exporters, folder, settings.calibration_images, settings.reduce_range)
         programs = {exporter.name: exporter.load(folder / exporter.file_name) for exporter in exporters}
         rejection = run.classifier.rejection
         threshold = None if rejection is None else rejection.threshold
         rows = compare_outputs(run_all_programs(run, programs), run.labels, threshold)
         keys = [key for exporter in exporters for key in (exporter.agreement_key, exporter.rejection_key)]
-        minimums = {key: cfg[key] for key in keys if rejection is not None or key != "min_rejection_agreement"}
+        minimums = {key: options[key] for key in keys if rejection is not None or key != "min_rejection_agreement"}
         check_agreement(rows, exporters, minimums, len(run.labels))
-        speeds = measure_programs(run, programs, cfg.batch, cfg.rounds, cfg.seconds)
+        speeds = measure_programs(run, programs, settings.batch, settings.rounds, settings.seconds)
         report = build_parity_report(folder, exporters, rows, speeds) | {"limits": minimums}
         write_json(report, folder / "parity.json")
         facts = write_model_files(run, exporters, folder, report)
@@ -106,22 +108,14 @@ def run_export(cfg: DictConfig) -> dict[str, Any]:
     return report
 
 
-def _check_settings(cfg: DictConfig, exporters: Sequence[Exporter], output: Path) -> None:
+def _check_settings(settings: ExportSettings, exporters: Sequence[Exporter], output: Path) -> None:
     """Check what can be checked before the run is read."""
     if not exporters:
-        raise ValueError(f"formats={format_setting(list(cfg.formats))} int8=false: expected at least one format")
+        raise ValueError(f"formats={format_setting(settings.formats)} int8=false: expected at least one format")
     for exporter in exporters:
         require_extra(f"export to {exporter.name}", exporter.extra, *exporter.packages)
-    for key in ("calibration_images", "batch", "rounds"):
-        if cfg[key] < 1:
-            raise ValueError(f"{key}={cfg[key]}: expected at least 1")
-    if cfg.seconds < 0:
-        raise ValueError(f"seconds={cfg.seconds}: expected at least 0")
-    for key in ("min_agreement", "int8_min_agreement", "min_rejection_agreement"):
-        if not 0 <= cfg[key] <= 1:
-            raise ValueError(f"{key}={cfg[key]}: expected a share from 0 to 1")
     if output.exists():
-        raise ValueError(f"output={cfg.output}: exists already; give a new folder or remove this one")
+        raise ValueError(f"output={settings.output}: exists already; give a new folder or remove this one")
 
 
 class TrainedRun:
@@ -157,7 +151,7 @@ class TrainedRun:
                 "photos=FOLDER, where they are now"
             )
         args |= {"on_corrupt": on_corrupt} if on_corrupt else {}
-        split_file = find_split_file(checkpoint, self.hparams["split_digest"])
+        split_file = find_split_file(checkpoint, self.hparams)
         self.data = ImageDataModule(split_file=split_file, **args)
         self.val = self.data.dataset("val")
         self.labels = torch.tensor(self.val.labels)
@@ -178,8 +172,8 @@ class TrainedRun:
         Yields:
             uint8 (1, 3, R, R), where R is the size that images are resized to.
         """
-        train, side = self.data.dataset("train"), int(self.hparams["resize"])
-        resized = eval_transform(side, side, self.classifier.model.hparams["interpolation"])
+        train, preprocessing = self.data.dataset("train"), self.classifier.model.preprocessing
+        resized = eval_transform(replace(preprocessing, image_size=preprocessing.resize))
         images = ImageDataset(train.root, train.paths, train.labels, train.digests, resized)
         indices = np.random.default_rng(0).permutation(len(images))[:count].tolist()
         return (image.numpy() for image, _ in self.data.batches(images, indices, batch_size=1))
@@ -291,8 +285,8 @@ def describe_run(run: TrainedRun) -> dict[str, Any]:
     result = run.result
     counts = {split: run.data.counts(split).total() for split in ("train", "val", "test")}
     facts = {
-        **{name: run.hparams[name] for name in ("architecture", "classes", "image_size", "resize", "mean", "std")},
-        "interpolation": run.classifier.model.hparams["interpolation"],
+        **{name: run.hparams[name] for name in ("architecture", "classes")},
+        **run.classifier.model.preprocessing.to_dict(),
         "temperature": run.classifier.temperature,
         "scores": {split: result[split] for split in ("val", "test") if split in result},
         "photos": {split: count for split, count in counts.items() if count},

@@ -1,14 +1,15 @@
-"""The settings of the other programs, and the table of all programs."""
+"""The settings of the other programs; `flowers.settings.programs` is the table of all programs."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from flowers.settings.schema.training import Folder, Model, Shards, Split, Train
+from flowers.settings.registry import find_parts
+from flowers.settings.schema.training import Folder, Model, Shards, Split
 from flowers.settings.schema.values import (
     AtLeastOne,
     Count,
-    Device,
+    DeviceChoice,
     Engine,
     Expected,
     Fraction,
@@ -17,7 +18,6 @@ from flowers.settings.schema.values import (
     NotNegative,
     OnCorrupt,
     Positive,
-    Precision,
     Probability,
     Seed,
     Share,
@@ -27,7 +27,23 @@ from flowers.settings.schema.values import (
 )
 
 
-class Evaluate(Group):
+def _formats() -> list[str]:
+    """Return the names of the formats of `flowers.deploy.export.formats`, and of those that packages register."""
+    return ["torch_export", "onnx", "int8", "hub", "web", *find_parts("exporters")]
+
+
+def _check_format(name: str) -> str:
+    if name not in _formats():
+        raise ValueError
+    return name
+
+
+Format = Annotated[
+    str, AfterValidator(_check_format), Field(json_schema_extra=lambda schema: schema.update(enum=[*_formats()]))
+]
+
+
+class EvaluateSettings(DeviceChoice):
     """flowers.evaluate."""
 
     run: Text | None
@@ -38,15 +54,13 @@ class Evaluate(Group):
     corrections: Text | None
     on_corrupt: OnCorrupt | None
     engine: Engine | None
-    accelerator: Device | None
-    precision: Precision | None
     output: Text | None
     report: Text | None
     reject: Fraction | None
     strangers: Text | None
 
 
-class Audit(Group):
+class AuditSettings(DeviceChoice):
     """flowers.audit."""
 
     photos: Text | None
@@ -59,13 +73,11 @@ class Audit(Group):
     seed: Seed
     neighbors: AtLeastOne
     max_photos: AtLeastOne
-    accelerator: Device | None
-    precision: Precision | None
     cache_gb: NotNegative
     output: Text
 
 
-class Compare(Group):
+class CompareSettings(Group):
     """flowers.compare."""
 
     runs: Annotated[list[Text], Expected("at least two runs, runs='[A,B]'")]
@@ -76,7 +88,7 @@ class Compare(Group):
     output: Text | None
 
 
-class Predict(Group):
+class PredictSettings(DeviceChoice):
     """flowers.predict."""
 
     run: Text | None
@@ -87,23 +99,19 @@ class Predict(Group):
     reject: Fraction | None
     output: Text | None
     engine: Engine | None
-    accelerator: Device | None
-    precision: Precision | None
     num_workers: Count | None
 
 
-class Explain(Group):
+class ExplainSettings(DeviceChoice):
     """flowers.explain."""
 
     run: Text
     photos: Text | list[Text]
     label: str | int | float | bool | None
     output: Text
-    accelerator: Device | None
-    precision: Precision | None
 
 
-class Export(Group):
+class ExportSettings(Group):
     """flowers.export."""
 
     run: Text | None
@@ -113,9 +121,9 @@ class Export(Group):
     on_corrupt: OnCorrupt | None
     reject: Fraction | None
     formats: Annotated[
-        list[Literal["torch_export", "onnx", "int8", "hub", "web"]],
+        list[Format],
         Field(min_length=1),
-        Expected("a list of torch_export, onnx, int8, hub and web"),
+        Expected(lambda: f"a list of {', '.join(_formats()[:-1])} and {_formats()[-1]}"),
     ]
     web_runtime: Text | None
     int8: bool
@@ -129,7 +137,7 @@ class Export(Group):
     seconds: NotNegative
 
 
-class App(Group):
+class AppSettings(DeviceChoice):
     """flowers.app."""
 
     run: Text | None
@@ -145,11 +153,9 @@ class App(Group):
     max_files: AtLeastOne
     max_in_flight: AtLeastOne
     request_seconds: Positive
-    accelerator: Device | None
-    precision: Precision | None
 
 
-class SweepSettings(Group):
+class Search(Group):
     """sweep."""
 
     trials: AtLeastOne
@@ -164,10 +170,10 @@ class SweepSettings(Group):
     pruner: Target
 
 
-class Sweep(Group):
+class SweepSettings(Group):
     """flowers.sweep."""
 
-    sweep: SweepSettings
+    sweep: Search
 
 
 class Recipe(Group):
@@ -178,7 +184,7 @@ class Recipe(Group):
     best: list[str]
 
 
-class Ablation(Group):
+class AblationSettings(Group):
     """flowers.ablation."""
 
     recipe: Recipe
@@ -189,18 +195,16 @@ class Ablation(Group):
     keep_checkpoints: bool
 
 
-class Soup(Group):
+class SoupSettings(DeviceChoice):
     """flowers.soup."""
 
     runs: Annotated[list[Text], Expected("at least two runs, runs='[A,B]'")]
     multirun: Text | None
     root: Text | None
     output: Text
-    accelerator: Device | None
-    precision: Precision | None
 
 
-class Pack(Group):
+class PackSettings(Group):
     """flowers.pack."""
 
     photos: Text
@@ -210,7 +214,7 @@ class Pack(Group):
     data: Split
 
 
-class Probe(Group):
+class ProbeSettings(DeviceChoice):
     """flowers.probe."""
 
     data: Folder | Shards
@@ -219,13 +223,11 @@ class Probe(Group):
     ]
     folds: Annotated[int, Field(ge=2)]
     seed: Seed
-    accelerator: Device | None
-    precision: Precision | None
     cache_gb: NotNegative
     output: Text | None
 
 
-class LearningCurve(Group):
+class LearningCurveSettings(DeviceChoice):
     """flowers.learning_curve."""
 
     data: Folder | Shards
@@ -240,13 +242,11 @@ class LearningCurve(Group):
     ]
     seeds: Annotated[list[Seed], Field(min_length=2), Expected("at least two seeds")]
     seed: Seed
-    accelerator: Device | None
-    precision: Precision | None
     cache_gb: NotNegative
     output: Text | None
 
 
-class Suggest(Group):
+class SuggestSettings(DeviceChoice):
     """flowers.suggest."""
 
     run: Text | None
@@ -257,24 +257,3 @@ class Suggest(Group):
     method: Literal["margin_kmeans", "margin", "badge", "random"]
     seed: Seed
     output: Text | None
-    accelerator: Device | None
-    precision: Precision | None
-
-
-PROGRAM_SCHEMAS: dict[str, type[Group]] = {
-    "train": Train,
-    "evaluate": Evaluate,
-    "audit": Audit,
-    "compare": Compare,
-    "predict": Predict,
-    "explain": Explain,
-    "export": Export,
-    "app": App,
-    "sweep": Sweep,
-    "ablation": Ablation,
-    "soup": Soup,
-    "pack": Pack,
-    "probe": Probe,
-    "learning_curve": LearningCurve,
-    "suggest": Suggest,
-}

@@ -114,7 +114,7 @@ Interval = Annotated[list[Probability], *PAIR, Expected("[low, high], each from 
 class RunFile(Group):
     """Content of a file that this project writes. A key that is not declared is an error, and so is NaN."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class TrackerIds(RunFile):
@@ -205,9 +205,13 @@ class Result(RunFile):
 
 
 class Hyperparameters(RunFile):
-    """What a checkpoint says of its network. `config` is checked by `check_stored_config`."""
+    """What a checkpoint says of its network. `config` is checked by `check_stored_config`.
+
+    `package` is what registers the architecture, if neither torchvision nor timm has it. It is shown, not imported.
+    """
 
     architecture: Architecture
+    package: PlainName | None = None
     classes: ClassNames
     options: Options | None = None
     image_size: ImageSide

@@ -19,6 +19,7 @@ from flowers.settings.schema.values import (
     Interpolation,
     NotNegative,
     OnCorrupt,
+    Parts,
     Positive,
     Precision,
     Probability,
@@ -45,10 +46,21 @@ class Split(Group):
     on_corrupt: OnCorrupt
 
 
-class Pixels(Group):
-    """How images become batches, from a folder or from shards."""
+class Resizing(Group):
+    """How images are resized; null takes the value that suits the weights of the model."""
 
     image_size: ImageSide
+    resize: Annotated[int, Field(ge=1, le=8192)] | None
+    interpolation: Interpolation | None
+
+    def sizes(self) -> dict[str, Any]:
+        """Return them as arguments, once none is null."""
+        return {"image_size": self.image_size, "resize": self.resize, "interpolation": self.interpolation}
+
+
+class Pixels(Resizing):
+    """How images become batches, from a folder or from shards."""
+
     resize: Annotated[int, Field(ge=1, le=8192)]
     interpolation: Interpolation
     crop_scale: Annotated[list[Share], *PAIR, Expected("[smallest, largest], above 0 and at most 1")]
@@ -65,7 +77,7 @@ class Pixels(Group):
 
 
 class ModelPixels(Pixels):
-    """How a configuration sets them: null takes the value that suits the weights of the model."""
+    """How a configuration sets them."""
 
     resize: Annotated[int, Field(ge=1, le=8192)] | None  # type: ignore[assignment]
     interpolation: Interpolation | None  # type: ignore[assignment]
@@ -90,7 +102,7 @@ class Source(Group):
     """Where images come from."""
 
     root: Text
-    source: dict[str, Any] | None
+    source: Target | None
     augmentation: Augmentation | None = None
 
 
@@ -240,7 +252,7 @@ class FiniteLoss(Target):
     every: AtLeastOne = 1
 
 
-class Callbacks(Target):
+class Callbacks(Parts):
     """callbacks: those of conf/callbacks/default.yaml, any of which may be left out, and others."""
 
     best: Target | None = None
@@ -275,7 +287,7 @@ class WandB(Target):
     mode: Literal["offline", "online", "disabled"] = "offline"
 
 
-class Loggers(Target):
+class Loggers(Parts):
     """logger: any of those of conf/logger, and others."""
 
     tensorboard: Target | None = None
@@ -284,7 +296,7 @@ class Loggers(Target):
     wandb: WandB | None = None
 
 
-class Train(Group):
+class TrainSettings(Group):
     """flowers.train."""
 
     data: Folder | Shards

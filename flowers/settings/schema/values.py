@@ -1,10 +1,11 @@
 """Types of settings, with their ranges."""
 
 import re
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -55,7 +56,7 @@ def check_duration(text: str) -> str:
 class Expected(NamedTuple):
     """What a setting must be, as the error message says it, if a validator checks it."""
 
-    text: str
+    text: str | Callable[[], str]
 
 
 def check_no_password(address: str) -> str:
@@ -76,12 +77,81 @@ PAIR = Field(min_length=2, max_length=2), AfterValidator(check_ascending)
 
 
 class Group(BaseModel):
-    """A group of settings. A key that is not declared is an error."""
+    """A group of settings, which does not change. A key that is not declared is an error."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    _order: tuple[str, ...] = ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_given(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Keep the order of the keys, and whole numbers where pydantic makes them floats: results follow from both."""
+        group = handler(values)
+        if isinstance(values, Mapping):
+            group._order = tuple(values)
+            for name, value in values.items():
+                if isinstance(value, (int, list)) and group.__dict__.get(name) == value:
+                    group.__dict__[name] = value
+        return group
+
+    def replace(self, **changes: Any) -> Self:
+        """Return the group with other values, which are not checked."""
+        return self.model_copy(update=changes)
+
+    def given(self) -> dict[str, Any]:
+        """Return the values that were given, by key in their order; those of groups are groups."""
+        names = self.model_fields_set | (self.model_extra or {}).keys()
+        return {name: getattr(self, name) for name in dict.fromkeys((*self._order, *sorted(names))) if name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was given as plain Python: a checkpoint with it loads without running code."""
+        return {name: _plain(value) for name, value in self.given().items()}
+
+
+class DeviceChoice(Group):
+    """Where a program computes; null: as the run did, or what suits the machine."""
+
+    accelerator: Device | None
+    precision: Precision | None
+
+    def requested_device(self) -> dict[str, str]:
+        """Return what was asked for."""
+        choice = {"accelerator": self.accelerator, "precision": self.precision}
+        return {key: value for key, value in choice.items() if value is not None}
 
 
 class Target(Group):
     """A group that names what it calls (`_target_`); its other keys are the arguments, see `check_targets`."""
 
-    model_config = ConfigDict(extra="allow", strict=True, populate_by_name=True)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    def build(self, **arguments: Any) -> Any:
+        """Call what `_target_` names with the other keys and `arguments`, which count more.
+
+        What these keys name is called first. With `_partial_`, return a function that takes the missing arguments.
+        """
+        from hydra.utils import instantiate  # half a second, which a prediction does not need
+
+        return instantiate(self.to_dict(), **arguments, _convert_="all")
+
+
+class Parts(Group):
+    """A group of parts by name, each of which names what it calls. There may be others than those that are declared."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    def parts(self) -> dict[str, Target]:
+        """Return the parts that were given, by name."""
+        given = {name: value for name, value in self.given().items() if value is not None}
+        return {
+            name: value if isinstance(value, Target) else Target.model_validate(value) for name, value in given.items()
+        }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Group):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value

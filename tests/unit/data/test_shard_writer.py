@@ -57,9 +57,9 @@ def test_run_packing_changes_nothing_when_repeated_and_refuses_other_folders(pai
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("shard_mb=0", r"^shard_mb=0: expected more than 0$"),
-        ("workers=0", r"^workers=0: expected at least 1, or null$"),
-        ("data.val_fraction=1.5", r"^data\.val_fraction=1\.5: expected a number from 0 to below 1$"),
+        ("shard_mb=0", r"^shard_mb=0: expected a number, above 0$"),
+        ("workers=0", r"^workers=0: expected a whole number, at least 1, or null$"),
+        ("data.val_fraction=1.5", r"^data\.val_fraction=1\.5: expected a number, at least 0 and below 1$"),
     ],
 )
 def test_run_packing_refuses_invalid_settings(tmp_path: Path, setting: str, message: str):

@@ -21,6 +21,7 @@ from flowers.data.transforms import (
 from flowers.runtime.seeding import seeded
 from flowers.settings.config import load_config
 from flowers.settings.config_reference import options_of
+from flowers.settings.preprocessing import Preprocessing
 
 
 def test_max_useful_side_still_fills_the_smallest_crop():
@@ -73,7 +74,7 @@ def test_train_transform_has_the_statistics_of_the_torchvision_transforms_on_pil
 
 @pytest.mark.parametrize("name", options_of("data/augmentation"))
 def test_augmentation_is_a_function_of_the_seed_and_keeps_the_size(name: str):
-    path = load_config([f"data/augmentation={name}", "run_dir=x"]).data.augmentation._target_
+    path = load_config([f"data/augmentation={name}", "run_dir=x"]).data.to_dict()["augmentation"]["_target_"]
     augment = get_object(path)(
         image_size=48, resize=54, crop_scale=[0.5, 1.0], crop_ratio=[0.75, 1.333], hflip_prob=0.5, hue=0.02
     )
@@ -110,6 +111,6 @@ def test_eval_transform_resizes_the_center_of_a_strip_alone(shape: tuple[int, in
         image[:, :, middle - 4 : middle + 5] = center
     else:
         image[:, middle - 4 : middle + 5] = center.transpose(1, 2)
-    found = eval_transform(24, 32)(image)
+    found = eval_transform(Preprocessing(24, 32))(image)
     short = v2.functional.center_crop(image, [min(side, 16 * min(shape)) for side in shape])
     assert torch.equal(found, v2.Compose([v2.Resize(32, antialias=True), v2.CenterCrop(24)])(short))

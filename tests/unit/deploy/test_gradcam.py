@@ -20,7 +20,7 @@ def images() -> Tensor:
 
 
 def build_model(name: str) -> ImageClassifier:
-    settings = dict(configuration("run_dir=/run", f"model={name}").model) | {"weights": None}
+    settings = configuration(f"model={name}").model.to_dict() | {"weights": None}
     if name == "vit_b_16":
         settings["options"] = {"image_size": SIDE}
     return ImageClassifier(**settings, classes=["daisy", "rose", "tulip"], image_size=SIDE)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flowers.deploy.app_settings import AppSettings
+from flowers.deploy.app_settings import ServerSettings
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.inference_server import InferenceServer
 from flowers.deploy.page_files import SERVER_PAGE, read_page
@@ -131,7 +131,7 @@ async def ask(
 
 @pytest.mark.parametrize("examples", [200, pytest.param(2000, marks=pytest.mark.faults)])
 def test_random_requests_are_answered_by_their_own_route_or_refused(trained: Path, examples: int):
-    limits = AppSettings(token="s3cret", max_request_bytes=50_000, max_files=5)
+    limits = ServerSettings(token="s3cret", max_request_bytes=50_000, max_files=5)
     app = build_app(InferenceServer(Classifier.load(trained, "cpu", "32-true"), limits))
     page = read_page(SERVER_PAGE)
     answered: set[tuple[str, str]] = set()
@@ -191,7 +191,7 @@ def test_a_client_that_leaves_costs_nothing_more(trained: Path, monkeypatch: pyt
         return classify(batch)
 
     monkeypatch.setattr(classifier, "classify", counted)
-    server = InferenceServer(classifier, AppSettings(max_files=200))
+    server = InferenceServer(classifier, ServerSettings(max_files=200))
     app = build_app(server)
 
     asyncio.run(ask(app, "POST", "/predict", VALID, [form(*[PNG] * 150)], LEFT))

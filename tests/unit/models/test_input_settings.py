@@ -2,18 +2,16 @@ from typing import Any
 
 import pytest
 
-from flowers.models.classifier import IMAGENET_MEAN
 from flowers.models.input_settings import resolve_input_settings
+from flowers.settings.preprocessing import IMAGENET_MEAN
+from flowers.settings.schema.training import Model, Resizing
 
 
 def resolve(architecture: str, options: dict[str, Any] | None = None, **data: Any) -> tuple[Any, Any]:
-    model = {"architecture": architecture, "options": options or {}, "mean": None, "std": None}
-    settings: dict[str, Any] = {
-        "model": model,
-        "data": {"image_size": 224, "resize": None, "interpolation": None} | data,
-    }
-    resolve_input_settings(settings)
-    return settings["model"], settings["data"]
+    model = Model(architecture=architecture, weights=None, options=options or {}, mean=None, std=None)
+    images = Resizing.model_validate({"image_size": 224, "resize": None, "interpolation": None} | data)
+    model, images = resolve_input_settings(model, images)
+    return model.to_dict(), images.to_dict()
 
 
 def test_null_becomes_the_setting_of_imagenet_for_torchvision():

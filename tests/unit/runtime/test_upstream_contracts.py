@@ -3,6 +3,7 @@
 import inspect
 
 from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning import Trainer
@@ -27,6 +28,12 @@ def test_lightning_launcher_starts_the_module_that_main_spec_names():
         "lightning: the subprocess launcher no longer reads __main__.__spec__.name; check that `flowers train "
         "trainer.devices=2` still starts its other processes (flowers/__main__.py)"
     )
+
+
+def test_hydra_runs_a_job_as_run_composed_does():
+    source = inspect.getsource(Hydra.run)
+    for part in ("Callbacks(cfg)", "on_run_start(", "run_job(", 'job_dir_key="hydra.run.dir"', "on_run_end("):
+        assert part in source, f"hydra-core: Hydra.run no longer has {part}; adapt flowers.settings.job.run_composed"
 
 
 def test_hydra_override_grammar_has_the_parts_that_check_overrides_reads():

@@ -7,7 +7,6 @@ import torch
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import RunGroup
 from flowers.search.ablation import ablation_rows, arm_overrides, check_arms, make_arms
-from flowers.settings.config import to_container
 from flowers.settings.config_reference import options_of
 from tests.helpers import configuration
 
@@ -70,6 +69,6 @@ def test_ablation_rows_pair_folds_and_correct_the_p_values(tmp_path: Path):
 
 @pytest.mark.parametrize("name", options_of("recipe"))
 def test_the_base_each_part_and_the_best_of_each_recipe_compose(name: str):
-    recipe = to_container(configuration(f"recipe={name}", name="ablation").recipe)
+    recipe = configuration(f"recipe={name}", name="ablation").recipe.to_dict()
     arms = [arm for arm in make_arms(list(recipe["parts"]), recipe["best"]) if arm.reference in ("", "base")]
     check_arms(arms, {arm.name: arm_overrides(recipe | {"settings": []}, arm) for arm in arms}, folds=2)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from flowers.search.suggestion import METHODS, choose_badge, choose_margin, choose_margin_kmeans, uncertainty
-from flowers.settings.schema.programs import Suggest
+from flowers.settings.schema.programs import SuggestSettings
 
 
 @pytest.fixture(name="pool")
@@ -12,7 +12,7 @@ def make_pool() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_schema_knows_each_method():
-    assert set(Suggest.model_fields["method"].annotation.__args__) == set(METHODS)  # type: ignore[union-attr]
+    assert set(SuggestSettings.model_fields["method"].annotation.__args__) == set(METHODS)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -5,8 +5,9 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from flowers.settings.config import check_targets, compose_checked, load_config, to_container
+from flowers.settings.config import check_targets, compose_settings, load_config
 from flowers.settings.overrides import check_overrides
+from flowers.settings.schema.training import TrainSettings
 
 
 @pytest.mark.parametrize(
@@ -17,9 +18,9 @@ from flowers.settings.overrides import check_overrides
         (["optimizer=adam,sgd", "data.batch_size=0,1"], "data.batch_size=0: expected a whole number, at least 1"),
     ],
 )
-def test_compose_checked_checks_each_value_of_a_sweep(overrides: list[str], message: str):
+def test_compose_settings_checks_each_value_of_a_sweep(overrides: list[str], message: str):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        compose_checked(check_overrides(overrides, "train"), "train")
+        compose_settings(check_overrides(overrides, "train"), TrainSettings)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,14 @@ def test_compose_checked_checks_each_value_of_a_sweep(overrides: list[str], mess
             ["+optimizer.weight_decy=0.5"],
             "optimizer.weight_decy: torch.optim.Adam takes no such argument: did you mean optimizer.weight_decay?",
         ),
-        (["+callbacks.x._target_=no.such"], "callbacks.x._target_=no.such: cannot be imported: "),
+        (
+            ["+callbacks.x._target_=no.such"],
+            "callbacks.x._target_=no.such: cannot be imported: ModuleNotFoundError: No module named 'no'",
+        ),
+        (
+            ["+callbacks.x._target_=math.sinn"],
+            "callbacks.x._target_=math.sinn: cannot be imported: ModuleNotFoundError: No module named 'math.sinn'",
+        ),
         (
             ["+callbacks.best.mod=max"],
             "callbacks.best.mod: flowers.training.checkpointing.RelocatableModelCheckpoint takes",
@@ -49,7 +57,7 @@ def test_load_config_and_check_targets_name_the_key(
 ):
     monkeypatch.delenv("UNSET", raising=False)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}") as error:
-        check_targets(to_container(load_config([*overrides, "run_dir=x"])))
+        check_targets(load_config([*overrides, "run_dir=x"]).to_dict())
     assert "\n" not in str(error.value)
 
 
@@ -62,9 +70,9 @@ def test_load_config_composes_as_the_command_line_and_gives_each_run_a_new_folde
     assert first.trainer.gradient_clip_val == 1
     assert first.run_dir != second.run_dir
     assert Path(first.run_dir).relative_to(tmp_path).parts[0] == "outputs"
-    assert first.callbacks.best.dirpath == f"{first.run_dir}/checkpoints"
+    assert first.to_dict()["callbacks"]["best"]["dirpath"] == f"{first.run_dir}/checkpoints"
     assert load_config([f"run_dir={tmp_path}/run"]).run_dir == f"{tmp_path}/run"
-    assert load_config(["run=x"], "evaluate").run == "x"
+    assert load_config(["run=x"], "evaluate").to_dict()["run"] == "x"
 
 
 def test_load_config_refuses_mistakes_and_several_values():

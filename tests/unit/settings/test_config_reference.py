@@ -1,14 +1,16 @@
 import inspect
+from typing import Any
 
 import pytest
-from hydra.utils import instantiate
+import yaml
 from lightning import Trainer
-from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.settings import SCHEMAS
 from flowers.data.datamodule import ImageDataModule
 from flowers.models.classifier import ImageClassifier
-from flowers.settings.config_reference import CONF, GROUPS, PROGRAMS, help_text, options_of, reference_page, settings_of
+from flowers.settings.config_reference import CONF, GROUPS, help_text, options_of, reference_page, settings_of
+from flowers.settings.overrides import flatten
+from flowers.settings.programs import CONFIGURED
 from tests.helpers import configuration
 
 OPTIONS = [
@@ -19,27 +21,26 @@ OPTIONS = [
 ]
 
 
-def composed(*overrides: str) -> DictConfig:
+def composed(*overrides: str) -> Any:
     return configuration("run_dir=/run", *overrides)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_option_composes_and_each_of_its_keys_has_a_reader(option: str):
     cfg = composed(option, *(["data.root=/photos"] if option in ("data=folder", "data=shards") else []))
-    assert OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert set(cfg.data) <= set(inspect.signature(ImageDataModule).parameters)
-    assert set(cfg.model) <= set(inspect.signature(ImageClassifier).parameters)
-    assert set(cfg.trainer) <= set(inspect.signature(Trainer).parameters)
-    assert callable(instantiate(cfg.optimizer))
-    assert callable(instantiate(cfg.scheduler))
-    assert all(instantiate(callback) for callback in cfg.callbacks.values())
+    assert set(cfg.data.given()) <= set(inspect.signature(ImageDataModule).parameters)
+    assert set(cfg.model.given()) <= set(inspect.signature(ImageClassifier).parameters)
+    assert set(cfg.trainer.given()) <= set(inspect.signature(Trainer).parameters)
+    assert callable(cfg.optimizer.build())
+    assert callable(cfg.scheduler.build())
+    assert all(callback.build() for callback in cfg.callbacks.parts().values())
 
 
 def test_the_settings_of_the_report_are_the_defaults():
     defaults, report = composed(), composed("experiment=report")
     assert defaults == report
     assert defaults.model.architecture == "resnet152"
-    assert defaults.optimizer._target_ == "torch.optim.Adam"
+    assert defaults.optimizer.to_dict()["_target_"] == "torch.optim.Adam"
     assert (defaults.optimizer.lr, defaults.finetune.backbone_lr, defaults.data.batch_size) == (1e-4, 1e-4, 64)
     assert defaults.head.epochs + defaults.finetune.epochs == 50
     assert (defaults.data.image_size, defaults.data.val_fraction) == (224, 0.2)
@@ -53,7 +54,7 @@ def test_an_experiment_is_a_short_delta_that_opens_with_its_command(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", [*PROGRAMS, *SCHEMAS, *(f"{group}/{option}" for group in GROUPS for option in options_of(group))]
+    "name", [*CONFIGURED, *SCHEMAS, *(f"{group}/{option}" for group in GROUPS for option in options_of(group))]
 )
 def test_each_key_has_a_text(name: str):
     if not name.startswith(("experiment/", "debug/")):  # these only set keys of other files
@@ -63,10 +64,10 @@ def test_each_key_has_a_text(name: str):
 def test_each_group_is_in_the_reference():
     groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
     assert groups - set(GROUPS) == {".", "hydra/job_logging", "hydra/hydra_logging"}
-    assert {path.stem for path in CONF.glob("*.yaml")} == {*PROGRAMS, "program", "image_settings"}
+    assert {path.stem for path in CONF.glob("*.yaml")} == {*CONFIGURED, "program", "image_settings"}
 
 
-@pytest.mark.parametrize("program", [*PROGRAMS, *SCHEMAS])
+@pytest.mark.parametrize("program", [*CONFIGURED, *SCHEMAS])
 def test_help_is_at_most_100_columns_wide_and_opens_with_the_usage(program: str):
     text = help_text(program)
     assert all(len(line) <= 100 for line in text.splitlines())
@@ -76,11 +77,11 @@ def test_help_is_at_most_100_columns_wide_and_opens_with_the_usage(program: str)
 
 
 def test_settings_have_the_values_that_hydra_composes():
-    cfg = composed("data=folder", "data.root=x")
+    cfg = flatten(composed("data=folder", "data.root=x").to_dict())
     for name in ("train", "data/folder", "optimizer/adam", "trainer/auto", "model/resnet152"):
         for setting in settings_of(name):
             if setting.default and "$" not in setting.default and setting.key != "data.root":
-                assert OmegaConf.select(cfg, setting.key) == OmegaConf.create(f"x: {setting.default}").x
+                assert cfg[setting.key] == yaml.safe_load(setting.default)
 
 
 def test_the_page_of_the_docs_is_up_to_date():

@@ -31,7 +31,7 @@ def test_programs_find_an_experiment_of_the_working_directory(working_directory:
     path = write_experiment("mine")
     path.write_text(path.read_text(encoding="utf-8").replace("epochs: 5", "epochs: 7"), encoding="utf-8")
     cfg = load_config(["experiment=mine", "run_dir=x"])
-    assert (cfg.head.epochs, cfg.optimizer._target_) == (7, "torch.optim.AdamW")
+    assert (cfg.head.epochs, cfg.optimizer.to_dict()["_target_"]) == (7, "torch.optim.AdamW")
     with pytest.raises(ValueError, match=r"experiment=mime: no such option: did you mean mine\?"):
         load_config(["experiment=mime", "run_dir=x"])
 

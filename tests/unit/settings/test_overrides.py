@@ -1,9 +1,10 @@
 import pytest
 from torchvision import models
 
-from flowers.settings.config import compose_checked, load_config
+from flowers.settings.config import compose_settings, load_config
 from flowers.settings.config_reference import torchvision_classifiers
 from flowers.settings.overrides import RENAMED_KEYS, check_overrides, rename_old_keys
+from flowers.settings.schema.training import TrainSettings
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_check_overrides_returns_valid_overrides_unchanged():
     ]
     good += ["data.resize=${data.image_size}", "data.batch_size=choice(16,32)"]
     assert check_overrides(good, "train") == good
-    compose_checked(good, "train")
+    compose_settings(good, TrainSettings)
 
 
 def test_check_overrides_adds_arguments_of_the_trainer():

@@ -27,7 +27,7 @@ class _Model(LightningModule):
         self.started.append((self.trainer.fit_loop.epoch_loop.batch_progress.current.ready, self.global_step))
         loss: torch.Tensor = self.layer(batch).sum()
         if not self.automatic_optimization:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizers(use_pl_optimizer=False).step()  # type: ignore[union-attr]
             self.steps += 1
         return loss

@@ -6,6 +6,7 @@ from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.graph import ExportableClassifier
 from flowers.models.classifier import ImageClassifier
+from flowers.settings.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +31,12 @@ def test_graph_resizes_with_a_cubic_kernel_like_torchvision(size: tuple[int, int
     model = ImageClassifier("resnet18", ["lily", "orchid"], image_size=32, resize=39, interpolation="bicubic").eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=generator)
-    expected = eval_transform(32, 39, "bicubic")(images).float()
+    expected = eval_transform(Preprocessing(32, 39, "bicubic"))(images).float()
     differences = (ExportableClassifier(model, 1.0).resize_and_crop(images) - expected).abs()
     assert differences.max() <= 1
     assert differences.mean() < 0.03
     is_resized = min(size) != 39
-    assert torch.equal(expected, eval_transform(32, 39)(images).float()) != is_resized
+    assert torch.equal(expected, eval_transform(Preprocessing(32, 39))(images).float()) != is_resized
 
 
 def test_graph_normalizes_and_calibrates_like_the_model(model: ImageClassifier):

@@ -8,10 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from flowers.evaluation.predictions import Predictions
-from flowers.settings.config import to_container
 from flowers.training.pictures import log_predictions
-from flowers.training.tensorboard import log_embeddings, log_hyperparameters, make_logger
-from tests.helpers import configuration
+from flowers.training.trackers.tensorboard import TensorBoardTracker, log_embeddings, log_hyperparameters
+from tests.helpers import composed, configuration
 
 NAMES = ["$x", "[/b]", "tab\tesc\x1b[31m", "cr\r\n", "bad\udce9"]
 
@@ -19,7 +18,7 @@ NAMES = ["$x", "[/b]", "tab\tesc\x1b[31m", "cr\r\n", "bad\udce9"]
 @pytest.fixture
 def trainer(tmp_path: Path) -> Trainer:
     """A trainer that logs to a run folder with an awkward name."""
-    return Trainer(logger=make_logger(tmp_path / "$HOME"), accelerator="cpu", enable_checkpointing=False)
+    return Trainer(logger=TensorBoardTracker(tmp_path / "$HOME"), accelerator="cpu", enable_checkpointing=False)
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def test_log_embeddings_frames_a_thumbnail_in_the_color_of_its_class(
 def test_log_hyperparameters_has_the_names_of_the_keys_and_shows_those_searched_most_first(
     trainer: Trainer, tmp_path: Path
 ):
-    config = to_container(configuration("run_dir=x", "data.root=y"))
+    config = configuration("run_dir=x", "data.root=y").to_dict()
     log_hyperparameters(trainer, config, {"accuracy": 0.5})
     trainer.loggers[0].finalize("success")
     summaries = events(tmp_path).summary_metadata
@@ -71,7 +70,7 @@ def test_log_hyperparameters_has_the_names_of_the_keys_and_shows_those_searched_
     )
     keys = set(start.session_start_info.hparams)
     assert keys >= {"optimizer.lr", "model.architecture", "finetune.backbone_lr"}
-    configuration("run_dir=x", "data.root=y", *(f"{key}=1" for key in keys - {"optimizer", "scheduler"}))
+    composed("run_dir=x", "data.root=y", *(f"{key}=1" for key in keys - {"optimizer", "scheduler"}))
     infos = sorted(experiment.experiment.hparam_infos, key=lambda info: (not info.differs, info.name))  # as TensorBoard
     first = [info.name for info in infos[:5]]
     assert first == ["finetune.backbone_lr", "model.architecture", "optimizer", "optimizer.lr", "seed"]
@@ -80,7 +79,7 @@ def test_log_hyperparameters_has_the_names_of_the_keys_and_shows_those_searched_
 
 def test_curves_are_in_the_groups_train_and_val_which_tensorboard_opens(trainer: Trainer, tmp_path: Path):
     trainer.loggers[0].log_metrics({"epoch": 0.0, "lr/head": 1.0, "train/loss": 1.0, "val/loss": 1.0}, step=0)
-    log_hyperparameters(trainer, to_container(configuration("run_dir=x", "data.root=y")), {"accuracy": 0.5})
+    log_hyperparameters(trainer, configuration("run_dir=x", "data.root=y").to_dict(), {"accuracy": 0.5})
     trainer.loggers[0].finalize("success")
     groups = sorted({tag.partition("/")[0] for tag in events(tmp_path).Tags()["scalars"]})
     assert groups == ["train", "val", "val_best"]

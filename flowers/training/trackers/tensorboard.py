@@ -1,14 +1,12 @@
 """Log to TensorBoard in the run folder, also what other trackers do not show: embeddings and the HPARAMS tab."""
 
 import colorsys
-import io
 import math
-import zlib
 from collections.abc import Collection, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from google.protobuf import text_format
 from lightning import Trainer
@@ -28,6 +26,7 @@ from flowers.runs.run_folder import LAST_CHECKPOINT
 from flowers.runtime.files import atomic_write, atomic_write_text
 from flowers.runtime.text import one_line, printable
 from flowers.training.event_checksum import use_fast_checksums
+from flowers.training.trackers.tracker import Picture, Tracker
 
 _PROJECTOR_IMAGES = 256
 _PROJECTOR_SIDE, _PROJECTOR_FRAME = 40, 4  # of a thumbnail and its frame, in pixels
@@ -37,67 +36,48 @@ _PROJECTOR_SIDE, _PROJECTOR_FRAME = 40, 4  # of a thumbnail and its frame, in pi
 _SEARCHED_MOST = ("finetune.backbone_lr", "model.architecture", "optimizer", "optimizer.lr", "seed")
 
 
-def make_logger(run_dir: str | Path) -> TensorBoardLogger:
-    """Return a logger to `<run_dir>/tensorboard`. It hides what an earlier session logged after its last checkpoint."""
-    use_fast_checksums()
-    steps = logged_steps(run_dir)
-    return RunLogger(run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=steps)
-
-
 def logged_steps(run_dir: str | Path) -> int:
     """Return the steps of the last checkpoint of a run: a resumed run logs what came after it once more."""
     last = Path(run_dir) / LAST_CHECKPOINT
     return int(read_checkpoint(last)["progress"]["steps"]) if last.exists() else 0
 
 
-def chart_names(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return metrics under the names of their charts.
+class TensorBoardTracker(Tracker, TensorBoardLogger):
+    """Log to `<run_dir>/tensorboard`. It hides what an earlier session logged after its last checkpoint.
 
-    TensorBoard opens the first two groups of charts: these are `train` and `val`. What Lightning and the callbacks log
-    outside of a group, or as `lr/…`, is in `train`.
+    `log_hyperparameters` logs the settings, as the row of the HPARAMS tab at the end.
+
+    Args:
+        run_dir: The run folder.
     """
-    return {
-        name if "/" in name and not name.startswith("lr/") else f"train/{name}": value
-        for name, value in metrics.items()
-    }
 
-
-class RunLogger(TensorBoardLogger):
-    """Log to a folder of any name, and group the curves."""
+    def __init__(self, run_dir: str | Path) -> None:
+        use_fast_checksums()
+        steps = logged_steps(run_dir)
+        super().__init__(run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=steps)
 
     @property
     def log_dir(self) -> str:
         """The folder as it is given: Lightning would replace `~` and `$NAME`."""
         return str(Path(self.root_dir, str(self.version)))
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log scalars at a step."""
-        super().log_metrics(chart_names(metrics), step)
+    def log_scalars(self, scalars: Mapping[str, float], step: int | None) -> None:
+        """Log points of curves."""
+        TensorBoardLogger.log_metrics(self, scalars, step)
 
+    def log_image(self, name: str, picture: Picture, step: int) -> None:
+        """Log a picture. `add_image` of PyTorch compresses it for twice as long."""
+        width, height = picture.image.size
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=picture.png)
+        self.experiment._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
-class Picture:
-    """A picture for any tracker.
+    def log_best_checkpoint(self, path: Path) -> None:
+        """Log where the best checkpoint is."""
+        self.experiment.add_text("best_checkpoint", printable(path))
 
-    Args:
-        image: The picture, in RGB.
-    """
-
-    def __init__(self, image: Image.Image) -> None:
-        self.image = image
-
-    @cached_property
-    def png(self) -> bytes:
-        """The content of a PNG file: about as small as with the default of Pillow, in less than half of the time."""
-        content = io.BytesIO()
-        self.image.save(content, "PNG", compress_type=zlib.Z_RLE)
-        return content.getvalue()
-
-
-def log_picture(logger: TensorBoardLogger, name: str, picture: Picture, step: int) -> None:
-    """Log a picture. `add_image` of PyTorch converts and compresses it for several times as long."""
-    width, height = picture.image.size
-    image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=picture.png)
-    logger.experiment._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+    def how_to_watch(self) -> str:
+        """Return the command that shows the run."""
+        return f"to watch: tensorboard --logdir {Path(self.root_dir)}"
 
 
 def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions, root: ImageRoot) -> None:
@@ -135,7 +115,7 @@ def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions,
             text = "".join("\t".join(map(str, row)) + "\n" for row in cells)
             atomic_write_text(folder / name / file, text, durable=False)
         with atomic_write(folder / info.sprite.image_path, durable=False) as temporary:
-            temporary.write_bytes(Picture(sheet).png)
+            temporary.write_bytes(Picture(np.asarray(sheet)).png)
         atomic_write_text(folder / "projector_config.pbtxt", config, durable=False)
 
 
