@@ -154,8 +154,9 @@ def _files_below(folder: Path) -> list[str]:
     files = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(parent).relative_to(folder)
-        files += [(below / name).as_posix() for name in names if _is_candidate(name)]
+        below = Path(parent).relative_to(folder).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        files += [f"{prefix}{name}" for name in names if _is_candidate(name)]
         if links := [str(Path(parent) / name) for name in folders if (Path(parent) / name).is_symlink()]:
             log.warning("ignoring links to folders inside a folder of images: %s", _listed(links))
     return files

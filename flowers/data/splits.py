@@ -5,6 +5,7 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -204,6 +205,11 @@ def check_split(records: Sequence[SplitRecord], images: Sequence[ImageRecord], s
 
 def split_to_csv(records: Iterable[SplitRecord]) -> str:
     """Return the text of split.csv."""
+    return _split_csv(tuple(records))
+
+
+@lru_cache(maxsize=1)  # a run writes it and needs its digest, and so do the next jobs of a multirun
+def _split_csv(records: tuple[SplitRecord, ...]) -> str:
     return to_csv([_COLUMNS, *records])
 
 

@@ -197,9 +197,9 @@ def resolve_engine(model: ImageClassifier, config: Mapping[str, Any], engine: st
         engine: The engine that is asked for. None takes that of the training: `features.engine` for a backbone that
             was never trained, otherwise PyTorch.
     """
-    return engine or (
-        config.get("features", {}).get("engine", "pytorch") if has_untrained_backbone(model) else "pytorch"
-    )
+    chosen: str = engine or config.get("features", {}).get("engine", "pytorch")
+    # The weights, whose digest takes time, are asked only where they decide.
+    return chosen if engine or chosen == "pytorch" or has_untrained_backbone(model) else "pytorch"
 
 
 def extract_features(

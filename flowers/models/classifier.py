@@ -37,7 +37,7 @@ from flowers.models.losses import LossFunction, cross_entropy
 from flowers.models.mixing import Mixing
 from flowers.models.parameter_groups import backbone_groups, freeze_first_blocks, frozen_modules
 from flowers.runtime.machine_errors import machine_error_text
-from flowers.runtime.seeding import PADDING_INDEX, epoch_seed, seeded
+from flowers.runtime.seeding import PADDING_INDEX, epoch_seed, seed_device, seeded
 from flowers.settings.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from flowers.settings.schema.run_files import Hyperparameters
 
@@ -409,7 +409,7 @@ class ImageClassifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Seed the dropout of the epoch with seed, epoch and rank, so that a resumed run draws the same."""
-        torch.manual_seed(epoch_seed(self.seed, self.current_epoch, self.global_rank))
+        seed_device(epoch_seed(self.seed, self.current_epoch, self.global_rank), self.device.type)
         self.set_mode()
 
     def on_train_epoch_end(self) -> None:

@@ -83,7 +83,18 @@ def _copy_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     }
     shared = {name: checkpoint[name] for name in ("hyper_parameters",) if name in checkpoint}
     rest = {name: value for name, value in checkpoint.items() if name not in {"state_dict", *shared}}
-    return {"state_dict": weights, **shared, **copy.deepcopy(rest)}
+    return {"state_dict": weights, **shared, **_copied(rest)}
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of plain data with its tensors. It takes a fraction of the time of `copy.deepcopy`."""
+    if type(value) is dict:
+        return {key: _copied(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    return copy.deepcopy(value)
 
 
 def _write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
