@@ -54,7 +54,9 @@ def run_soup(settings: SoupSettings) -> float:
     check_members(runs, checkpoints)
     hparams = checkpoints[0]["hyper_parameters"]
     config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | settings.requested_device()}
-    data = ImageDataModule(split_file=runs[0] / SPLIT_FILE, **run_images_args(config["data"], settings.root))
+    data = ImageDataModule.from_settings(
+        split_file=runs[0] / SPLIT_FILE, **run_images_args(config["data"], settings.root)
+    )
     model = load_classifier(runs[0] / BEST_CHECKPOINT)
 
     console = Console(highlight=False, markup=False, emoji=False)
