@@ -1,11 +1,10 @@
 """The settings of the programs of this folder: keys, types and ranges. Defaults and texts are in conf/ beside it."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from flowers.settings.config import add_programs
+from flowers.settings.registry import enter
 from flowers.settings.schema.training import Folder, Model, Optimizer, Scheduler, Shards, Trainer
 from flowers.settings.schema.values import (
     AtLeastOne,
@@ -18,8 +17,6 @@ from flowers.settings.schema.values import (
     Seed,
     Text,
 )
-
-CONF = Path(__file__).with_name("conf")
 
 
 class PredictedRuns(Group):
@@ -72,4 +69,5 @@ class LabelSimulation(DeviceChoice):
 
 SCHEMAS: dict[str, type[Group]] = {"speed": Speed, "label_simulation": LabelSimulation}
 
-add_programs("benchmarks", CONF, SCHEMAS)
+# As the entry points of an installed package would.
+enter("programs", {name: f"benchmarks.{name}:{schema.__name__}" for name, schema in SCHEMAS.items()})

@@ -6,7 +6,9 @@ import sys
 
 import flowers
 from flowers.runtime.machine_errors import open_standard_streams
-from flowers.settings.config_reference import COMMANDS, PROGRAMS, summary_of
+from flowers.settings.config_reference import summary_of
+from flowers.settings.programs import all_programs
+from flowers.settings.registry import add_working_directory
 
 
 def main() -> None:
@@ -17,20 +19,22 @@ def main() -> None:
         sys.stdout.write(list_programs())
     elif name == "--version":
         sys.stdout.write(f"flowers {flowers.__version__}\n")
-    elif name in PROGRAMS or name in COMMANDS:
+    elif program := (programs := all_programs()).get(name):
         sys.argv[1:] = arguments
+        if program.settings:
+            add_working_directory()
         # As `python -m` does, so that launchers find the module's name in `__main__.__spec__` and can start it again.
-        runpy.run_module(f"flowers.{name.replace('-', '_')}", run_name="__main__", alter_sys=True)
+        runpy.run_module(program.module, run_name="__main__", alter_sys=True)
     else:
-        close = difflib.get_close_matches(name, [*PROGRAMS, *COMMANDS], n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(PROGRAMS)}"
+        close = difflib.get_close_matches(name, programs, n=1, cutoff=0.5)
+        configured = (each.name for each in programs.values() if each.settings)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(configured)}"
         sys.exit(f"error: {name}: no such program: {hint}")
 
 
 def list_programs() -> str:
-    """Return one line per program, and per command that is not a program of Hydra."""
-    summaries = {name: summary_of(name) for name in PROGRAMS} | COMMANDS
-    lines = [f"  {name:14} {summary}" for name, summary in summaries.items()]
+    """Return one line per program."""
+    lines = [f"  {each.name:14} {summary_of(each)}".rstrip() for each in all_programs().values()]
     return "\n".join(["Usage: flowers PROGRAM [key=value …]", "", *lines, "", "More: flowers PROGRAM --help"]) + "\n"
 
 

@@ -19,6 +19,13 @@ def app(settings: "AppSettings") -> None:
     serve_app(settings, server)
 
 
+def check_run(settings: "AppSettings") -> None:
+    """Raise ValueError if there is no model in `run=`, before torch is imported, which takes seconds."""
+    from flowers.deploy.model_files import find_classifier
+
+    find_classifier(settings.run)
+
+
 def main(settings: "AppSettings | None" = None) -> None:
     """Serve as the command line says, or as `settings` do."""
     if settings is None and not any(argument.startswith("-") for argument in sys.argv[1:]):
@@ -27,7 +34,7 @@ def main(settings: "AppSettings | None" = None) -> None:
     from flowers.cli import program
     from flowers.settings.schema.programs import AppSettings
 
-    program(app, AppSettings)(settings)
+    program(app, AppSettings, check=check_run)(settings)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ from flowers.runtime.files import DiskFullError
 from flowers.runtime.logging import configure_logging, filter_harmless_warnings, write_traceback
 from flowers.runtime.machine_errors import machine_error_text, open_standard_streams
 from flowers.runtime.text import printable
-from flowers.settings.config import CONF, compose_settings, program_of, read_settings
+from flowers.settings.config import CONF, compose_run, compose_settings, read_settings, settings_of_run
 from flowers.settings.config_reference import help_text
-from flowers.settings.overrides import check_overrides, parse_overrides
+from flowers.settings.job import run_composed
+from flowers.settings.overrides import check_overrides, hydra_context, parse_overrides
+from flowers.settings.programs import program_of
 from flowers.settings.validation import S
 
 log = logging.getLogger(__name__)
@@ -59,9 +61,22 @@ def program(
             multirun, which may start its jobs on other machines, each job checks its own.
     """
     config_name = program_of(schema)
-    hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
-        _log_errors(task, schema)
-    )
+
+    def job(cfg: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN and "group" in cfg and not cfg.group:
+            cfg.group = short_name(Path(HydraConfig.get().sweep.dir))
+        return task(read_settings(cfg, schema))
+
+    hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_log_errors(job))
+
+    def run_single(overrides: list[str]) -> Any:
+        _check_single(overrides)
+        with hydra_context():
+            cfg = compose_run(overrides, config_name)
+            settings = settings_of_run(cfg, schema)
+            if check is not None:
+                check(settings)
+            return run_composed(cfg, _log_errors(lambda _: task(settings)))
 
     @functools.wraps(task)
     def main(settings: S | None = None) -> Any:
@@ -90,11 +105,9 @@ def program(
             if not flags - _RUN_FLAGS:
                 if rest := [argument for argument in sys.argv[1:] if argument not in (*checked, *flags)]:
                     raise ValueError(f"{rest[0]}: expected key=value")
-                if not flags:
-                    _check_single(checked)
-                settings = compose_settings(checked, schema)
-                if check is not None and not flags:
-                    check(settings)
+                if not flags and not any(line.startswith("hydra.mode=") for line in checked):
+                    return run_single(checked)
+                compose_settings(checked, schema)
             return hydra_main()
         except (*USER_ERRORS, OSError) as error:  # OSError: for example a full disk, or a folder that cannot be created
             sys.exit(f"error: {printable(_error_text(error))}")
@@ -129,8 +142,7 @@ def _escape_unprintable() -> None:
 
 def _check_single(overrides: Sequence[str]) -> None:
     """Raise ValueError if an override has several values: Hydra answers without -m in four lines."""
-    parsed = parse_overrides(overrides)
-    for each in parsed if not any(each.key_or_group == "hydra.mode" for each in parsed) else ():
+    for each in parse_overrides(overrides):
         if each.is_sweep_override():
             key, _, values = str(each.input_line).partition("=")
             raise ValueError(
@@ -143,10 +155,9 @@ def _absolute_sweep_dir(override: str) -> str:
     return re.sub(r"^(hydra\.sweep\.dir=['\"]?)(?![/$'\"])", r"\1${hydra.runtime.cwd}/", override)
 
 
-def _log_errors(task: Callable[[S], Any], schema: type[S]) -> Callable[[DictConfig], Any]:
-    """Wrap `task` for Hydra: it gets typed settings.
+def _log_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Wrap `task`: an error leaves its traceback in the job's log file and one line on the terminal.
 
-    An error leaves its traceback in the job's log file and one line on the terminal.
     A failed job of a multirun returns NaN; any other failed job ends the program.
     """
 
@@ -156,9 +167,7 @@ def _log_errors(task: Callable[[S], Any], schema: type[S]) -> Callable[[DictConf
         _escape_unprintable()
         os.chdir(HydraConfig.get().runtime.cwd)  # a launcher may start the job in another folder
         try:
-            if HydraConfig.get().mode == RunMode.MULTIRUN and "group" in cfg and not cfg.group:
-                cfg.group = short_name(Path(HydraConfig.get().sweep.dir))
-            return task(read_settings(cfg, schema))
+            return task(cfg)
         except Exception as error:
             log_file = write_traceback(error)
             # Lightning raises MisconfigurationException for a user's mistake. By name: the import takes seconds.

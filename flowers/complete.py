@@ -4,7 +4,7 @@ import os
 import sys
 
 from flowers.settings.completion import completions
-from flowers.settings.config_reference import COMMANDS, PROGRAMS
+from flowers.settings.programs import all_programs
 
 _HELP = """Usage: complete -o default -o nospace -C 'flowers complete' flowers
 
@@ -21,7 +21,7 @@ def main() -> None:
     line = os.environ["COMP_LINE"]
     line = os.fsencode(line)[: int(os.environ.get("COMP_POINT", len(line)))].decode(errors="replace")
     try:
-        found = completions(line, sys.argv[2], [*PROGRAMS, *COMMANDS])
+        found = completions(line, sys.argv[2], [*all_programs()])
     except Exception:  # a damaged file in conf/ of the user: the program says what is wrong, when it runs
         return
     # The line ends in a space where the word is complete: with nospace, bash adds none.

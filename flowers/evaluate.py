@@ -12,7 +12,7 @@ def evaluate(settings: EvaluateSettings) -> float:
     accuracy = run_evaluation(settings)
     page = report_page(settings)
     if page and page.with_name(TRACKERS_FILE).is_file():
-        from flowers.training.online_trackers import log_page
+        from flowers.training.trackers.ended import log_page
 
         log_page(page.parent, page)
     return accuracy

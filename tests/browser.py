@@ -91,6 +91,12 @@ def open_chromium(downloads: Path, *flags: str) -> Iterator[Chromium]:
         chromium.quit()
 
 
+def requests_of_pages(net_log: Path) -> list[str]:
+    """Return the addresses that pages asked for, without what the browser asks for by itself."""
+    events = [event.get("params", {}) for event in json.loads(net_log.read_text())["events"]]
+    return [each["url"] for each in events if each.get("initiator", "").startswith("http") and "url" in each]
+
+
 def write_stand_in_page(folder: Path) -> Path:
     """Export the page of a model with hostile class names, with another program in the place of the network."""
     folder.mkdir(parents=True)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from flowers.data.packing import run_packing
 from flowers.models.classifier import read_checkpoint
 from flowers.runs.run_folder import LAST_CHECKPOINT
 from flowers.settings.config import CONF, read_settings
-from flowers.settings.schema import PROGRAM_SCHEMAS
+from flowers.settings.programs import settings_type
 
 # What a test run adds to any configuration: a small network on small photos, decoded in the test's own process.
 SMALL = (
@@ -45,7 +46,7 @@ SMALL = (
 def configuration(*overrides: str, name: str = "train") -> Any:
     """Settings of a program, composed and typed as those of the command line."""
     folder = ["run_dir=x"] if name == "train" else []
-    return read_settings(composed(*folder, *overrides, name=name), PROGRAM_SCHEMAS[name])
+    return read_settings(composed(*folder, *overrides, name=name), settings_type(name))
 
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:
@@ -57,6 +58,22 @@ def composed(*overrides: str, name: str = "train") -> DictConfig:
 def program(*arguments: str, name: str = "train", **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"flowers.{name}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+def install(site: Path, parts: Mapping[str, Mapping[str, str]], files: Mapping[str, str], name: str = "garden") -> None:
+    """Put a package into a folder of sys.path, as pip does: its files, and its entry points by kind and name."""
+    for path, text in files.items():
+        (site / path).parent.mkdir(parents=True, exist_ok=True)
+        (site / path).write_text(text, encoding="utf-8")
+    metadata = site / f"{name}-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    lines = [
+        line
+        for kind, targets in parts.items()
+        for line in (f"[flowers.{kind}]", *(f"{each} = {target}" for each, target in targets.items()), "")
+    ]
+    (metadata / "entry_points.txt").write_text("\n".join(lines))
 
 
 def weights(run: Path, name: str = LAST_CHECKPOINT) -> dict[str, torch.Tensor]:

@@ -27,6 +27,7 @@ from flowers.runtime.files import DiskFullError, atomic_write, atomic_write_text
 from flowers.runtime.interrupt import ignore_stop_signals
 from flowers.runtime.launch import exit_with_parent
 from flowers.runtime.logging import progress_bar
+from flowers.runtime.machine_errors import machine_error_text
 from flowers.runtime.text import one_line
 
 log = logging.getLogger(__name__)
@@ -201,7 +202,8 @@ def _write_shard(shard: ShardSpec) -> str:
     except DiskFullError as error:
         raise ValueError(str(error)) from error
     except OSError as error:
-        raise ValueError(f"{one_line(shard.path)} cannot be written: {error.strerror or error}") from error
+        text = machine_error_text(error) or f"{one_line(shard.path)} cannot be written: {error.strerror or error}"
+        raise ValueError(text) from error
 
 
 def _tar_member(name: str, content: bytes) -> bytes:

@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 from flowers.data.images import named_memory_error, read_error_reason, read_image
 from flowers.data.pixels import to_upright_rgb
 from flowers.data.transforms import eval_transform
-from flowers.deploy.hub_folder import find_classifier, is_hub_folder, read_hub_folder
+from flowers.deploy.hub_folder import read_hub_folder
+from flowers.deploy.model_files import find_classifier, is_hub_folder
 from flowers.evaluation.evaluator import open_run_images, predict_logits, resolve_engine
 from flowers.evaluation.rejection import Rejection, load_rejection
 from flowers.features.frozen_backbone import FrozenBackbone

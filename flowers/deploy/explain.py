@@ -21,7 +21,7 @@ from flowers.data.sources.folder import expand_image_paths
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.gradcam import grad_cam
-from flowers.deploy.hub_folder import find_classifier
+from flowers.deploy.model_files import find_classifier
 from flowers.evaluation.gallery import caption_font
 from flowers.runtime.extras import require_extra
 from flowers.runtime.files import atomic_write
@@ -195,11 +195,8 @@ def _read_or_warn(file: Path) -> Image.Image | None:
 
 
 def _save_picture(picture: Image.Image, path: Path) -> None:
-    try:
-        with atomic_write(path) as part:
-            picture.save(part, "PNG")
-    except OSError as error:
-        raise ValueError(f"{one_line(path)} cannot be written: {error.strerror}") from error
+    with atomic_write(path) as part:
+        picture.save(part, "PNG")
 
 
 def _picture_paths(files: Sequence[Path], output: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """An HTTP server that no slow client can hold: uvicorn, with a time for each request and a quick end."""
 
 import asyncio
+import ipaddress
 import json
 import logging
 import signal
@@ -15,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _MAX_CONNECTIONS = 500  # open at once, below the usual limit of 1,024 files
+_MAX_OF_CLIENT = 100  # of them: slow connections of one client leave room for others
 _STOP_SECONDS = 1.0  # for answers that are on their way when the server stops
 _CLOSE_SECONDS = 1.0  # for a client to take the last bytes
 
@@ -26,6 +28,8 @@ class TimedProtocol(H11Protocol):
     """
 
     seconds = 60.0
+    max_of_client = _MAX_OF_CLIENT
+    network = ""  # of the client
     _timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
     _is_idle = True  # no byte of the next request has arrived
@@ -33,7 +37,9 @@ class TimedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the time, or refuse one connection too many."""
         super().connection_made(transport)
-        if len(self.connections) > _MAX_CONNECTIONS:
+        self.network = client_network(self.client[0]) if self.client else ""
+        of_client = sum(each.network == self.network for each in self.connections if isinstance(each, TimedProtocol))
+        if len(self.connections) > _MAX_CONNECTIONS or of_client > self.max_of_client:
             self._refuse(503, "the server is busy: try again in a second", b"retry-after: 1\r\n")
         else:
             self._set_timer(True)
@@ -82,7 +88,7 @@ class TimedProtocol(H11Protocol):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP."""
+        """Refuse bytes that are not an HTTP request."""
         self._refuse(400, "this is no HTTP request that the server understands")
 
     def _is_receiving(self) -> bool:
@@ -112,6 +118,16 @@ class TimedProtocol(H11Protocol):
     def _close(self) -> None:
         self.transport.close()  # which waits until the client has taken what was written
         self.loop.call_later(_CLOSE_SECONDS, self.transport.abort)
+
+
+def client_network(address: str) -> str:
+    """Return what stands for the client in the count of its connections: of IPv6, a client has a network of its own."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else ip
+    return str(mapped or ipaddress.ip_network((int(ip) >> 64 << 64, 64)))
 
 
 class Server(uvicorn.Server):
@@ -155,7 +171,12 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    app: Any, bound: socket.socket, request_seconds: float, on_ready: Callable[[], None], on_stop: Callable[[], None]
+    app: Any,
+    bound: socket.socket,
+    request_seconds: float,
+    proxy: bool,
+    on_ready: Callable[[], None],
+    on_stop: Callable[[], None],
 ) -> None:
     """Serve an application until SIGINT or SIGTERM.
 
@@ -163,12 +184,14 @@ def serve(
         app: The ASGI application.
         bound: A socket that has its address.
         request_seconds: A client that takes longer to send a request is cut off.
+        proxy: Whether all clients come through a proxy: then their connections are not counted by address.
         on_ready: Called when the server listens.
         on_stop: Called when it is asked to stop: the application ends what it computes.
     """
+    limits = {"seconds": request_seconds, "max_of_client": _MAX_CONNECTIONS if proxy else _MAX_OF_CLIENT}
     config = uvicorn.Config(
         app,
-        http=type("Protocol", (TimedProtocol,), {"seconds": request_seconds}),
+        http=type("Protocol", (TimedProtocol,), limits),
         ws="none",
         loop="asyncio",
         lifespan="off",

@@ -11,33 +11,17 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
+from flowers.deploy.model_files import CONFIG_FILE, WEIGHTS_FILE
 from flowers.evaluation.rejection import Rejection
 from flowers.models.classifier import ImageClassifier
 from flowers.models.published_names import PublishedClassifier, publish, read_published
 from flowers.models.timm_backbones import pretrained_settings
-from flowers.runs.run_folder import find_checkpoint
 from flowers.runtime.files import atomic_write, open_regular, read_json, write_json
 from flowers.runtime.text import one_line
 from flowers.settings.schema.run_files import Hub
 from flowers.settings.validation import check_file
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-
 _FORMAT = 1
-
-
-def is_hub_folder(path: str | Path | None) -> bool:
-    """Return whether `path` is a folder that `write_hub_folder` wrote."""
-    return bool(path) and all((Path(str(path)) / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE))
-
-
-def find_classifier(run: str | Path | None) -> Path:
-    """Return what `run=` names for `Classifier.load`: a folder for a hub, or else the checkpoint of `find_checkpoint`.
-
-    Raises:
-        ValueError: See `find_checkpoint`.
-    """
-    return Path(str(run)) if is_hub_folder(run) else find_checkpoint(run)
 
 
 def write_hub_folder(

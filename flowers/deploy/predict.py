@@ -14,7 +14,7 @@ from rich.text import Text
 
 from flowers.data.sources.folder import expand_image_paths
 from flowers.deploy.classifier import Classifier, Prediction
-from flowers.deploy.hub_folder import find_classifier
+from flowers.deploy.model_files import find_classifier
 from flowers.runtime.files import atomic_write
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.logging import progress_bar

@@ -13,7 +13,7 @@ _BUFFERED_REQUESTS = 8  # of the largest size: what the bodies of all requests m
 
 
 class Upload(NamedTuple):
-    """An image file that was sent.
+    """An image file in a request.
 
     Attributes:
         name: Its name, as the client says. None for an image that is the body itself.

@@ -19,7 +19,6 @@ from flowers.deploy.app_answers import JSON, Answers, Health, ModelFacts, Reques
 from flowers.deploy.app_settings import ServerSettings, bind, is_known_host, is_loopback, is_own_origin
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.http_server import serve
-from flowers.deploy.hub_folder import find_classifier
 from flowers.deploy.inference_server import InferenceServer
 from flowers.deploy.page_files import SERVER_PAGE, read_page
 from flowers.settings.schema.programs import AppSettings
@@ -159,7 +158,7 @@ def build_app(server: InferenceServer) -> FastAPI:
 
 
 def _content_security_policy(page: bytes) -> str:
-    """Return the policy that the page names itself. As a header it also keeps other pages from framing this one."""
+    """Return the policy in the page, for the header. The header also keeps other pages from framing this one."""
     found = re.search(rb'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     assert found is not None
     return f"{found[1].decode()}; frame-ancestors 'none'"
@@ -199,6 +198,10 @@ class Gate:
         await (refusal or self.app)(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
+        if "content-length" in request.headers and "transfer-encoding" in request.headers:
+            # Another program before this one may see another end of the body: what follows is not read (RFC 9112, 6.1).
+            error = "Content-Length and Transfer-Encoding: expected one of them"
+            return JSON({"error": error}, 400, {"Connection": "close"})
         hosts, origins = request.headers.getlist("host"), request.headers.getlist("origin")
         if self.settings.proxy and (forwarded := request.headers.getlist("x-forwarded-host")):
             hosts = [forwarded[-1].rpartition(",")[2].strip()]  # the last proxy is the one that was meant
@@ -217,11 +220,11 @@ def serve_app(settings: AppSettings, server_settings: ServerSettings) -> None:
         server_settings: Made of them.
 
     Raises:
-        ValueError: The port is in use, or there is no run.
+        ValueError: The port is in use, or the run cannot be served.
     """
-    run = find_classifier(settings.run)
     with bind(server_settings.host, server_settings.port) as bound:
-        classifier = Classifier.load(run, settings.accelerator, settings.precision, reject=settings.reject)
+        device = settings.accelerator, settings.precision
+        classifier = Classifier.load(settings.run or "", *device, reject=settings.reject)
         server = InferenceServer(classifier, server_settings)
         console = Console(highlight=False, soft_wrap=True, markup=False)
 
@@ -229,7 +232,8 @@ def serve_app(settings: AppSettings, server_settings: ServerSettings) -> None:
             for line in _ready_lines(server, bound.getsockname()[1]):
                 console.print(line)
 
-        serve(build_app(server), bound, server_settings.request_seconds, say_ready, server.stop)
+        limits = server_settings.request_seconds, server_settings.proxy
+        serve(build_app(server), bound, *limits, say_ready, server.stop)
     console.print("stopped")
     sys.stdout.flush()
     os._exit(0)

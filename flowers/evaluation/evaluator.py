@@ -164,24 +164,26 @@ def open_run_images(
         ValueError: The split or the images are gone, or the images are at an address and `root` is None.
     """
     arguments = run_images_args(hparams["config"]["data"], root)
-    split_file = find_split_file(checkpoint, hparams["split_digest"])
+    split_file = find_split_file(checkpoint, hparams)
     return ImageDataModule.from_settings(split_file=split_file, **arguments | changes)
 
 
-def find_split_file(checkpoint: Path, digest: str) -> Path:
+def find_split_file(checkpoint: Path, hparams: Mapping[str, Any]) -> Path:
     """Return split.csv of the run folder that holds `checkpoint`.
 
     Args:
         checkpoint: A checkpoint file.
-        digest: The SHA-256 of the split that it was trained on.
+        hparams: The hyperparameters in it.
 
     Raises:
-        ValueError: split.csv is missing or has another digest.
+        ValueError: split.csv is missing, or is not that of the checkpoint.
     """
     split_file = run_dir_of(checkpoint) / SPLIT_FILE
     if not split_file.is_file():
         raise ValueError(f"{checkpoint} is not in a run folder (no {split_file}): name the images with photos=FOLDER")
-    if split_sha256(load_split(split_file)) != digest:
+    records = load_split(split_file)
+    is_same = split_sha256(records) == hparams["split_digest"]
+    if not is_same or {record.label for record in records} != {*hparams["classes"]}:
         raise ValueError(
             f"{split_file} is not the split that {checkpoint} was trained on: name the images with photos=FOLDER"
         )

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,11 +74,20 @@ def thumbnail(path: str | Path | ImageBytes, side: int = THUMBNAIL_SIDE) -> Imag
         RemoteFileError: Its server cannot be reached. The next thumbnail would wait for the connection as well.
     """
     try:
-        return ImageOps.fit(read_image(path), (side, side))
+        if isinstance(path, ImageBytes):
+            return ImageOps.fit(read_image(path), (side, side))
+        status = Path(path).stat()
+        return _file_thumbnail(path, side, status.st_size, status.st_mtime_ns)
     except RemoteFileError:
         raise
     except Exception:  # Pillow raises many types on damaged bytes, and the image was readable when it was checked
         return Image.new("RGB", (side, side), "gray")
+
+
+@lru_cache(maxsize=320)  # of a run, which the next job of a multirun shows again; at most 55 MB
+def _file_thumbnail(path: str | Path, side: int, size: int, mtime_ns: int) -> Image.Image:
+    """Return the thumbnail of a file with this size and modification time. The caller must not modify it."""
+    return ImageOps.fit(read_image(path), (side, side))
 
 
 def image_data_url(image: Image.Image) -> str:

@@ -1,7 +1,8 @@
 """Metrics of a set of predictions, each with its 95 % interval where it has one.
 
-To add a metric, add one entry to `METRICS`: the terminal table, report.html, the JSON of `flowers.evaluate` and the
-HPARAMS tab of TensorBoard iterate over it.
+To add a metric, add one entry to `METRICS`, or register a `Metric` of another package as an entry point of
+`flowers.metrics`: the terminal table, report.html, the JSON of `flowers.evaluate` and the HPARAMS tab of TensorBoard
+iterate over `all_metrics`.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from flowers.evaluation.class_curves import class_areas, class_curves
 from flowers.evaluation.confusion import MATRIX_CLASSES, ConfusionCells, count_confusion
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import average_interval, wilson_bounds, wilson_interval
+from flowers.settings.registry import load_parts
 
 _MACRO = ("precision", "recall", "f1")
 
@@ -176,6 +178,15 @@ METRICS: list[Metric] = [
 ]
 
 
+def all_metrics() -> list[Metric]:
+    """Return `METRICS`, and those that other packages register.
+
+    Raises:
+        ValueError: One of these cannot be imported, or has the name of another one.
+    """
+    return [*METRICS, *load_parts("metrics", lambda metric: metric.name, {each.name for each in METRICS})]
+
+
 IMBALANCE = 3  # images of the largest class over those of the smallest one, above which averages over classes lead
 
 
@@ -186,14 +197,14 @@ def is_imbalanced(scores: Mapping[str, Any]) -> bool:
 
 
 def sorted_metrics(scores: Mapping[str, Any]) -> list[Metric]:
-    """Return `METRICS`, those that are means over the classes first if the classes are imbalanced."""
-    return sorted(METRICS, key=lambda metric: is_imbalanced(scores) and not metric.is_macro)
+    """Return all metrics, those that are means over the classes first if the classes are imbalanced."""
+    return sorted(all_metrics(), key=lambda metric: is_imbalanced(scores) and not metric.is_macro)
 
 
 def metric_values(predictions: Predictions) -> dict[str, float]:
     """Return the value of each metric by name, without its interval."""
     inputs = MetricInputs(predictions)
-    return {metric.name: metric.value(inputs) for metric in METRICS}
+    return {metric.name: metric.value(inputs) for metric in all_metrics()}
 
 
 def score(predictions: Predictions) -> dict[str, Any]:
@@ -223,7 +234,7 @@ def compute_metrics(predictions: Predictions) -> dict[str, Any]:
     a class without images, and precision of a class that is never predicted.
 
     Returns:
-        The keys of `score`; `metrics`, the value and the interval of each entry of `METRICS`; `classes`, with n,
+        The keys of `score`; `metrics`, the value and the interval of each metric; `classes`, with n,
         precision, recall, F1, `auroc` and `average_precision` of each class; `curves`, the result of `class_curves`;
         `confusion`, the matrix with one row per true class, None for more than 40 classes; `confused_pairs`, its cells
         off the diagonal that are not 0, most images first; `calibration`, with
@@ -241,7 +252,7 @@ def compute_metrics(predictions: Predictions) -> dict[str, Any]:
                 "value": metric.value(inputs),
                 "interval": metric.interval(inputs) if metric.interval else None,
             }
-            for metric in METRICS
+            for metric in all_metrics()
         },
         "classes": {
             label: {

@@ -2,9 +2,9 @@
 
 A name of torchvision is a network of torchvision, any other name one of timm; "timm/resnet50" is that of timm, too.
 
-To add a backbone, write a function that returns an image classifier (the backbone is what comes before its last
-`nn.Linear`) and enter it in `BACKBONES`. `model.architecture=NAME model.weights=FILE` then uses it, and each key of
-`model.options` is an argument of the function.
+Another package may register a function that returns an image classifier (the backbone is what comes before its last
+`nn.Linear`) as an entry point of `flowers.backbones`. `model.architecture=NAME model.weights=FILE` then uses it, and
+each key of `model.options` is an argument of the function.
 """
 
 import copy
@@ -34,9 +34,8 @@ from flowers.models.timm_backbones import (
     timm_weights_names,
 )
 from flowers.runtime.text import one_line
+from flowers.settings.registry import find_parts, load_part, package_of
 from flowers.settings.suggestions import did_you_mean
-
-BACKBONES: dict[str, Callable[..., nn.Module]] = {}  # architectures that neither torchvision nor timm has
 
 _TIMM_PREFIX = "timm/"
 _CLASSIFIER_LAYERS, _CLASSIFIER_NUMBERS = 64, 2**27  # of any network: VGG's has 6 parameters and 2**27 numbers
@@ -56,16 +55,44 @@ def check_backbone(architecture: str, weights: str | Path | None, options: Mappi
 
 
 def timm_name(architecture: str) -> str | None:
-    """Return the name of an architecture in timm, with "timm/" removed; None for one of torchvision or `BACKBONES`."""
-    is_ours = architecture in BACKBONES or architecture in models.list_models(module=models)
-    return None if is_ours else architecture.removeprefix(_TIMM_PREFIX)
+    """Return the name of an architecture in timm, with "timm/" removed; None for one of torchvision or a package."""
+    return None if architecture in _other_names() else architecture.removeprefix(_TIMM_PREFIX)
+
+
+def registering_package(architecture: str) -> str | None:
+    """Return the package that registers an architecture; None for one of torchvision or timm."""
+    entry = find_parts("backbones").get(architecture)
+    return None if entry is None or architecture in models.list_models(module=models) else package_of(entry)
+
+
+def check_registered(path: str | Path, hparams: Mapping[str, Any]) -> None:
+    """Check that the network of a checkpoint is registered, if it is that of a package.
+
+    Args:
+        path: The checkpoint, for messages. It may come from a stranger: nothing is imported or installed by its words.
+        hparams: Its hyperparameters.
+
+    Raises:
+        ValueError: It is not.
+    """
+    name, package = hparams["architecture"], hparams.get("package")
+    if package is not None and registering_package(name) is None:
+        raise ValueError(
+            f"{one_line(path)} cannot be read: its network {name} is registered by the package {package}, as the file "
+            "says, and by none that is installed: install that package if you trust it"
+        )
+
+
+def _other_names() -> list[str]:
+    """Return the names of torchvision, and those that packages register."""
+    return [*find_parts("backbones"), *models.list_models(module=models)]
 
 
 def _check_names(architecture: str, weights: str | Path | None) -> None:
     name = timm_name(architecture)
     if name is not None and (is_installed() or architecture.startswith(_TIMM_PREFIX)):
         if name not in (known := timm_names()):
-            others = [] if architecture.startswith(_TIMM_PREFIX) else [*BACKBONES, *models.list_models(module=models)]
+            others = [] if architecture.startswith(_TIMM_PREFIX) else _other_names()
             raise ValueError(
                 f"model.architecture={architecture}: expected the name of a torchvision or timm architecture"
                 f"{did_you_mean(name, [*others, *known])}"
@@ -73,7 +100,7 @@ def _check_names(architecture: str, weights: str | Path | None) -> None:
     elif name is not None:
         raise ValueError(
             f"model.architecture={architecture}: expected the name of a torchvision architecture"
-            f"{did_you_mean(architecture, [*BACKBONES, *models.list_models(module=models)])}"
+            f"{did_you_mean(architecture, _other_names())}"
             " (those of timm need pip install 'flowers[timm]')"
         )
     names = _weights_names(architecture)
@@ -88,8 +115,8 @@ def build_backbone(architecture: str, weights: str | Path | None, options: Mappi
     """Build a network without its last linear layer.
 
     Args:
-        architecture: A name in `BACKBONES` or in `torchvision.models`, such as "resnet152", or in timm, such as
-            "convnext_base.fb_in22k". "timm/resnet50" is that of timm.
+        architecture: A name in `torchvision.models`, such as "resnet152", or of `flowers.backbones`, or in timm, such
+            as "convnext_base.fb_in22k". "timm/resnet50" is that of timm.
         weights: A name of published weights ("DEFAULT", "IMAGENET1K_V1"; with timm, "DEFAULT" or the tag of the
             name), the path of a state dict (.safetensors, or a file from `torch.save`, read without running code in
             it), or None for random weights.
@@ -145,8 +172,13 @@ def _builder(architecture: str) -> Callable[..., nn.Module]:
     """Return a function of the options that builds the network with random weights."""
     if (timm := timm_name(architecture)) is not None:
         return lambda **options: create_timm_network(timm, options, pretrained=False)
-    declared = declared_options(BACKBONES.get(architecture) or models.get_model_builder(architecture))
-    function = BACKBONES.get(architecture) or functools.partial(models.get_model, architecture, weights=None)
+    function: Callable[..., nn.Module]
+    if registering_package(architecture) is not None:
+        declared_by = function = load_part(find_parts("backbones")[architecture])
+    else:
+        declared_by = models.get_model_builder(architecture)
+        function = functools.partial(models.get_model, architecture, weights=None)
+    declared = declared_options(declared_by)
 
     def build(**options: Any) -> nn.Module:
         try:
@@ -306,7 +338,8 @@ def local_weights(architecture: str, weights: str) -> str:
 def _weights_names(architecture: str) -> list[str]:
     if (timm := timm_name(architecture)) is not None:
         return timm_weights_names(timm)
-    return [] if architecture in BACKBONES else list(models.get_model_weights(architecture).__members__)
+    has_none = registering_package(architecture) is not None
+    return [] if has_none else list(models.get_model_weights(architecture).__members__)
 
 
 def last_linear(architecture: str, network: nn.Module) -> tuple[str, nn.Linear]:

@@ -7,15 +7,23 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from flowers.models.backbones import backbone_shapes, build_backbone, is_finite, state_dict_sha256, weights_problem
+from flowers.models.backbones import (
+    backbone_shapes,
+    build_backbone,
+    check_registered,
+    is_finite,
+    registering_package,
+    state_dict_sha256,
+    weights_problem,
+)
 from flowers.models.checkpoint_format import (
     CHECKPOINT_FORMAT,
     check_checkpoint,
@@ -38,7 +46,7 @@ Stage = Literal["head", "finetune"]
 Schedule = Callable[[Optimizer, int], LRScheduler]  # from the optimizer and the steps of the stage; stepped every step
 
 # The hyperparameters of a checkpoint: what `ImageClassifier` is built from.
-_SAVED_HPARAMS = set(Hyperparameters.model_fields)
+_SAVED_HPARAMS = set(Hyperparameters.model_fields) - {"package"}
 
 
 def normalize(mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
@@ -55,8 +63,8 @@ def read_checkpoint(path: str | Path, mmap: bool = True, is_run: bool = False) -
         is_run: Whether the configuration of a run must be in it, which is then checked.
 
     Raises:
-        ValueError: The file is missing, is not a checkpoint of this project, is of a later format, or has
-            hyperparameters that are unknown or out of range.
+        ValueError: The file is missing, is not a checkpoint of this project, is of a later format, has
+            hyperparameters that are unknown or out of range, or a network that no package registers.
     """
     try:
         check_pickle(path)
@@ -74,6 +82,7 @@ def read_checkpoint(path: str | Path, mmap: bool = True, is_run: bool = False) -
         assert all(type(upgraded["progress"][key]) is int for key in ("epochs_done", "steps"))
     except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{path} cannot be read: not a checkpoint of flowers") from error
+    check_registered(path, checkpoint["hyper_parameters"])
     if is_run or checkpoint["hyper_parameters"].get("config"):
         check_run_config(path, upgraded["hyper_parameters"]["config"])
     return upgraded
@@ -99,7 +108,7 @@ def load_classifier(path: str | Path) -> "ImageClassifier":
         check_weights(hparams["architecture"], hparams.get("options") or {}, len(hparams["classes"]), state)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    model = ImageClassifier(**hparams)
+    model = ImageClassifier(**{key: value for key, value in hparams.items() if key != "package"})
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(state)
     return model
@@ -214,6 +223,8 @@ class ImageClassifier(LightningModule):
         self.backbone.to(memory_format=torch.channels_last)  # twice as fast on a CPU with bf16, faster on GPUs too
         weights_digest = weights_digest or state_dict_sha256(self.backbone)
         self.save_hyperparameters(*sorted(_SAVED_HPARAMS), logger=False)
+        if package := registering_package(architecture):
+            self.hparams["package"] = package
         if compiled:
             self.backbone.compile()  # in place: the names in checkpoints do not change
         with seeded(seed):  # the head must not depend on earlier draws: the later jobs of a multirun draw no backbone
@@ -315,19 +326,27 @@ class ImageClassifier(LightningModule):
         return losses.sum() / self.trainer.strategy.reduce(is_image.float().sum(), reduce_op="mean")
 
     def _train_steps(self, inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Run one optimizer step on each pair of inputs and labels.
+        """Run one optimizer step on each pair of features and labels, without the hooks of Lightning around each step.
+
+        They take longer than the step. `GlobalStep` counts the steps for Lightning.
 
         Returns:
             For each image the loss of its step (B,) and its logits (B, C).
         """
-        optimizer, schedule = cast(LightningOptimizer, self.optimizers()), cast(LRScheduler, self.lr_schedulers())
+        optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
+        schedule, parameters = cast(LRScheduler, self.lr_schedulers()), list(self.head.parameters())
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None) or GradScaler(enabled=False)
+        full_precision = torch.autocast(self.device.type, enabled=False)
         losses, logits = [], []
         for step_inputs, step_labels in zip(inputs, labels, strict=True):
-            optimizer.zero_grad()
-            logits.append(self(step_inputs))
+            for parameter in parameters:
+                parameter.grad = None
+            with full_precision:
+                logits.append(self.head(step_inputs))
             losses.append(self.loss(logits[-1], step_labels))
-            self.manual_backward(losses[-1])
-            optimizer.step()
+            scaler.scale(losses[-1]).backward()
+            scaler.step(optimizer)
+            scaler.update()
             schedule.step()
         self.steps += len(losses)
         expanded = [loss.detach().expand(len(part)) for loss, part in zip(losses, labels, strict=True)]

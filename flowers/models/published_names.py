@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from flowers.models.backbones import BACKBONES, last_linear, timm_name
+from flowers.models.backbones import last_linear, registering_package, timm_name
 from flowers.models.classifier import ImageClassifier, check_weights
 from flowers.models.timm_backbones import classifier_layers
 
@@ -44,8 +44,8 @@ def publish(model: ImageClassifier) -> PublishedClassifier:
     """
     assert not model.training, "dropout would change the logits"
     architecture, options = model.hparams["architecture"], dict(model.hparams["options"] or {})
-    if architecture in BACKBONES:
-        raise ValueError(f"{architecture} is a network of this project: neither torchvision nor timm could load it")
+    if package := registering_package(architecture):
+        raise ValueError(f"{architecture} is a network of {package}: neither torchvision nor timm could load it")
     backbone = {name: value.detach().contiguous() for name, value in model.backbone.state_dict().items()}
     if any(name.startswith(_AUXILIARY) for name in backbone):
         backbone = {name: value for name, value in backbone.items() if not name.startswith(_AUXILIARY)}

@@ -41,13 +41,18 @@ class DiskFullError(OSError):
     """A file did not fit on its disk. The message names the file, what it needs, and what is free."""
 
     def __init__(self, path: Path, needed: int = 0) -> None:
-        free = f"{_free_bytes(path) / 1e6:,.1f} MB are free"
-        size = f"it needs {needed / 1e6:,.1f} MB, {free}" if needed else free
+        free = f"{_size_text(_free_bytes(path))} are free"
+        size = f"it needs {_size_text(needed)}, {free}" if needed else free
         super().__init__(errno.ENOSPC, f"disk full: cannot write {path} ({size}): free some space")
         self.strerror: str
+        self.needed = needed
 
     def __str__(self) -> str:
         return self.strerror
+
+
+def _size_text(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size:,} bytes"
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -325,14 +330,16 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
             _remove_part(stale)
     _remove_part(folder.with_name(f".{folder.name}.part"))  # of an earlier version
     temporary = _part_of(folder)
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         temporary.replace(folder)
         _sync(folder.parent)
     except Exception as error:
-        if is_disk_full(error) and not isinstance(error, DiskFullError):
-            raise DiskFullError(folder) from error
+        if is_disk_full(error):
+            raise DiskFullError(folder, getattr(error, "needed", 0)) from error
+        if isinstance(error, OSError) and error.errno:  # the user knows no temporary name
+            error.filename = str(error.filename or folder).replace(str(temporary), str(folder))
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -23,6 +23,7 @@ _ADVICE = {
     errno.EAGAIN: "raise the limit of processes (ulimit -u), or use fewer workers",
     errno.EIO: "check the disk",
     errno.ENAMETOOLONG: "give a shorter name",
+    errno.EEXIST: "something else is in its place: name another folder",
     errno.ENOTDIR: "a file is in the place of a folder: name another folder",
     errno.EISDIR: "a folder is in the place of the file: name another file",
 }

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from flowers.settings.config_reference import (
     CONF,
-    PROGRAMS,
     Setting,
     options_of,
     read_config_file,
     settings_of,
     torchvision_classifiers,
 )
+from flowers.settings.programs import all_programs
 
 _FLAGS = ("--help", "--cfg", "--multirun", "-m")
 _TRAINING_SETTINGS = ("sweep", "ablation")  # programs that pass the settings of flowers.train on
@@ -29,7 +29,7 @@ def complete(words: Sequence[str], commands: Sequence[str]) -> list[str]:
     *before, word = words
     if not before:
         return [each for each in commands if each.startswith(word)]
-    if before[0] not in PROGRAMS:
+    if not (known := all_programs().get(before[0])) or not known.settings:
         return []
     if word.startswith("-"):
         return [each for each in _FLAGS if each.startswith(word)]

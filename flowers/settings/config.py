@@ -9,31 +9,17 @@ from typing import Any, Literal, overload
 
 from hydra import compose
 from hydra.errors import HydraException
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from flowers.settings.config_reference import CONF as CONF
-from flowers.settings.config_reference import OUTSIDE_FOLDERS, OUTSIDE_MODULES
 from flowers.settings.overrides import check_overrides, hydra_context, parse_overrides, quote_override, single_overrides
-from flowers.settings.schema import PROGRAM_SCHEMAS
+from flowers.settings.programs import program_of, settings_type
+from flowers.settings.registry import find_object, import_problem
 from flowers.settings.schema.training import TrainSettings
 from flowers.settings.schema.values import Group, Target
 from flowers.settings.suggestions import suggest_key
 from flowers.settings.validation import S, check_values
-
-
-def add_programs(package: str, folder: Path, schemas: Mapping[str, type[Group]]) -> None:
-    """Let programs of another package be composed, checked and explained as those of flowers are.
-
-    Args:
-        package: The package; `python -m package.name` starts the program `name`.
-        folder: Where its files are, name.yaml for each program. They may use the files of conf/.
-        schemas: The schema of the settings of each program, by name.
-    """
-    OUTSIDE_FOLDERS.append(folder)
-    OUTSIDE_MODULES.update({name: f"{package}.{name}" for name in schemas})
-    PROGRAM_SCHEMAS.update(schemas)
 
 
 @overload
@@ -65,7 +51,7 @@ def load_config(overrides: Sequence[str] = (), name: str = "train") -> Group:
     new = None
     if name == "train" and not any(each.key_or_group == "run_dir" for each in parse_overrides(overrides)):
         new = _new_run_dir()
-    settings = compose_settings([*checked, *([f"run_dir={quote_override(new)}"] if new else [])], PROGRAM_SCHEMAS[name])
+    settings = compose_settings([*checked, *([f"run_dir={quote_override(new)}"] if new else [])], settings_type(name))
     if new:
         new.mkdir(parents=True)  # so that the next call in the same second gets another one
     return settings
@@ -89,29 +75,38 @@ def compose_settings(overrides: Sequence[str], schema: type[S]) -> S:
     lines = [each for each in lines if each]
     first = [each[0] for each in lines]
     with hydra_context():
-        settings = read_settings(_compose(name, first), schema)
+        settings = settings_of_run(compose_run(first, name), schema)
         for index, each in enumerate(lines):
             for line in each[1:]:
-                read_settings(_compose(name, [*first[:index], line, *first[index + 1 :]]), schema)
+                settings_of_run(compose_run([*first[:index], line, *first[index + 1 :]], name), schema)
     return settings
 
 
-def program_of(schema: type[Group]) -> str:
-    """Return the name of the program with these settings."""
-    return next(name for name, each in PROGRAM_SCHEMAS.items() if each is schema)
+def compose_run(overrides: Sequence[str], name: str) -> DictConfig:
+    """Compose the configuration of a single run, with Hydra's own group.
 
-
-def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
+    Raises:
+        ValueError: Hydra cannot compose it.
+    """
     try:
-        cfg = compose(name, list(overrides), return_hydra_config=True)
-        if "run_dir" in cfg and OmegaConf.is_interpolation(cfg, "run_dir"):
-            cfg.run_dir = cfg.hydra.run.dir
-        with open_dict(cfg):
-            del cfg["hydra"]
+        return compose(name, list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         reason = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
         raise ValueError(str(error).splitlines()[0] + reason) from error
-    return cfg
+
+
+def settings_of_run(cfg: DictConfig, schema: type[S]) -> S:
+    """Return the settings of a configuration from `compose_run`, which stays as it is.
+
+    Raises:
+        ValueError: See `read_settings`.
+    """
+    own = cfg.copy()
+    if "run_dir" in own and OmegaConf.is_interpolation(own, "run_dir"):
+        own.run_dir = own.hydra.run.dir
+    with open_dict(own):
+        del own["hydra"]
+    return read_settings(own, schema)
 
 
 def read_settings(cfg: DictConfig, schema: type[S]) -> S:
@@ -155,11 +150,10 @@ def check_targets(values: Mapping[str, Any], prefix: str = "") -> None:
 def _check_target(group: Mapping[str, Any], key: str) -> None:
     path = str(group["_target_"])
     try:
-        target = get_object(path)
+        target = find_object(path)
         parameters = inspect.signature(target).parameters
     except Exception as error:  # an import runs code, which may raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{key}._target_={path}: cannot be imported: {reason}") from error
+        raise ValueError(f"{key}._target_={path}: cannot be imported: {import_problem(error)}") from error
     given = [str(name) for name in group if name not in ("_target_", "_partial_")]
     if not any(each.kind == each.VAR_KEYWORD for each in parameters.values()):
         for name in given:

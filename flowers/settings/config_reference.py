@@ -16,37 +16,21 @@ from typing import NamedTuple
 
 import yaml
 
+from flowers.settings.programs import CONFIGURED, Program, all_programs
+from flowers.settings.registry import conf_folders, find_parts
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 # Beside the package in a checkout, inside it in a wheel. Absolute: Hydra resolves a relative path from its caller.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 
-PROGRAMS = (
-    "train",
-    "evaluate",
-    "audit",
-    "compare",
-    "predict",
-    "explain",
-    "export",
-    "app",
-    "sweep",
-    "ablation",
-    "soup",
-    "probe",
-    "learning_curve",
-    "suggest",
-    "pack",
-)
-# Of programs of other packages, which `flowers.settings.config.add_programs` adds: where their files are, and the
-# module of each of them.
-OUTSIDE_FOLDERS: list[Path] = []
-OUTSIDE_MODULES: dict[str, str] = {}
-# What else the console command runs, without a configuration.
-COMMANDS = {
-    "schema": "Print JSON schemas of the files in conf/, for editors",
-    "new-experiment": "Write a short, commented experiment file to edit",
-    "complete": "Complete commands in bash and zsh: --help says how to set it up",
+# The groups of which packages may register options, without a file: see `flowers.settings.registry`.
+REGISTERED_GROUPS = {
+    "data": "sources",
+    "model": "backbones",
+    "loss": "losses",
+    "scheduler": "schedules",
+    "logger": "trackers",
 }
 GROUPS = (
     *(
@@ -71,9 +55,9 @@ _WIDTH = 100  # columns of the help
 
 
 def config_folders() -> list[Path]:
-    """Return where settings are: conf/ of the project, those of other packages, and conf/ of the working directory."""
+    """Return where settings are: conf/ of the project, of packages that register parts, of the working directory."""
     own = Path("conf").resolve()
-    return [CONF, *OUTSIDE_FOLDERS, *([own] if own.is_dir() and own != CONF.resolve() else [])]
+    return [CONF, *conf_folders(), *([own] if own.is_dir() and own != CONF.resolve() else [])]
 
 
 def find_config_file(name: str) -> Path:
@@ -106,17 +90,20 @@ class ConfigFile(NamedTuple):
 
 @cache
 def read_config_file(name: str, package: str | None = None) -> ConfigFile:
-    """Read `conf/<name>.yaml`.
+    """Read `conf/<name>.yaml`. An option that a package registers may have no file.
 
     Args:
         name: The path below conf/, without the ending.
         package: The prefix of its keys, such as "data"; None derives it from the file.
     """
-    source = find_config_file(name).read_text(encoding="utf-8")
+    group = name.rpartition("/")[0]
+    path = find_config_file(name)
+    if not path.is_file() and name.rpartition("/")[2] in registered_options(group):
+        return ConfigFile(name, [], {}, {}, {})
+    source = path.read_text(encoding="utf-8")
     lines = source.splitlines()
     header = next(index for index, line in enumerate(lines) if not line.startswith("#"))
     description = [line[1:].removeprefix(" ") for line in lines[:header]]
-    group = name.rpartition("/")[0]
     if description and description[0].startswith("@package"):
         package, description = "", description[1:]
     if package is None:
@@ -169,8 +156,18 @@ def _comment_above(lines: list[str], line: int, header: int, column: int) -> str
 
 
 def options_of(group: str) -> list[str]:
-    """Return the options of a group, such as "model", in alphabetical order, with those of the user."""
-    return sorted({path.stem for folder in config_folders() for path in (folder / group).glob("*.yaml")})
+    """Return the options of a group, such as "model", in alphabetical order, with those of the user and of packages."""
+    return sorted(option_files(group) | registered_options(group))
+
+
+def option_files(group: str) -> set[str]:
+    """Return the options of a group that have a file."""
+    return {path.stem for folder in config_folders() for path in (folder / group).glob("*.yaml")}
+
+
+def registered_options(group: str) -> set[str]:
+    """Return the options of a group that packages register, which need no file."""
+    return set(find_parts(REGISTERED_GROUPS[group])) if group in REGISTERED_GROUPS else set()
 
 
 def documented_options(group: str) -> list[str]:
@@ -203,9 +200,10 @@ def settings_of(name: str) -> list[Setting]:
     ]
 
 
-def summary_of(program: str) -> str:
+def summary_of(program: Program) -> str:
     """Return one line that says what a program does."""
-    return read_config_file(program).description[0].partition(":")[0]
+    is_described = not program.text and find_config_file(program.name).is_file()
+    return read_config_file(program.name).description[0].partition(":")[0] if is_described else program.text
 
 
 def help_text(program: str) -> str:
@@ -216,9 +214,8 @@ def help_text(program: str) -> str:
         if option and group not in ("callbacks", "logger", "recipe"):
             settings += [each for each in settings_of(f"{group}/{option}") if each.key.count(".") == 1]
     given = "[group=option …] [key=value …]" if file.options else "[key=value …]"
-    usage = f"flowers {program} {given} (or python -m flowers.{program} …)"
-    if program in OUTSIDE_MODULES:
-        usage = f"python -m {OUTSIDE_MODULES[program]} {given}"
+    _, module, *_, is_installed = all_programs()[program]
+    usage = f"flowers {program} {given} (or python -m {module} …)" if is_installed else f"python -m {module} {given}"
     text = [f"Usage: {usage}", "", *file.description, ""]
     if file.options:
         text += ["Groups (group=option, the default option first):"]
@@ -257,7 +254,7 @@ def reference_page() -> str:
         "",
         "## Programs",
     ]
-    for program in PROGRAMS:
+    for program in CONFIGURED:
         file = read_config_file(program)
         page += ["", f"### flowers {program}", "", "```text", *file.description, "```", ""]
         if file.options:

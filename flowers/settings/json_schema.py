@@ -12,7 +12,6 @@ import yaml
 from flowers.settings.config_reference import (
     CONF,
     GROUPS,
-    PROGRAMS,
     Setting,
     documented_options,
     find_config_file,
@@ -20,7 +19,7 @@ from flowers.settings.config_reference import (
     settings_of,
     torchvision_classifiers,
 )
-from flowers.settings.schema import PROGRAM_SCHEMAS
+from flowers.settings.programs import CONFIGURED, PROGRAMS, all_programs, settings_type
 from flowers.settings.schema.training import ModelPixels
 from flowers.settings.schema.values import Target
 
@@ -34,7 +33,11 @@ _TARGET: dict[str, Any] = {
 _LOGGING_GROUPS = ("hydra/job_logging", "hydra/hydra_logging")
 _LOGGING_KEYS = ("formatters", "filters", "handlers", "loggers", "root")  # of logging.config.dictConfig
 _BASES = {"program": {}, "image_settings": ModelPixels.model_json_schema()}  # files that others build on
-KINDS = (*PROGRAMS, *_BASES, *GROUPS, *_LOGGING_GROUPS)
+_PROGRAMS = (
+    *CONFIGURED,
+    *(name for name, each in all_programs().items() if each.is_installed and name not in PROGRAMS),
+)
+KINDS = (*_PROGRAMS, *_BASES, *GROUPS, *_LOGGING_GROUPS)
 
 
 def json_schema(kind: str) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def json_schema(kind: str) -> dict[str, Any]:
 
 def file_pattern(kind: str) -> str:
     """Return which files are of a kind, as a glob: "conf/data/*.yaml"."""
-    return f"conf/{kind}.yaml" if kind in (*PROGRAMS, *_BASES) else f"conf/{kind}/*.yaml"
+    return f"conf/{kind}.yaml" if kind in (*_PROGRAMS, *_BASES) else f"conf/{kind}/*.yaml"
 
 
 def _is_global(group: str, option: str) -> bool:
@@ -69,7 +72,7 @@ def _file_schema(kind: str, group: str | None = None) -> dict[str, Any]:
         properties: dict[str, Any] = dict.fromkeys(_LOGGING_KEYS, _ANY_OBJECT)
         properties |= {"version": {"const": 1}, "disable_existing_loggers": {"type": "boolean"}}
         schema: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
-    elif kind in PROGRAMS:
+    elif kind in _PROGRAMS:
         schema = _program_schema(kind)
     elif kind in _BASES:
         schema = _delta({"type": "object", "properties": {}, **_BASES[kind]}, {}, "", _texts(f"{kind}", "data"))
@@ -78,20 +81,20 @@ def _file_schema(kind: str, group: str | None = None) -> dict[str, Any]:
         if "properties" not in schema:  # what it calls may have any keys
             schema = _delta({"properties": {}, **Target.model_json_schema()}, {}, "", {})
     schema["type"] = "object"
-    schema["properties"] = {"defaults": _defaults(group or ("" if kind in PROGRAMS else kind)), **schema["properties"]}
-    if kind in (*PROGRAMS, "program"):
+    schema["properties"] = {"defaults": _defaults(group or ("" if kind in _PROGRAMS else kind)), **schema["properties"]}
+    if kind in (*_PROGRAMS, "program"):
         schema["properties"]["hydra"] = _ANY_OBJECT
     return schema
 
 
 def _program_schema(program: str) -> dict[str, Any]:
-    raw = PROGRAM_SCHEMAS[program].model_json_schema()
+    raw = settings_type(program).model_json_schema()
     return _delta(raw, raw.get("$defs", {}), "", _texts(program))
 
 
 def _group_schema(group: str) -> dict[str, Any]:
     """Return the schema of a group in the first program that has it."""
-    for program in PROGRAMS:
+    for program in CONFIGURED:
         schema = _program_schema(program)
         for name in group.split("/"):
             schema = schema.get("properties", {}).get(name, {})

@@ -19,7 +19,16 @@ from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-from flowers.settings.config_reference import CONF, config_folders, options_of, torchvision_classifiers
+from flowers.settings.config_reference import (
+    CONF,
+    REGISTERED_GROUPS,
+    config_folders,
+    option_files,
+    options_of,
+    registered_options,
+    torchvision_classifiers,
+)
+from flowers.settings.registry import check_part, find_parts
 from flowers.settings.suggestions import did_you_mean, suggest_key
 
 # Arguments of the Trainer that the program sets itself, and what to give instead.
@@ -158,6 +167,8 @@ def _check_option(override: Override) -> None:
                     f"{group}={option}: no such option{did_you_mean(str(option), options)} "
                     f"(there are {', '.join(files)}{more})"
                 )
+            if option in registered_options(group) - option_files(group):
+                check_part(find_parts(REGISTERED_GROUPS[group])[str(option)])
             if group == "hydra/launcher":
                 _check_launcher(str(option))
 
@@ -242,11 +253,27 @@ def last_value(overrides: Sequence[str], key: str) -> str | None:
     return None if not values or values[-1] is None else str(values[-1])
 
 
-def _register_torchvision_classifiers() -> None:
-    """Make each classifier of torchvision an option of the group `model`, also those without a file."""
+def _register_options() -> None:
+    """Make each classifier of torchvision, and each part that a package registers, an option that needs no file."""
     store = ConfigStore.instance()
-    for name in sorted({*torchvision_classifiers()} - {*options_of("model")}):
+    for name in sorted({*torchvision_classifiers()} - option_files("model")):
         store.store(name, {"architecture": name, "weights": "IMAGENET1K_V1", "options": {}}, group="model")
+    for group, kind in REGISTERED_GROUPS.items():
+        for name, entry in find_parts(kind).items():
+            target = {"_target_": f"{entry.module}.{entry.attr}"}
+            contents: dict[str, dict[str, Any]] = {
+                "sources": {
+                    "defaults": ["folder"],
+                    "root": f"${{oc.env:FLOWERS_DATA,data}}/{name}",
+                    "source": {**target, "_partial_": True},
+                },
+                "backbones": {"architecture": name, "weights": None, "options": {}},
+                "losses": {**target, "_partial_": True},
+                "schedules": {**target, "_partial_": True},
+                "trackers": {name: {**target, "run_dir": "${run_dir}"}},
+            }
+            if name not in option_files(group) and (group != "model" or name not in torchvision_classifiers()):
+                store.store(name, contents[kind], group=group)
 
 
 def trainer_arguments() -> list[str]:
@@ -273,4 +300,4 @@ class _MoreFolders(SearchPathPlugin):
 
 
 Plugins.instance().register(_MoreFolders)
-_register_torchvision_classifiers()  # before Hydra composes any configuration
+_register_options()  # before Hydra composes any configuration

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from flowers.runtime.text import one_line
-from flowers.settings.schema import PROGRAM_SCHEMAS
+from flowers.settings.programs import settings_type
 from flowers.settings.schema.training import Folder, Shards, TrainSettings
 from flowers.settings.schema.values import Expected, Group
 from flowers.settings.suggestions import did_you_mean, suggest_key
@@ -209,7 +209,7 @@ def key_names(schema: type[Group], prefix: str = "") -> list[str]:
 
 def listed_values(program: str, key: str) -> list[str]:
     """Return the values of a key if they can be listed, as one writes them on the command line; else none."""
-    schema: Any = PROGRAM_SCHEMAS[program]
+    schema: Any = settings_type(program)
     for kind in (Folder, Shards):
         _, field = _locate(_narrow(schema, kind), tuple(key.split(".")))
         if field is not None:
@@ -241,7 +241,7 @@ def field_text(field: FieldInfo | None) -> str:
 def _kind_text(kind: Any, metadata: list[Any]) -> str:
     for each in metadata:
         if isinstance(each, Expected):
-            return each.text
+            return each.text if isinstance(each.text, str) else each.text()
     if get_origin(kind) is Annotated:
         kind, *inner = get_args(kind)
         return _kind_text(kind, [*_unpack(inner), *metadata])

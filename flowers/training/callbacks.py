@@ -54,7 +54,7 @@ class EpochSummaryLogger(ProgressBar):
 
 
 class GlobalStep(Callback):
-    """Set both step counters of Lightning to that of the model when a stage starts.
+    """Set both step counters of Lightning to that of the model.
 
     Lightning counts the steps of automatic and of manual optimization apart, and `trainer.global_step` is that of the
     current kind. A stage of one kind may follow one of the other, and ModelCheckpoint does not save twice at the same
@@ -66,6 +66,16 @@ class GlobalStep(Callback):
         loop, steps = trainer.fit_loop.epoch_loop, cast(ImageClassifier, pl_module).steps
         loop.automatic_optimization.optim_progress.optimizer.step.total.completed = steps
         loop.manual_optimization.optim_step_progress.total.completed = steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the steps of a batch that holds several: they bypass the optimizer of Lightning, which counts."""
+        progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        new = cast(ImageClassifier, pl_module).steps - progress.total.completed
+        for counter in (progress.total, progress.current) if not pl_module.automatic_optimization else ():
+            counter.ready += new
+            counter.completed += new
 
 
 class ProbeHead(Callback):

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.remote import is_remote
 from flowers.data.splits import SPLITS, load_split, save_split
+from flowers.evaluation.metrics import all_metrics
 from flowers.features.int8_backbone import check_int8
 from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier, Stage
@@ -53,11 +54,11 @@ from flowers.training.callbacks import GlobalStep, ProbeHead
 from flowers.training.checkpointing import AtomicCheckpointIO
 from flowers.training.cuda_graphs import GraphTraining
 from flowers.training.fsdp import FSDP2Strategy
-from flowers.training.online_trackers import local_tracking_uri
 from flowers.training.results import finalize_run
 from flowers.training.stage_limits import StageTimer
 from flowers.training.stages import StagePlan, check_stages, plan_stages, train_stage
-from flowers.training.trackers import make_loggers, tracked, watch_lines
+from flowers.training.trackers.mlflow import local_tracking_uri
+from flowers.training.trackers.session import make_loggers, tracked, watch_lines
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +200,7 @@ def check_config(settings: TrainSettings) -> None:
     if settings.features.engine == "int8":
         check_int8(accelerator)
     check_backbone(settings.model.architecture, settings.model.weights, settings.model.options)
+    all_metrics()  # those of packages, which are needed when the run ends
 
 
 def check_cached_activations(settings: TrainSettings) -> None:
@@ -318,6 +320,8 @@ def make_model(settings: TrainSettings, data: ImageDataModule, trainer: Trainer)
 def make_loss(settings: TrainSettings, data: ImageDataModule) -> LossFunction:
     """Return the training loss, with the weights of the classes if `data.balance` asks for them."""
     loss: LossFunction = settings.loss.build()
+    if isinstance(loss, partial):  # that of Hydra checks its target at each call, for longer than a step of the head
+        loss = partial(loss.func, *loss.args, **loss.keywords)
     if data.balance != "weights":
         return loss
     return partial(class_weighted, loss=loss, class_weights=torch.tensor(data.class_weights()))
@@ -380,5 +384,5 @@ def log_run_summary(
     if trainer.world_size > 1:
         share = data.per_rank_batch_size(trainer.world_size)
         lines += [f"{trainer.world_size} processes, each with {share} of the {data.batch_size} images of a step"]
-    lines += watch_lines(trainer.loggers, Path(trainer.default_root_dir))
+    lines += watch_lines(trainer.loggers)
     log.info("\n".join(lines))

@@ -1,12 +1,12 @@
 """The images that a run logs to its trackers: photos as the network sees them, mistakes, figures."""
 
-import io
+import json
 
 import numpy as np
 import torch
 from lightning import Trainer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -18,19 +18,25 @@ from flowers.evaluation.figures import plot_class_curves, plot_confusion
 from flowers.evaluation.gallery import find_mistakes, image_grid, score_images, sort_by_uncertainty
 from flowers.evaluation.predictions import Predictions
 from flowers.runtime.launch import is_rank_zero
-from flowers.training.tensorboard import evenly_spaced
-from flowers.training.trackers import Pixels, each_logger, log_image
+from flowers.training.trackers.tensorboard import evenly_spaced
+from flowers.training.trackers.tracker import Picture, each_tracker
 
 _GRID_IMAGES = 16
+# Of train and val, by all that their pixels depend on: the next job of a multirun logs them again.
+_GRIDS: dict[str, Picture] = {}
 
 
 def log_images(trainer: Trainer, data: ImageDataModule) -> None:
     """Log a grid of augmented training images and one of validation images, eight per row."""
     for split, augmented in (("train", True), ("val", False)) if shows_images(trainer) else ():
         dataset = data.dataset(split, augmented)
-        indices = evenly_spaced(len(dataset), _GRID_IMAGES)
-        grid = make_grid([dataset[index, index][0] for index in indices], pad_value=255)
-        _log(trainer, f"{split}/photos", _from_tensor(grid), 0)
+        digests = {index: dataset.digests[index] for index in evenly_spaced(len(dataset), _GRID_IMAGES)}
+        key = json.dumps([digests, data.transform_settings(augmented)])
+        if key not in _GRIDS:
+            while len(_GRIDS) >= 2:
+                del _GRIDS[next(iter(_GRIDS))]
+            _GRIDS[key] = _from_tensor(make_grid([dataset[index, index][0] for index in digests], pad_value=255))
+        _log(trainer, f"{split}/photos", _GRIDS[key], 0)
 
 
 def log_predictions(trainer: Trainer, predictions: Predictions, root: ImageRoot, step: int) -> None:
@@ -65,18 +71,18 @@ def shows_images(trainer: Trainer) -> bool:
     return bool(trainer.loggers) and is_rank_zero()
 
 
-def _log(trainer: Trainer, name: str, pixels: Pixels, step: int) -> None:
-    each_logger(trainer, lambda logger: log_image(logger, name, pixels, step))
+def _log(trainer: Trainer, name: str, picture: Picture, step: int) -> None:
+    each_tracker(trainer, lambda tracker: tracker.log_image(name, picture, step))
 
 
-def _from_figure(figure: Figure) -> Pixels:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", facecolor="white")
-    with Image.open(content) as image:
-        return np.asarray(image.convert("RGB"))
+def _from_figure(figure: Figure) -> Picture:
+    figure.set_facecolor("white")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return Picture(np.asarray(canvas.buffer_rgba())[:, :, :3])  # type: ignore[no-untyped-call]
 
 
-def _from_tensor(image: Tensor) -> Pixels:
-    """Return the pixels of a uint8 image (3, H, W)."""
+def _from_tensor(image: Tensor) -> Picture:
+    """Return the picture of a uint8 image (3, H, W)."""
     assert image.dtype == torch.uint8
-    return image.permute(1, 2, 0).contiguous().numpy()
+    return Picture(image.permute(1, 2, 0).numpy())

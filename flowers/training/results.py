@@ -25,8 +25,8 @@ from flowers.training.checkpointing import RelocatableModelCheckpoint
 from flowers.training.fsdp import FSDP2Strategy
 from flowers.training.pictures import log_class_curves
 from flowers.training.stage_limits import StageTimer
-from flowers.training.tensorboard import log_embeddings, log_hyperparameters
-from flowers.training.trackers import each_logger, log_best_checkpoint
+from flowers.training.trackers.tensorboard import log_embeddings, log_hyperparameters
+from flowers.training.trackers.tracker import each_tracker
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
         log_embeddings(trainer, features["val"], predictions["val"], data.source)
         log_class_curves(trainer, predictions["val"])
     log_hyperparameters(trainer, config, metric_values(predictions["val"]))
-    each_logger(trainer, lambda logger: log_best_checkpoint(logger, run_dir / BEST_CHECKPOINT))
+    each_tracker(trainer, lambda tracker: tracker.log_best_checkpoint(run_dir / BEST_CHECKPOINT))
     for logger in trainer.loggers:
         logger.finalize("success")  # its thread would write later, when the folder may be gone
     for split in datasets:

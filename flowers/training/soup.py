@@ -1,6 +1,5 @@
 """Greedy soup: the mean of the weights of several runs that started from the same weights."""
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -12,8 +11,8 @@ import yaml
 from rich.console import Console
 from torch import Tensor
 
-from flowers.data.datamodule import ImageDataModule, run_images_args
-from flowers.evaluation.evaluator import extract_features, predict_features, resolve_engine
+from flowers.data.datamodule import ImageDataModule
+from flowers.evaluation.evaluator import extract_features, open_run_images, predict_features, resolve_engine
 from flowers.evaluation.metrics import score, score_line
 from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import mcnemar, mcnemar_verdict
@@ -54,9 +53,7 @@ def run_soup(settings: SoupSettings) -> float:
     check_members(runs, checkpoints)
     hparams = checkpoints[0]["hyper_parameters"]
     config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | settings.requested_device()}
-    data = ImageDataModule.from_settings(
-        split_file=runs[0] / SPLIT_FILE, **run_images_args(config["data"], settings.root)
-    )
+    data = open_run_images(runs[0] / BEST_CHECKPOINT, hparams, settings.root)
     model = load_classifier(runs[0] / BEST_CHECKPOINT)
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -162,7 +159,9 @@ def predict(
 
 def _write_run(output: Path, checkpoint: Mapping[str, Any], split_file: Path) -> None:
     (output / BEST_CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(split_file, output / SPLIT_FILE)
+    split = split_file.read_bytes()
+    with atomic_write(output / SPLIT_FILE, len(split)) as part:
+        part.write_bytes(split)
     config = checkpoint["hyper_parameters"]["config"] | {"run_dir": str(output)}
     atomic_write_text(output / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     hparams = checkpoint["hyper_parameters"] | {"config": config}

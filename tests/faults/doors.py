@@ -17,7 +17,6 @@ from torchvision.models import get_model
 from flowers.data.corrections import CORRECTION_COLUMNS
 from flowers.data.synthetic import generate_dataset
 from flowers.deploy.hub_folder import write_hub_folder
-from flowers.evaluation.review_page import LABEL_COLUMNS
 from flowers.models.classifier import load_classifier
 from flowers.runs.run_folder import (
     BEST_CHECKPOINT,
@@ -26,7 +25,8 @@ from flowers.runs.run_folder import (
     TRACKERS_FILE,
     write_start,
 )
-from flowers.settings.schema.programs import PROGRAM_SCHEMAS
+from flowers.settings.programs import CONFIGURED, settings_type
+from flowers.studies.review_page import LABEL_COLUMNS
 from tests.faults.confinement import Confinement, run_confined
 
 # What a setting of any program takes: the names of EXHIBITS below that it may be given.
@@ -50,6 +50,7 @@ TAKES: dict[str, tuple[str, ...]] = {
 NOT_OF_A_STRANGER: dict[str, str] = {
     **dict.fromkeys(("output", "report", "folder", "run_dir", "sweep.folder"), "where results go"),
     **dict.fromkeys(("model.architecture", "models", "trainer.strategy", "sweep.study", "group"), "a name"),
+    "formats": "a name",
     **dict.fromkeys(("logger.mlflow.experiment_name", "logger.wandb.project", "token", "host"), "a name"),
     **dict.fromkeys(("allowed_hosts", "label"), "a name"),
     **dict.fromkeys(("data.s3_endpoint", "logger.mlflow.tracking_uri", "sweep.storage"), "an address of the user"),
@@ -171,8 +172,8 @@ def _text_settings(annotation: Any, name: str) -> Iterator[str]:
 
 
 def installed_programs() -> dict[str, type[BaseModel]]:
-    """Return the schemas of the programs that are installed: those of benchmarks/ are in the table once imported."""
-    return {name: schema for name, schema in PROGRAM_SCHEMAS.items() if schema.__module__.startswith("flowers.")}
+    """Return the settings of the programs of the project, which the table of programs names."""
+    return {name: settings_type(name) for name in CONFIGURED}
 
 
 def doors() -> list[Door]:

@@ -390,6 +390,16 @@ def test_app_runs_and_cuts_slow_clients_and_stops_at_once(trained: Path, photos:
             connection.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
             assert b"400 \r\ncontent-type: application/json" in connection.recv(1000)
 
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.settimeout(10)
+            both = (
+                b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+            )
+            connection.sendall(both + b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            received = b"".join(iter(lambda: connection.recv(1000), b""))
+            assert received.startswith(b"HTTP/1.1 400 ")
+            assert received.count(b"HTTP/1.1") == 1
+
         with socket.create_connection(("127.0.0.1", port)) as slow, httpx2.Client(base_url=address) as idle:
             slow.sendall(start + b"\r\nabc")
             assert idle.get("/health").status_code == 200
@@ -426,3 +436,19 @@ def test_app_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         with pytest.raises(ValueError, match=message):
             main(configuration(*overrides, name="app"))
+
+
+def test_app_tells_a_wrong_run_before_it_imports_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "model.onnx").touch()
+    code = """if True:
+        import sys
+        from flowers.app import main
+        try:
+            main()
+        except SystemExit as error:
+            print(error.code, "torch" in sys.modules)
+    """
+    for run, message in ((tmp_path, "model.onnx is an exported program"), (tmp_path / "missing", "no run there")):
+        said = subprocess.run([sys.executable, "-c", code, f"run={run}"], capture_output=True, text=True, check=True)
+        assert message in said.stdout.splitlines()[-1]
+        assert said.stdout.endswith(" False\n")

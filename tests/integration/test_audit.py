@@ -10,8 +10,8 @@ from flowers.audit import main
 from flowers.data.corrections import Correction, Corrections
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.splits import save_split
-from flowers.evaluation.auditor import AUDIT_COLUMNS
 from flowers.runtime.text import read_csv
+from flowers.studies.auditor import AUDIT_COLUMNS
 from tests.helpers import configuration
 
 

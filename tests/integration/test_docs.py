@@ -20,14 +20,14 @@ from omegaconf import OmegaConf
 from benchmarks.settings import SCHEMAS
 from flowers.settings.config import compose_settings
 from flowers.settings.overrides import check_overrides, flatten, hydra_context
-from flowers.settings.schema import PROGRAM_SCHEMAS
+from flowers.settings.programs import CONFIGURED, settings_type
 from tests.faults.doors import cell_names
 from tests.helpers import SMALL
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *DOCS]
-PROGRAMS = ["app", "compare", "evaluate", "explain", "export", "pack", "predict", "sweep", "train", *SCHEMAS]
+PROGRAMS = [*CONFIGURED, *SCHEMAS]
 FLAGS = {"-m", "--multirun", "--help"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -83,7 +83,7 @@ def compose_first(config: str, overrides: Sequence[str], has_sweeps: bool) -> No
     parsed = OverridesParser.create().parse_overrides(checked)
     assert has_sweeps or not any(each.is_sweep_override() for each in parsed), "several values need -m"
     if not any(word.startswith("resume=") for word in overrides):
-        compose_settings(checked, PROGRAM_SCHEMAS[config])
+        compose_settings(checked, settings_type(config))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from flowers.export import main as export
 from flowers.predict import main as predict
-from tests.browser import QuietFiles, open_chromium
+from tests.browser import QuietFiles, open_chromium, requests_of_pages
 from tests.helpers import configuration
 
 
@@ -43,7 +43,8 @@ def served_as_files(folder: Path) -> Iterator[str]:
 
 def answers_of_the_page(address: str, photos: list[Path], downloads: Path) -> list[dict[str, str]]:
     """Classify photos in a browser, ask for the heat map of the last one if there is one, and return the saved rows."""
-    with open_chromium(downloads) as chromium:
+    log = downloads / "net.json"
+    with open_chromium(downloads, f"--log-net-log={log}") as chromium:
         chromium.driver.get(address)
         chromium.choose(*photos)
         chromium.wait_for_status(f"{len(photos)} photos: {len(photos) - 1} classified, 1 failed.")
@@ -53,7 +54,11 @@ def answers_of_the_page(address: str, photos: list[Path], downloads: Path) -> li
             chromium.wait_for_status("The heat map is below the photo.")
             heat_map = chromium.driver.find_element("id", "heat")
             chromium.wait_for(lambda: heat_map.get_property("naturalWidth") > heat_map.get_property("naturalHeight"))
-        return list(csv.DictReader(chromium.saved_csv().splitlines()))
+        rows = list(csv.DictReader(chromium.saved_csv().splitlines()))
+    asked = requests_of_pages(log)
+    assert any(url.endswith("static/page.js") for url in asked)
+    assert [url for url in asked if not url.startswith((address.partition("#")[0], "blob:", "data:"))] == []
+    return rows
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ from flowers.models.classifier import load_classifier, read_checkpoint
 from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args, short_name
 from flowers.runtime.files import read_json
 from flowers.runtime.seeding import seeded
-from flowers.search.in_process import train_in_process
 from flowers.settings.config import build_parts
 from flowers.train import main
-from flowers.training.csv_logger import image_file
 from flowers.training.experiment import check_config, run_training
+from flowers.training.in_process import train_in_process
 from flowers.training.stages import StagePlan, check_stages
+from flowers.training.trackers.csv import image_file
 from tests.helpers import SMALL, configuration, csv_curves, curves, program, weights
 
 REPRODUCIBLE = (

@@ -1,7 +1,8 @@
 """The exported formats: torch.export, ONNX, int8 ONNX, a folder for a model hub, and a page for browsers.
 
-To add a format, write one class with the attributes and methods of `Exporter` and add an instance to `EXPORTERS`.
-The pipeline, the parity report, model.json and the model card iterate that list.
+To add a format, write one class with the attributes and methods of `Exporter` and add an instance to `EXPORTERS`, or
+register an instance as an entry point of `flowers.exporters`. The pipeline, the parity report, model.json and the model
+card iterate `all_exporters`.
 """
 
 import tempfile
@@ -17,8 +18,10 @@ from torch.export import Dim, ExportedProgram
 
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.graph import ExportableClassifier
-from flowers.deploy.hub_folder import WEIGHTS_FILE, write_hub_folder
+from flowers.deploy.hub_folder import write_hub_folder
+from flowers.deploy.model_files import WEIGHTS_FILE
 from flowers.features.onnx_program import SESSION_SETTINGS, first_line, load_onnx, quantize_onnx, to_onnx
+from flowers.settings.registry import load_parts
 
 ImageProgram = Callable[[Tensor], Tensor]
 """Maps decoded images, uint8 (B, 3, H, W), to probabilities (B, C), or (B, C + 1) with their strangeness last."""
@@ -272,3 +275,12 @@ EXPORTERS: list[Exporter] = [
     WebOnnxExporter(),
 ]
 """The formats in the order in which they are written: each may read those before it."""
+
+
+def all_exporters() -> list[Exporter]:
+    """Return `EXPORTERS`, and then those that other packages register.
+
+    Raises:
+        ValueError: One of these cannot be imported, or has the name of another one.
+    """
+    return [*EXPORTERS, *load_parts("exporters", lambda exporter: exporter.format, {each.format for each in EXPORTERS})]

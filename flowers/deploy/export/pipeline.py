@@ -22,10 +22,10 @@ from flowers.data.remote import is_remote
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.formats import (
-    EXPORTERS,
     Exporter,
     ExportSource,
     ImageProgram,
+    all_exporters,
     export_program,
 )
 from flowers.deploy.export.graph import ExportableClassifier
@@ -41,7 +41,7 @@ from flowers.deploy.export.parity import (
     parity_table,
 )
 from flowers.deploy.export.web_page import read_web_runtime, write_web_page
-from flowers.deploy.hub_folder import CONFIG_FILE, WEIGHTS_FILE
+from flowers.deploy.model_files import CONFIG_FILE, WEIGHTS_FILE
 from flowers.evaluation.evaluator import find_split_file
 from flowers.models.classifier import read_checkpoint
 from flowers.runs.run_folder import (
@@ -76,7 +76,7 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
     options = settings.to_dict()
     exporters = [
         exporter
-        for exporter in EXPORTERS
+        for exporter in all_exporters()
         if exporter.format in settings.formats and (exporter.option is None or options[exporter.option])
     ]
     output = Path(settings.output).resolve()
@@ -151,7 +151,7 @@ class TrainedRun:
                 "photos=FOLDER, where they are now"
             )
         args |= {"on_corrupt": on_corrupt} if on_corrupt else {}
-        split_file = find_split_file(checkpoint, self.hparams["split_digest"])
+        split_file = find_split_file(checkpoint, self.hparams)
         self.data = ImageDataModule.from_settings(split_file=split_file, **args)
         self.val = self.data.dataset("val")
         self.labels = torch.tensor(self.val.labels)

@@ -2,7 +2,3 @@
 
 The defaults and the texts of the keys are in conf/. To add a key, add it there and here.
 """
-
-from flowers.settings.schema.programs import PROGRAM_SCHEMAS
-
-__all__ = ["PROGRAM_SCHEMAS"]

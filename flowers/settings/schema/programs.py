@@ -1,10 +1,11 @@
-"""The settings of the other programs, and the table of all programs."""
+"""The settings of the other programs; `flowers.settings.programs` is the table of all programs."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from flowers.settings.schema.training import Folder, Model, Shards, Split, TrainSettings
+from flowers.settings.registry import find_parts
+from flowers.settings.schema.training import Folder, Model, Shards, Split
 from flowers.settings.schema.values import (
     AtLeastOne,
     Count,
@@ -24,6 +25,22 @@ from flowers.settings.schema.values import (
     TestTimeAugmentation,
     Text,
 )
+
+
+def _formats() -> list[str]:
+    """Return the names of the formats of `flowers.deploy.export.formats`, and of those that packages register."""
+    return ["torch_export", "onnx", "int8", "hub", "web", *find_parts("exporters")]
+
+
+def _check_format(name: str) -> str:
+    if name not in _formats():
+        raise ValueError
+    return name
+
+
+Format = Annotated[
+    str, AfterValidator(_check_format), Field(json_schema_extra=lambda schema: schema.update(enum=[*_formats()]))
+]
 
 
 class EvaluateSettings(DeviceChoice):
@@ -104,9 +121,9 @@ class ExportSettings(Group):
     on_corrupt: OnCorrupt | None
     reject: Fraction | None
     formats: Annotated[
-        list[Literal["torch_export", "onnx", "int8", "hub", "web"]],
+        list[Format],
         Field(min_length=1),
-        Expected("a list of torch_export, onnx, int8, hub and web"),
+        Expected(lambda: f"a list of {', '.join(_formats()[:-1])} and {_formats()[-1]}"),
     ]
     web_runtime: Text | None
     int8: bool
@@ -240,22 +257,3 @@ class SuggestSettings(DeviceChoice):
     method: Literal["margin_kmeans", "margin", "badge", "random"]
     seed: Seed
     output: Text | None
-
-
-PROGRAM_SCHEMAS: dict[str, type[Group]] = {
-    "train": TrainSettings,
-    "evaluate": EvaluateSettings,
-    "audit": AuditSettings,
-    "compare": CompareSettings,
-    "predict": PredictSettings,
-    "explain": ExplainSettings,
-    "export": ExportSettings,
-    "app": AppSettings,
-    "sweep": SweepSettings,
-    "ablation": AblationSettings,
-    "soup": SoupSettings,
-    "pack": PackSettings,
-    "probe": ProbeSettings,
-    "learning_curve": LearningCurveSettings,
-    "suggest": SuggestSettings,
-}

@@ -205,9 +205,13 @@ class Result(RunFile):
 
 
 class Hyperparameters(RunFile):
-    """What a checkpoint says of its network. `config` is checked by `check_stored_config`."""
+    """What a checkpoint says of its network. `config` is checked by `check_stored_config`.
+
+    `package` is what registers the architecture, if neither torchvision nor timm has it. It is shown, not imported.
+    """
 
     architecture: Architecture
+    package: PlainName | None = None
     classes: ClassNames
     options: Options | None = None
     image_size: ImageSide

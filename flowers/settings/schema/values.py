@@ -1,7 +1,7 @@
 """Types of settings, with their ranges."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
@@ -56,7 +56,7 @@ def check_duration(text: str) -> str:
 class Expected(NamedTuple):
     """What a setting must be, as the error message says it, if a validator checks it."""
 
-    text: str
+    text: str | Callable[[], str]
 
 
 def check_no_password(address: str) -> str:

@@ -11,7 +11,7 @@ def test_baseline_dataset_has_the_images_and_labels_of_the_project(painted: Path
     data = ImageDataModule.from_settings(painted, image_size=32, resize=32)
     augmented = data.train_dataloader().dataset
     overrides = ("data=folder", "data.image_size=32", "data.resize=32", "model=resnet18", "model.weights=null")
-    settings = configuration(*overrides, f"data.root={painted}", name="speed").data
+    settings = configuration(*overrides, f"data.root={painted}").data.to_dict()
     baseline = BaselineDataset(*training_images(data), baseline_transform(settings))
     assert len(baseline) == len(augmented) == 50  # type: ignore[arg-type]
     assert [baseline[index][1] for index in range(50)] == [int(augmented[index, 0][1]) for index in range(50)]

@@ -11,9 +11,9 @@ from torchvision import models
 
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.hub_folder import read_hub_folder, write_hub_folder
-from flowers.models import backbones
 from flowers.models.classifier import ImageClassifier
 from flowers.runtime.files import read_json, write_json
+from tests.helpers import install
 
 CLASSES = ["lily", "orchid", "rose"]
 CALIBRATION = {"temperature": 1.5, "tta": "flip", "split_digest": "0ab"}
@@ -84,9 +84,10 @@ def test_classifier_keeps_odd_class_names_temperature_and_augmentation(tmp_path:
         Classifier.load(tmp_path, "cpu", reject=0.1)
 
 
-def test_a_network_of_this_project_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(backbones.BACKBONES, "mine", models.mobilenet_v3_small)
-    with pytest.raises(ValueError, match="mine is a network of this project: neither torchvision nor timm could load"):
+def test_a_network_of_another_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    install(tmp_path / "site", {"backbones": {"mine": "torchvision.models:mobilenet_v3_small"}}, {})
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    with pytest.raises(ValueError, match="mine is a network of garden: neither torchvision nor timm could load it"):
         written(tmp_path, "mine")
 
 

@@ -1,5 +1,4 @@
 import csv
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ import pytest
 from PIL import Image
 
 from flowers.deploy.page_files import EXPORT_PAGE, SERVER_PAGE, read_page
-from tests.browser import FACTS, Chromium, StandIn, open_chromium, serve_stand_in
+from tests.browser import FACTS, Chromium, StandIn, open_chromium, requests_of_pages, serve_stand_in
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -132,10 +131,7 @@ def test_page_gives_the_same_answers_with_both_engines_and_asks_no_other_origin(
             chromium.choose(*photos, tmp_path / "text.jpg")
             chromium.wait_for_status("21 photos: 20 classified, 1 failed.")
             answers[engine] = [row[:9] for row in csv.reader(chromium.saved_csv().splitlines())]
-        started = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
-        asked = [
-            params["url"] for params in started if params.get("initiator", "").startswith("http") and "url" in params
-        ]
+        asked = requests_of_pages(log)
         assert any(url.endswith("static/page.js") for url in asked)
         assert [url for url in asked if not url.startswith(server.address)] == []
     assert answers["server"] == answers["onnx"]

@@ -1,3 +1,5 @@
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,9 +8,16 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from flowers.models.backbones import BACKBONES, build_backbone, check_backbone, find_weights, local_weights
+from flowers.models.backbones import (
+    build_backbone,
+    check_backbone,
+    check_registered,
+    find_weights,
+    local_weights,
+    registering_package,
+)
 from flowers.settings.config import CONF
-from tests.helpers import configuration
+from tests.helpers import configuration, install
 
 MODELS = sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - {"timm"})
 
@@ -118,12 +127,24 @@ def test_build_backbone_rejects_a_network_without_a_linear_layer():
         build_backbone("squeezenet1_0", None, {})
 
 
-def test_build_backbone_uses_a_registered_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def tiny(width: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(3, width, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 9))
+_TINY = """
+from torch import nn
 
-    monkeypatch.setitem(BACKBONES, "tiny", tiny)
-    donor = tiny(width=4)
+
+
+def tiny(width):
+    return nn.Sequential(nn.Conv2d(3, width, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 9))
+"""
+
+
+def test_build_backbone_uses_a_registered_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    install(
+        tmp_path,
+        {"backbones": {"tiny": "tiny_networks:tiny", "resnet18": "no.such:thing"}},
+        {"tiny_networks.py": _TINY},
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    donor = importlib.import_module("tiny_networks").tiny(width=4)
     torch.save(donor.state_dict(), tmp_path / "tiny.pth")
     network, width = build_backbone("tiny", tmp_path / "tiny.pth", {"width": 4})
     images = torch.rand(2, 3, 8, 8)
@@ -131,6 +152,23 @@ def test_build_backbone_uses_a_registered_builder(tmp_path: Path, monkeypatch: p
     assert torch.equal(network(images), donor[:-1](images))
     with pytest.raises(ValueError, match=r"model.weights=DEFAULT: expected a file .*none are published"):
         check_backbone("tiny", "DEFAULT", {})
+    assert (registering_package("tiny"), registering_package("resnet18")) == ("garden", None)
+    assert build_backbone("resnet18", None, {})[1] == 512  # torchvision has the name, too
+
+
+def test_check_registered_imports_nothing_that_a_checkpoint_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "stranger.py").write_text("raise AssertionError('imported')")
+    install(tmp_path, {"backbones": {"tiny": "stranger:net"}}, {}, "stranger")  # in the working directory
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    for name in ("tiny", "stranger", "stranger.net"):
+        with pytest.raises(
+            ValueError, match=rf"x.ckpt cannot be read: its network {name} is registered by .* stranger"
+        ):
+            check_registered("x.ckpt", {"architecture": name, "package": "stranger"})
+        with pytest.raises(ValueError, match=f"model.architecture={name}: expected the name of a torchvision"):
+            build_backbone(name, None, {})
+    assert "stranger" not in sys.modules
 
 
 def test_build_backbone_says_what_to_do_if_a_download_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

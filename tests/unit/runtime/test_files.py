@@ -225,6 +225,21 @@ def test_remove_stale_parts_deletes_own_files_of_dead_processes_only(tmp_path: P
     assert {path.name for path in tmp_path.iterdir()} == {*others, link.name, folder.name}
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EROFS, "Read-only file system"), OSError(errno.ENOSPC, "full")])
+def test_atomic_directory_names_the_folder_that_the_user_gave(tmp_path: Path, error: OSError):
+    folder = tmp_path / "new"
+    with pytest.raises(OSError, match="new") as raised, atomic_directory(folder) as temporary:  # noqa: SIM117
+        with atomic_write(temporary / "weights"):
+            raise error
+    assert str(folder) in str(raised.value)
+    assert ".part" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_full_error_says_few_bytes_as_they_are(tmp_path: Path):
+    assert "(it needs 381 bytes, " in str(DiskFullError(tmp_path / "a.json", 381))
+
+
 def test_atomic_directory_deletes_what_dead_processes_left_and_follows_no_link(tmp_path: Path):
     ended = subprocess.Popen(["true"])
     ended.wait()

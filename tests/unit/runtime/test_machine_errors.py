@@ -37,7 +37,13 @@ def test_machine_error_text_is_none_for_other_errors(error: Exception):
 
 @pytest.mark.parametrize(
     ("number", "advice"),
-    [(errno.EROFS, "another"), (errno.EMFILE, "ulimit -n"), (errno.EFBIG, "ulimit -f"), (errno.ENOSPC, "free some")],
+    [
+        (errno.EROFS, "another"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EEXIST, "another"),
+        (errno.ENOSPC, "free some"),
+    ],
 )
 def test_machine_error_text_names_the_path_and_what_to_do(number: int, advice: str):
     text = machine_error_text(OSError(number, os.strerror(number), "out/a.csv"))

@@ -38,7 +38,14 @@ def test_compose_settings_checks_each_value_of_a_sweep(overrides: list[str], mes
             ["+optimizer.weight_decy=0.5"],
             "optimizer.weight_decy: torch.optim.Adam takes no such argument: did you mean optimizer.weight_decay?",
         ),
-        (["+callbacks.x._target_=no.such"], "callbacks.x._target_=no.such: cannot be imported: "),
+        (
+            ["+callbacks.x._target_=no.such"],
+            "callbacks.x._target_=no.such: cannot be imported: ModuleNotFoundError: No module named 'no'",
+        ),
+        (
+            ["+callbacks.x._target_=math.sinn"],
+            "callbacks.x._target_=math.sinn: cannot be imported: ModuleNotFoundError: No module named 'math.sinn'",
+        ),
         (
             ["+callbacks.best.mod=max"],
             "callbacks.best.mod: flowers.training.checkpointing.RelocatableModelCheckpoint takes",

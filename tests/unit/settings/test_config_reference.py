@@ -8,8 +8,9 @@ from lightning import Trainer
 from benchmarks.settings import SCHEMAS
 from flowers.data.datamodule import ImageDataModule
 from flowers.models.classifier import ImageClassifier
-from flowers.settings.config_reference import CONF, GROUPS, PROGRAMS, help_text, options_of, reference_page, settings_of
+from flowers.settings.config_reference import CONF, GROUPS, help_text, options_of, reference_page, settings_of
 from flowers.settings.overrides import flatten
+from flowers.settings.programs import CONFIGURED
 from tests.helpers import configuration
 
 OPTIONS = [
@@ -53,7 +54,7 @@ def test_an_experiment_is_a_short_delta_that_opens_with_its_command(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", [*PROGRAMS, *SCHEMAS, *(f"{group}/{option}" for group in GROUPS for option in options_of(group))]
+    "name", [*CONFIGURED, *SCHEMAS, *(f"{group}/{option}" for group in GROUPS for option in options_of(group))]
 )
 def test_each_key_has_a_text(name: str):
     if not name.startswith(("experiment/", "debug/")):  # these only set keys of other files
@@ -63,10 +64,10 @@ def test_each_key_has_a_text(name: str):
 def test_each_group_is_in_the_reference():
     groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
     assert groups - set(GROUPS) == {".", "hydra/job_logging", "hydra/hydra_logging"}
-    assert {path.stem for path in CONF.glob("*.yaml")} == {*PROGRAMS, "program", "image_settings"}
+    assert {path.stem for path in CONF.glob("*.yaml")} == {*CONFIGURED, "program", "image_settings"}
 
 
-@pytest.mark.parametrize("program", [*PROGRAMS, *SCHEMAS])
+@pytest.mark.parametrize("program", [*CONFIGURED, *SCHEMAS])
 def test_help_is_at_most_100_columns_wide_and_opens_with_the_usage(program: str):
     text = help_text(program)
     assert all(len(line) <= 100 for line in text.splitlines())

@@ -27,8 +27,9 @@ class _Model(LightningModule):
         self.started.append((self.trainer.fit_loop.epoch_loop.batch_progress.current.ready, self.global_step))
         loss: torch.Tensor = self.layer(batch).sum()
         if not self.automatic_optimization:
-            self.manual_backward(loss)
-            self.optimizers().step()  # type: ignore[union-attr]
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizers(use_pl_optimizer=False).step()  # type: ignore[union-attr]
+            self.steps += 1
         return loss
 
     def on_train_epoch_end(self) -> None:

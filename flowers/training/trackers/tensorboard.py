@@ -10,6 +10,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import ImageOps
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
@@ -21,6 +22,8 @@ from flowers.evaluation.predictions import Predictions
 from flowers.models.classifier import read_checkpoint
 from flowers.runs.run_folder import LAST_CHECKPOINT
 from flowers.runtime.text import one_line, printable
+from flowers.training.event_checksum import use_fast_checksums
+from flowers.training.trackers.tracker import Picture, Tracker
 
 _PROJECTOR_IMAGES = 256
 
@@ -29,41 +32,48 @@ _PROJECTOR_IMAGES = 256
 _SEARCHED_MOST = ("finetune.backbone_lr", "model.architecture", "optimizer", "optimizer.lr", "seed")
 
 
-def make_logger(run_dir: str | Path) -> TensorBoardLogger:
-    """Return a logger to `<run_dir>/tensorboard`. It hides what an earlier session logged after its last checkpoint."""
-    steps = logged_steps(run_dir)
-    return RunLogger(run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=steps)
-
-
 def logged_steps(run_dir: str | Path) -> int:
     """Return the steps of the last checkpoint of a run: a resumed run logs what came after it once more."""
     last = Path(run_dir) / LAST_CHECKPOINT
     return int(read_checkpoint(last)["progress"]["steps"]) if last.exists() else 0
 
 
-def chart_names(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return metrics under the names of their charts.
+class TensorBoardTracker(Tracker, TensorBoardLogger):
+    """Log to `<run_dir>/tensorboard`. It hides what an earlier session logged after its last checkpoint.
 
-    TensorBoard opens the first two groups of charts: these are `train` and `val`. What Lightning and the callbacks log
-    outside of a group, or as `lr/…`, is in `train`.
+    `log_hyperparameters` logs the settings, as the row of the HPARAMS tab at the end.
+
+    Args:
+        run_dir: The run folder.
     """
-    return {
-        name if "/" in name and not name.startswith("lr/") else f"train/{name}": value
-        for name, value in metrics.items()
-    }
 
-
-class RunLogger(TensorBoardLogger):
-    """Log to a folder of any name, and group the curves."""
+    def __init__(self, run_dir: str | Path) -> None:
+        use_fast_checksums()
+        steps = logged_steps(run_dir)
+        super().__init__(run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=steps)
 
     @property
     def log_dir(self) -> str:
         """The folder as it is given: Lightning would replace `~` and `$NAME`."""
         return str(Path(self.root_dir, str(self.version)))
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log scalars at a step."""
-        super().log_metrics(chart_names(metrics), step)
+    def log_scalars(self, scalars: Mapping[str, float], step: int | None) -> None:
+        """Log points of curves."""
+        TensorBoardLogger.log_metrics(self, scalars, step)
+
+    def log_image(self, name: str, picture: Picture, step: int) -> None:
+        """Log a picture. `add_image` of PyTorch compresses it for twice as long."""
+        width, height = picture.image.size
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=picture.png)
+        self.experiment._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+    def log_best_checkpoint(self, path: Path) -> None:
+        """Log where the best checkpoint is."""
+        self.experiment.add_text("best_checkpoint", printable(path))
+
+    def how_to_watch(self) -> str:
+        """Return the command that shows the run."""
+        return f"to watch: tensorboard --logdir {Path(self.root_dir)}"
 
 
 def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions, root: ImageRoot) -> None:

@@ -9,7 +9,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from flowers.evaluation.predictions import Predictions
 from flowers.training.pictures import log_predictions
-from flowers.training.tensorboard import log_embeddings, log_hyperparameters, make_logger
+from flowers.training.trackers.tensorboard import TensorBoardTracker, log_embeddings, log_hyperparameters
 from tests.helpers import composed, configuration
 
 NAMES = ["$x", "[/b]", "tab\tesc\x1b[31m", "cr\r\n", "bad\udce9"]
@@ -18,7 +18,7 @@ NAMES = ["$x", "[/b]", "tab\tesc\x1b[31m", "cr\r\n", "bad\udce9"]
 @pytest.fixture
 def trainer(tmp_path: Path) -> Trainer:
     """A trainer that logs to a run folder with an awkward name."""
-    return Trainer(logger=make_logger(tmp_path / "$HOME"), accelerator="cpu", enable_checkpointing=False)
+    return Trainer(logger=TensorBoardTracker(tmp_path / "$HOME"), accelerator="cpu", enable_checkpointing=False)
 
 
 @pytest.fixture

@@ -4,21 +4,17 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from PIL import Image
 
 from flowers.runtime.files import atomic_write
-from flowers.training.tensorboard import chart_names, logged_steps
+from flowers.training.trackers.tensorboard import logged_steps
+from flowers.training.trackers.tracker import Picture, Tracker
 
 _FOLDER = "csv"
-
-
-def make_csv_logger(run_dir: str | Path) -> CSVLogger:
-    """Return a logger to `<run_dir>/csv`. It drops what an earlier session logged after its last checkpoint."""
-    return RunCSVLogger(run_dir, logged_steps(run_dir))
 
 
 def image_file(name: str, step: int) -> str:
@@ -26,17 +22,17 @@ def image_file(name: str, step: int) -> str:
     return f"{name}-{step:06}.png"
 
 
-class RunCSVLogger(CSVLogger):
-    """Continue the file of an earlier session, with the names of the curves in TensorBoard.
+class CSVTracker(Tracker, CSVLogger):  # type: ignore[misc]
+    """Log to `<run_dir>/csv`. It drops what an earlier session logged after its last checkpoint, and goes on there.
 
     Args:
         run_dir: The run folder.
-        steps: The steps of that session that count.
+        steps: The steps of that session that count; None takes those of its last checkpoint.
     """
 
-    def __init__(self, run_dir: str | Path, steps: int) -> None:
+    def __init__(self, run_dir: str | Path, steps: int | None = None) -> None:
         super().__init__(run_dir, name="", version=_FOLDER)
-        self._steps = steps
+        self._steps = logged_steps(run_dir) if steps is None else steps
 
     @property
     @rank_zero_experiment
@@ -46,16 +42,28 @@ class RunCSVLogger(CSVLogger):
             self._experiment = _ContinuingWriter(self.log_dir, self._steps)
         return self._experiment  # type: ignore[return-value]
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # type: ignore[override]
-        """Log scalars at a step."""
-        super().log_metrics({**chart_names(metrics)}, None if step is None else int(step))
+    def log_scalars(self, scalars: Mapping[str, float], step: int | None) -> None:
+        """Add a row."""
+        CSVLogger.log_metrics(self, {**scalars}, step)
 
-    def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        """Write an image to a PNG file."""
+    def log_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write settings to hparams.yaml."""
+        CSVLogger.log_hyperparams(self, {**settings})
+
+    def log_image(self, name: str, picture: Picture, step: int) -> None:
+        """Write a picture to a PNG file."""
         path = Path(self.log_dir, image_file(name, step))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, durable=False) as temporary:
-            image.save(temporary, "PNG")
+        with atomic_write(path, len(picture.png), durable=False) as temporary:
+            temporary.write_bytes(picture.png)
+
+    def finish(self, status: str) -> None:
+        """Write what waits in memory."""
+        self.finalize(status)
+
+    def how_to_watch(self) -> str:
+        """Return where the curves are."""
+        return f"curves: {Path(self.log_dir, 'metrics.csv')}"
 
 
 class _ContinuingWriter(ExperimentWriter):

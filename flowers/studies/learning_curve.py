@@ -47,12 +47,12 @@ from flowers.runtime.files import atomic_write, write_json
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.logging import configure_logging, progress_bar
 from flowers.runtime.text import one_line, write_csv
-from flowers.search.in_process import group_override, train_in_process
 from flowers.settings.config import compose_settings
 from flowers.settings.overrides import check_overrides, last_value, quote_override
 from flowers.settings.schema.programs import LearningCurveSettings
 from flowers.settings.schema.training import TrainSettings
 from flowers.settings.stored_overrides import plain_overrides
+from flowers.training.in_process import group_override, train_in_process
 
 _LEAST = 3  # sizes that a power law is fitted to
 _POINTS = 60  # of the drawn curve
@@ -130,8 +130,8 @@ def distinct_fractions(positions: NDArray[np.float64], fractions: Sequence[float
     largest = {int((positions < fraction).sum()): fraction for fraction in fractions}
     if len(largest) < _LEAST:
         raise ValueError(
-            f"fractions={list(fractions)}: {len(positions)} training photos give {len(largest)} subset(s): "
-            f"expected at least {_LEAST}"
+            f"fractions={list(fractions)}: {len(positions)} training photos, of which near duplicates stay together, "
+            f"give {len(largest)} subset(s): expected at least {_LEAST}"
         )
     return list(largest.values())
 

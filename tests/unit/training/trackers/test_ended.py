@@ -8,15 +8,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from flowers.runtime.files import write_json
-from flowers.training.online_trackers import local_tracking_uri, log_page, make_mlflow_tracker, make_wandb_tracker
-from flowers.training.trackers import (
-    Tracker,
-    end_run,
-    log_best_checkpoint,
-    log_image,
-    make_loggers,
-    start_run,
-)
+from flowers.training.trackers.ended import log_page
+from flowers.training.trackers.mlflow import local_tracking_uri, make_mlflow_tracker
+from flowers.training.trackers.server import ServerTracker
+from flowers.training.trackers.session import make_loggers
+from flowers.training.trackers.tracker import Picture
+from flowers.training.trackers.wandb import make_wandb_tracker
 from tests.helpers import configuration
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the packages warn of what they themselves will change
@@ -33,12 +30,12 @@ def own_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name.startswith("flowers")]
 
 
-def log_a_run(tracker: Tracker, settings: dict[str, Any], loss: float, step: int) -> None:
-    tracker.call(lambda logger: start_run(logger, settings))
+def log_a_run(tracker: ServerTracker, settings: dict[str, Any], loss: float, step: int) -> None:
+    tracker.log_settings(settings)
     tracker.log_metrics({"val/loss": loss}, step)
-    tracker.call(lambda logger: log_image(logger, "val/confusion", np.zeros((4, 5, 3), np.uint8), step))
-    tracker.call(lambda logger: log_best_checkpoint(logger, Path("best.ckpt")))
-    tracker.call(lambda logger: end_run(logger, "success"))
+    tracker.log_image("val/confusion", Picture(np.zeros((4, 5, 3), np.uint8)), step)
+    tracker.log_best_checkpoint(Path("best.ckpt"))
+    tracker.finish("success")
 
 
 def test_mlflow_lists_the_runs_of_a_group_below_one_and_continues_a_resumed_run(
@@ -71,10 +68,10 @@ def test_mlflow_lists_the_runs_of_a_group_below_one_and_continues_a_resumed_run(
 def test_evaluate_sends_its_page_to_the_trackers_of_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     mlflow, wandb = pytest.importorskip("mlflow"), pytest.importorskip("wandb")
     config = configuration("logger=[tensorboard,mlflow,wandb]", f"run_dir={tmp_path}")
-    trackers = [logger for logger in make_loggers(config.logger, tmp_path) if isinstance(logger, Tracker)]
+    trackers = [logger for logger in make_loggers(config.logger.parts(), tmp_path) if isinstance(logger, ServerTracker)]
     for tracker in trackers:
         log_a_run(tracker, {}, 2.0, 3)
-    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config.to_dict()), encoding="utf-8")
     (tmp_path / "report.html").write_text("<h1>scores</h1>", encoding="utf-8")
     log_page(tmp_path, tmp_path / "report.html")
     wandb.teardown()
@@ -124,7 +121,7 @@ _SAVE = {"_target_": "numpy.savetxt", "fname": "PWNED", "X": [1]}
     [
         {"mlflow": _SAVE, "wandb": _SAVE, "mine": _SAVE},
         {"mlflow": {"_target_": "torch.hub.load", "repo_or_dir": ".", "source": "local", "model": "x"}},
-        {"mlflow": {"_target_": "flowers.training.online_trackers.make_mlflow_tracker", "run_dir": _SAVE}},
+        {"mlflow": {"_target_": "flowers.training.trackers.mlflow.make_mlflow_tracker", "run_dir": _SAVE}},
         {"mlflow": {"tracking_uri": "sqlite:///PWNED"}},
         {"mlflow": "${oc.create:${oc.decode:1}}"},
     ],

@@ -117,16 +117,17 @@ def run_probe(settings: ProbeSettings) -> float:
     images = ProbeImages(data, settings.folds, settings.seed, settings.data.resize, settings.data.interpolation)
     device = resolve_device(resolved["accelerator"])
     console = Console(highlight=False, markup=False, emoji=False)
-    results = []
+    results, reasons = [], []
     for candidate in candidates:
         try:
             result = _probe(candidate, images, device, resolved["precision"], settings.seed, settings.cache_gb)
             console.print(f"{one_line(result.name)}: accuracy {result.accuracy:.4f}", soft_wrap=True)
             results.append(result)
         except (ValueError, RuntimeError) as error:  # RuntimeError: a network that does not take these images
-            log.warning("skipped %s: %s", one_line(candidate.architecture), one_line(str(error).splitlines()[0]))
+            reasons.append(one_line(str(error).splitlines()[0]))
+            log.warning("skipped %s: %s", one_line(candidate.architecture), reasons[-1])
     if not results:
-        raise ValueError(f"none of the {len(candidates)} backbones works: see the lines above")
+        raise ValueError(f"none of the {len(candidates)} backbones works; the last one: {reasons[-1]}")
     results.sort(key=lambda result: (-result.accuracy, result.milliseconds))
     p_values = against_best(results)
     console.print(_ranking(results, p_values))

@@ -17,17 +17,17 @@ from flowers.data.images import ImageCheck, check_images
 from flowers.data.near_duplicates import group_hashes
 from flowers.data.sources.folder import expand_image_paths
 from flowers.data.splits import load_split
-from flowers.evaluation.audit import preview_images
 from flowers.evaluation.evaluator import extract_features, predict_features
-from flowers.evaluation.review_page import labeling_content, write_page
 from flowers.evaluation.tables import plain
 from flowers.models.classifier import load_classifier, read_checkpoint
 from flowers.runs.run_folder import SPLIT_FILE, find_checkpoint, read_result, run_dir_of
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
 from flowers.runtime.text import one_line, write_csv
-from flowers.search.labeling import copy_labeled_photos
 from flowers.settings.schema.programs import SuggestSettings
+from flowers.studies.audit import preview_images
+from flowers.studies.labeling import copy_labeled_photos
+from flowers.studies.review_page import labeling_content, write_page
 
 log = logging.getLogger(__name__)
 

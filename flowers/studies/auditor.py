@@ -9,10 +9,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from flowers.data.datamodule import ImageDataModule, run_images_args
-from flowers.evaluation.audit import KINDS, Audit, audit_images, preview_images
 from flowers.evaluation.evaluator import extract_features
 from flowers.evaluation.pretrained_features import model_before_training
-from flowers.evaluation.review_page import review_content, write_page
 from flowers.evaluation.tables import plain
 from flowers.models.backbones import check_backbone
 from flowers.models.classifier import ImageClassifier, load_classifier, read_checkpoint
@@ -25,6 +23,8 @@ from flowers.runtime.seeding import seeded
 from flowers.runtime.text import one_line, write_csv
 from flowers.settings.schema.programs import AuditSettings
 from flowers.settings.schema.training import Resizing
+from flowers.studies.audit import KINDS, Audit, audit_images, preview_images
+from flowers.studies.review_page import review_content, write_page
 
 AUDIT_COLUMNS = ("path", "kind", "label", "suggested", "score", "likely", "neighbors", "sha256")
 _LISTED_PAIRS = 3

@@ -4,16 +4,18 @@ from typing import Any
 
 import pytest
 from lightning import Trainer
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger
 
-from flowers.training.csv_logger import make_csv_logger
-from flowers.training.tensorboard import make_logger
-from flowers.training.trackers import Tracker, hyperparameters, make_loggers, tracked, watch_lines
+from flowers.training.trackers.csv import CSVTracker
+from flowers.training.trackers.server import ServerTracker
+from flowers.training.trackers.session import hyperparameters, make_loggers, tracked, watch_lines
+from flowers.training.trackers.tensorboard import TensorBoardTracker
+from flowers.training.trackers.tracker import Tracker
 from tests.helpers import composed, configuration
 
 
-class Server(Logger):
-    """A logger that keeps what it is told, while `is_up`."""
+class Server(Tracker):
+    """A tracker that keeps what it is told, while `is_up`."""
 
     name, version = "server", "id-1"
 
@@ -21,19 +23,19 @@ class Server(Logger):
         super().__init__()
         self.is_up, self.told, self.opened = True, list[Any](), list[str | None]()
 
-    def open(self, run_id: str | None) -> Logger:
+    def open(self, run_id: str | None) -> Tracker:
         self.opened.append(run_id)
         return self
 
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+    def log_scalars(self, scalars: Any, step: int | None) -> None:
         if not self.is_up:
             raise RuntimeError("no answer\nat all") from ConnectionRefusedError(111, "Connection refused")
-        self.told.append((step, metrics))
+        self.told.append((step, scalars))
 
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        self.told.append(params)
+    def log_settings(self, settings: Any) -> None:
+        self.told.append(settings)
 
-    def finalize(self, status: str) -> None:
+    def finish(self, status: str) -> None:
         self.told.append(status)
 
 
@@ -43,14 +45,14 @@ def server() -> Server:
 
 
 @pytest.fixture
-def tracker(server: Server, tmp_path: Path) -> Tracker:
-    return Tracker("lab", tmp_path, server.open, "http://lab")
+def tracker(server: Server, tmp_path: Path) -> ServerTracker:
+    return ServerTracker("lab", tmp_path, server.open, "http://lab")
 
 
 def test_tracker_that_loses_its_server_says_so_once_and_goes_on_in_the_run_folder(
-    server: Server, tracker: Tracker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: Server, tracker: ServerTracker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    tracker.fallback = make_csv_logger(tmp_path)
+    tracker.fallback = CSVTracker(tmp_path)
     tracker.log_metrics({"loss": 3.0}, 0)
     server.is_up = False
     for step in (1, 2):
@@ -67,21 +69,21 @@ def test_tracker_that_loses_its_server_says_so_once_and_goes_on_in_the_run_folde
 def test_tracker_whose_server_is_away_from_the_start_leaves_the_run_to_another_tracker(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    def away(run_id: str | None) -> Logger:
+    def away(run_id: str | None) -> Tracker:
         raise TimeoutError("timed out")
 
-    tracker = Tracker("lab", tmp_path, away, "http://lab")
+    tracker = ServerTracker("lab", tmp_path, away, "http://lab")
     tracker.log_metrics({"loss": 3.0}, 0)
     assert caplog.messages == ["logger=lab: TimeoutError: timed out: it gets no more of this run"]
 
 
-def test_tracker_of_a_resumed_run_opens_the_same_run(server: Server, tracker: Tracker, tmp_path: Path):
+def test_tracker_of_a_resumed_run_opens_the_same_run(server: Server, tracker: ServerTracker, tmp_path: Path):
     tracker.log_metrics({"loss": 3.0}, 0)
-    Tracker("lab", tmp_path, server.open, "http://lab").log_metrics({"loss": 2.0}, 1)
+    ServerTracker("lab", tmp_path, server.open, "http://lab").log_metrics({"loss": 2.0}, 1)
     assert server.opened == [None, "id-1"]
 
 
-def test_tracker_is_silent_on_other_ranks(server: Server, tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+def test_tracker_is_silent_on_other_ranks(server: Server, tracker: ServerTracker, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "1")
     tracker.log_metrics({"loss": 3.0}, 0)
     assert server.opened == []
@@ -91,7 +93,7 @@ def test_tracker_is_silent_on_other_ranks(server: Server, tracker: Tracker, monk
     ("error", "status"), [(None, "success"), (ValueError(), "failed"), (KeyboardInterrupt(), "KILLED")]
 )
 def test_tracked_tells_the_settings_and_how_the_run_ended(
-    server: Server, tracker: Tracker, error: BaseException | None, status: str
+    server: Server, tracker: ServerTracker, error: BaseException | None, status: str
 ):
     trainer = Trainer(logger=tracker, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False)
     with pytest.raises(type(error)) if error else nullcontext(), tracked(trainer, configuration("run_dir=x")):
@@ -112,19 +114,19 @@ def test_hyperparameters_are_the_keys_that_one_overrides():
 def test_make_loggers_keeps_a_run_in_its_folder_if_nothing_else_does(tmp_path: Path):
     groups = configuration(f"run_dir={tmp_path}", "logger=[mlflow,wandb]").logger.parts()
     first, second = make_loggers(groups, tmp_path)
-    assert isinstance(first, Tracker)
-    assert isinstance(second, Tracker)
+    assert isinstance(first, ServerTracker)
+    assert isinstance(second, ServerTracker)
     assert first.fallback is not None
     assert second.fallback is None
     with_csv = make_loggers(configuration(f"run_dir={tmp_path}", "logger=[mlflow,csv]").logger.parts(), tmp_path)
-    assert isinstance(with_csv[0], Tracker)
+    assert isinstance(with_csv[0], ServerTracker)
     assert with_csv[0].fallback is None
 
 
 def test_watch_lines_name_each_tracker_without_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@lab:5000")
     groups = configuration(f"run_dir={tmp_path}", "logger=[tensorboard,csv,mlflow]").logger.parts()
-    assert watch_lines(make_loggers(groups, tmp_path), tmp_path) == [
+    assert watch_lines(make_loggers(groups, tmp_path)) == [
         f"to watch: tensorboard --logdir {tmp_path}",
         f"curves: {tmp_path}/csv/metrics.csv",
         "mlflow: http://me:***@lab:5000",
@@ -136,4 +138,14 @@ def test_several_trackers_and_none(tmp_path: Path):
     assert list(configuration("logger=[tensorboard,csv]", "run_dir=x").logger.parts()) == ["tensorboard", "csv"]
     assert not configuration("logger=none").logger.parts()
     (logger,) = make_loggers(configuration(f"run_dir={tmp_path}").logger.parts(), tmp_path)
-    assert type(logger) is type(make_logger(tmp_path))
+    assert isinstance(logger, TensorBoardTracker)
+
+
+def test_any_other_logger_of_lightning_gets_curves_and_settings(tmp_path: Path):
+    logger = CSVLogger(tmp_path, name="", version="")
+    trainer = Trainer(logger=logger, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False)
+    with tracked(trainer, configuration("run_dir=x")):
+        logger.log_metrics({"loss": 3.0}, 0)
+        logger.save()
+    assert "optimizer.lr: 0.0001" in (tmp_path / "hparams.yaml").read_text(encoding="utf-8")
+    assert watch_lines([logger]) == []
