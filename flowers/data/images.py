@@ -74,7 +74,7 @@ class ImageBytes(Protocol):
 
 
 class ImageRoot(Protocol):
-    """Where images are: the path of a folder, an `ImageFolderSource` or a `ShardSource`."""
+    """Where images are: the path of a folder, or an `ImageSource`."""
 
     def __truediv__(self, path: str, /) -> Path | ImageBytes:
         """Return the image with that path."""

@@ -30,12 +30,16 @@ class ImageRecord(NamedTuple):
         label: Class name.
         sha256: SHA-256 of the file, hexadecimal.
         phash: Perceptual hash of the image, hexadecimal.
+        split: train, val or test, if the source is split; or else empty.
+        group: Shared by near duplicates, if the source knows them; or else empty.
     """
 
     path: str
     label: str
     sha256: str
     phash: str
+    split: str = ""
+    group: str = ""
 
 
 class SplitRecord(NamedTuple):

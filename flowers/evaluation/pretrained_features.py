@@ -53,7 +53,7 @@ def pretrained_model(data: Folder | Shards, model: Model, seed: int) -> tuple[Im
         ValueError: A setting is wrong, or the images or the weights cannot be had.
     """
     model, data = resolve_input_settings(model, data)
-    images = ImageDataModule(**build_parts(data))
+    images = ImageDataModule.from_settings(**build_parts(data))
     with seeded(seed):
         return images, ImageClassifier(**model.to_dict(), classes=images.classes, **data.sizes())
 

@@ -45,7 +45,7 @@ def run_audit(settings: AuditSettings) -> int:
     require_extra("an audit", "audit", "cleanlab")
     check_devices(settings.accelerator or "auto")
     data, model, config = _open_run(settings) if settings.run else _open_folder(settings)
-    images = data.corrections.apply(data.root.images)
+    images = data.images
     dataset = data.full_dataset(model.classes)
     features = extract_features(model, data, dataset, "all photos", config)
     judged = {line.sha256 for line in data.corrections.lines}
@@ -53,7 +53,7 @@ def run_audit(settings: AuditSettings) -> int:
         images,
         model.classes,
         features,
-        preview_images(data.root, [image.path for image in images]),
+        preview_images(data.source, [image.path for image in images]),
         folds=settings.folds,
         seed=settings.seed,
         neighbors=settings.neighbors,
@@ -77,13 +77,13 @@ def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, ImageClassif
     model_settings, pixels = resolve_input_settings(
         settings.model, Resizing(image_size=settings.image_size, resize=None, interpolation=None)
     )
-    data = ImageDataModule(
+    data = ImageDataModule.from_settings(
         settings.photos,
         corrections=settings.corrections,
         on_corrupt=settings.on_corrupt or "skip",
         **pixels.sizes(),
     )
-    classes = sorted({image.label for image in data.corrections.apply(data.root.images)})
+    classes = sorted({image.label for image in data.images})
     with seeded(settings.seed):
         model = ImageClassifier(**model_settings.to_dict(), classes=classes, **pixels.sizes())
     return data, model, _feature_settings(settings, {})
@@ -100,7 +100,7 @@ def _open_run(settings: AuditSettings) -> tuple[ImageDataModule, ImageClassifier
     arguments = run_images_args(trained, settings.photos, "photos")
     arguments |= {"on_corrupt": settings.on_corrupt} if settings.on_corrupt else {}
     arguments |= {"packed": False, "corrections": settings.corrections or (own if own.is_file() else None)}
-    data = ImageDataModule(**arguments)
+    data = ImageDataModule.from_settings(**arguments)
     # Random features tell nothing of the labels: without weights, only the trained backbone can.
     is_pretrained = hparams["config"]["model"]["weights"] is not None
     model = model_before_training(checkpoint, hparams) if is_pretrained else load_classifier(checkpoint)

@@ -13,9 +13,9 @@ from rich.table import Column, Table
 
 from flowers.data.datamodule import ImageDataModule, inference_data_args, run_images_args
 from flowers.data.dataset import ImageDataset
-from flowers.data.folder import expand_image_paths
 from flowers.data.images import ImageCheck, check_images
 from flowers.data.near_duplicates import group_hashes
+from flowers.data.sources.folder import expand_image_paths
 from flowers.data.splits import load_split
 from flowers.evaluation.evaluator import extract_features, predict_features
 from flowers.evaluation.tables import plain
@@ -143,7 +143,7 @@ def suggest_photos(
     config |= {"trainer": config["trainer"] | dict(device or {}), "engine": "pytorch"}
     checks = _readable(Path(pool))
     names = _unknown(checks, checkpoint, config["data"], Path(pool), root)
-    data = ImageDataModule(pool, **inference_data_args(config["data"]) | {"packed": False})
+    data = ImageDataModule.from_settings(pool, **inference_data_args(config["data"]) | {"packed": False})
     digests = [checks[name].sha256 for name in names]
     dataset = ImageDataset(Path(pool).resolve(), names, [0] * len(names), digests, data.eval_transform)
     model = load_classifier(checkpoint)
@@ -188,7 +188,7 @@ def _unknown(
     known = {record.sha256 for record in load_split(split_file)} if split_file.is_file() else set()
     hashes = list[str]()
     try:
-        images = ImageDataModule(**run_images_args(settings, root)).root.images
+        images = ImageDataModule.from_settings(**run_images_args(settings, root)).source.images
         hashes = [image.phash for image in images if image.sha256 in known]
     except (ValueError, OSError) as error:
         reason = one_line(str(error).splitlines()[0])

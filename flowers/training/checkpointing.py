@@ -261,7 +261,9 @@ def _training_metrics(model: LightningModule) -> list[tuple[str, Metric]]:
 def epoch_steps_key(data: ImageDataModule, world_size: int) -> str:
     """Return the settings that decide which images each step of an epoch takes, as a text for messages.
 
-    With shards, the world size is one of them: each rank reads its own shards.
+    With a sequential source, the world size is one of them: each rank reads its own shards.
     """
     balance = " and data.balance=sampler" if data.balance == "sampler" else ""
-    return f"data.batch_size={data.batch_size}{balance}" + (f" and {world_size} process(es)" if data.shards else "")
+    return f"data.batch_size={data.batch_size}{balance}" + (
+        f" and {world_size} process(es)" if data.source.is_sequential else ""
+    )

@@ -87,7 +87,7 @@ def run_training(settings: TrainSettings, extra_callbacks: Sequence[Callback] = 
 
 def _run_stages(settings: TrainSettings, run_dir: Path, extra_callbacks: Sequence[Callback]) -> float:
     plans = plan_stages(settings.head.epochs, settings.finetune.epochs, run_dir)
-    data = ImageDataModule(**build_parts(settings.data), seed=settings.seed)
+    data = ImageDataModule.from_settings(**build_parts(settings.data), seed=settings.seed)
     timer = StageTimer(parse_duration(settings.trainer.max_time) if settings.trainer.max_time else None)
     own_callbacks: list[Callback] = [timer, GlobalStep()]
     cached_views: dict[Stage, int] = {"head": settings.head.cached_views, "finetune": settings.finetune.cached_views}

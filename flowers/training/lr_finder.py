@@ -76,7 +76,7 @@ def find_learning_rates(settings: TrainSettings) -> dict[str, float]:
     configure_logging()  # Lightning is imported by now
     settings, run_dir = prepare_run(settings)
     plans = plan_stages(settings.head.epochs, settings.finetune.epochs, run_dir)
-    data = ImageDataModule(**build_parts(settings.data), seed=settings.seed)
+    data = ImageDataModule.from_settings(**build_parts(settings.data), seed=settings.seed)
     views: dict[Stage, int] = {"head": settings.head.cached_views, "finetune": settings.finetune.cached_views}
     seed_everything(settings.seed)
     trainer = _make_trainer(settings, [])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowers.data.images import check_images, read_error_reason, read_image
-from flowers.data.shards import ShardSource
+from flowers.data.sources.shards import ShardSource
 from flowers.data.splits import load_split
 from flowers.evaluation.predictions import load_predictions
 from flowers.models.classifier import load_classifier

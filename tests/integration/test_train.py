@@ -430,7 +430,7 @@ def test_best_checkpoint_of_an_average_holds_the_weights_that_were_validated(pai
     assert "current_model_state" not in best
     assert not torch.equal(last["state_dict"]["head.weight"], last["current_model_state"]["head.weight"])
     printed = dict(curves(tmp_path)["val/loss"])[best["progress"]["steps"] - 1]
-    data = ImageDataModule(**build_parts(cfg.data), seed=0)
+    data = ImageDataModule.from_settings(**build_parts(cfg.data), seed=0)
     trainer = Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
     scores = trainer.validate(load_classifier(tmp_path / BEST_CHECKPOINT), data, verbose=False)[0]
     assert scores["val/loss"] == pytest.approx(printed, rel=1e-7)
@@ -479,14 +479,14 @@ def test_cached_activations_refuse_what_needs_images(setting: str, expected: str
 
 
 def test_cached_activations_refuse_several_processes(painted: Path):
-    data = ImageDataModule(painted, batch_size=16)
+    data = ImageDataModule.from_settings(painted, batch_size=16)
     trainer: Any = SimpleNamespace(world_size=2)
     with pytest.raises(ValueError, match=r"finetune\.cached_views=2 with 2 processes: expected trainer\.devices=1"):
         check_stages([], data, trainer, {"head": 0, "finetune": 2})
 
 
 def test_resume_inside_an_epoch_refuses_another_order_of_the_images(painted: Path):
-    data = ImageDataModule(painted, batch_size=16, balance="sampler")
+    data = ImageDataModule.from_settings(painted, batch_size=16, balance="sampler")
     plans, trainer = [StagePlan("finetune", 1, 1, 1, None, "data.batch_size=16")], SimpleNamespace(world_size=1)
     with pytest.raises(
         ValueError, match=r"with data\.batch_size=16, found data\.batch_size=16 and data\.balance=sampler"

@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from flowers.models.classifier import ImageClassifier, Schedule
 from flowers.training.lr_schedules import constant, cosine
 
 EPOCHS, BATCH_SIZE = 3, 4
-NO_AUGMENTATION = {
+NO_AUGMENTATION: dict[str, Any] = {
     "crop_scale": (1.0, 1.0),
     "crop_ratio": (1.0, 1.0),
     "hflip_prob": 0.0,
@@ -26,7 +27,9 @@ NO_AUGMENTATION = {
 def train_head(
     folder: Path, cached_views: int, steps_per_batch: int = 1, schedule: Schedule = constant
 ) -> ImageClassifier:
-    data = ImageDataModule(folder, image_size=32, resize=32, batch_size=BATCH_SIZE, num_workers=0, **NO_AUGMENTATION)  # type: ignore[arg-type]
+    data = ImageDataModule.from_settings(
+        folder, image_size=32, resize=32, batch_size=BATCH_SIZE, num_workers=0, **NO_AUGMENTATION
+    )
     torch.manual_seed(0)
     model = ImageClassifier(
         "resnet18", data.classes, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), scheduler=schedule

@@ -16,7 +16,7 @@ from flowers.models.classifier import ImageClassifier
 
 @pytest.fixture(scope="module")
 def data(painted: Path) -> ImageDataModule:
-    return ImageDataModule(painted, image_size=32, resize=32, batch_size=16, num_workers=0)
+    return ImageDataModule.from_settings(painted, image_size=32, resize=32, batch_size=16, num_workers=0)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,9 @@ FORMAT_1 = Path(__file__).parents[2] / "fixtures" / "run_format_1"  # its images
 
 
 def test_format_1_checkpoint_predicts_what_it_predicted_then(painted: Path):
-    data = ImageDataModule(painted, split_file=FORMAT_1 / SPLIT_FILE, image_size=32, resize=32, num_workers=0)
+    data = ImageDataModule.from_settings(
+        painted, split_file=FORMAT_1 / SPLIT_FILE, image_size=32, resize=32, num_workers=0
+    )
     model, dataset = load_classifier(FORMAT_1 / BEST_CHECKPOINT), data.dataset("val")
     model.set_stage("head", epochs=1)
     features = FeatureExtractor(data, model, "32-true", cache=False).extract(dataset, "val")
