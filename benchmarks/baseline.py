@@ -22,7 +22,7 @@ def training_images(data: ImageDataModule) -> tuple[list[Path], list[int]]:
     """Return the paths and class indices of the training images, in the order of split.csv."""
     rows = [row for row in data.records if row.split == "train"]
     index = {name: number for number, name in enumerate(data.classes)}
-    return [Path(str(data.root), row.path) for row in rows], [index[row.label] for row in rows]
+    return [Path(str(data.source), row.path) for row in rows], [index[row.label] for row in rows]
 
 
 def make_batch(dataset: Dataset[tuple[Tensor, int]], indices: Sequence[int], size: int) -> tuple[Tensor, Tensor]:

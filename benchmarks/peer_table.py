@@ -98,8 +98,8 @@ def run_peers(settings: Speed) -> dict[str, Any]:
         raise ValueError(
             f"peer_python={settings.peer_python}: no such program: expected a Python that has the peers installed"
         )
-    data = ImageDataModule(**build_parts(settings.data), seed=settings.seed)
-    if data.shards is not None:
+    data = ImageDataModule.from_settings(**build_parts(settings.data), seed=settings.seed)
+    if data.source.is_sequential:
         raise ValueError("data=shards: peers read each image from its own file; give data=folder")
     data.setup("fit")
     names = (_OURS, *settings.peers)

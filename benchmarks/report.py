@@ -67,8 +67,8 @@ def run_benchmark(settings: Speed) -> dict[str, Any]:
     device = resolve_device(trainer["accelerator"])
     check_backbone(settings.model.architecture, settings.model.weights, settings.model.options)
     model_settings, pixels = resolve_input_settings(settings.model, settings.data)
-    data = ImageDataModule(**build_parts(pixels), seed=settings.seed)
-    if data.shards is not None:
+    data = ImageDataModule.from_settings(**build_parts(pixels), seed=settings.seed)
+    if data.source.is_sequential:
         raise ValueError("data=shards: the baseline reads each image from its own file; give data=folder")
     counts = data.counts("train").total(), data.counts("val").total()
     if not all(counts):

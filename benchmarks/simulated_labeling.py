@@ -22,8 +22,8 @@ from flowers.evaluation.pretrained_features import (
 )
 from flowers.features.linear_probe import L2_GRID, fit_linear_probe
 from flowers.runtime.logging import progress_bar
-from flowers.search.learning_curve import subset_positions
-from flowers.search.suggestion import METHODS
+from flowers.studies.learning_curve import subset_positions
+from flowers.studies.suggestion import METHODS
 
 _FIRST, _LAST = 50, 1000  # labels
 _TARGETS = (200, 400, 700, 1000)  # random labels whose accuracy is to be reached

@@ -27,7 +27,7 @@ def pack_run_settings(overrides: Sequence[str]) -> list[str]:
 
 def ablation(settings: AblationSettings) -> None:
     """Train what is left of an ablation, and print its table."""
-    from flowers.search.ablation import run_ablation
+    from flowers.studies.ablation import run_ablation
 
     run_ablation(settings)
 

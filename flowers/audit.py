@@ -6,7 +6,7 @@ from flowers.settings.schema.programs import AuditSettings
 
 def audit(settings: AuditSettings) -> int:
     """Audit the photos of a folder or a run; return how many labels are likely wrong."""
-    from flowers.evaluation.auditor import run_audit
+    from flowers.studies.auditor import run_audit
 
     return run_audit(settings)
 

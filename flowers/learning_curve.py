@@ -25,7 +25,7 @@ def check_source(overrides: Sequence[str]) -> list[str]:
 
 def learning_curve(settings: LearningCurveSettings) -> float:
     """Measure a learning curve; return the predicted accuracy with twice the photos."""
-    from flowers.search.learning_curve import run_learning_curve
+    from flowers.studies.learning_curve import run_learning_curve
 
     return run_learning_curve(settings)
 

@@ -6,7 +6,7 @@ from flowers.settings.schema.programs import ProbeSettings
 
 def probe(settings: ProbeSettings) -> float:
     """Rank backbones for a folder of images; return the accuracy of the best."""
-    from flowers.search.backbone_probe import run_probe
+    from flowers.studies.backbone_probe import run_probe
 
     return run_probe(settings)
 

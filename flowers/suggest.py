@@ -6,7 +6,7 @@ from flowers.settings.schema.programs import SuggestSettings
 
 def suggest(settings: SuggestSettings) -> int:
     """Rank the photos of a folder for labeling; return how many are suggested."""
-    from flowers.search.suggestion import run_suggestion
+    from flowers.studies.suggestion import run_suggestion
 
     return run_suggestion(settings)
 

@@ -1,7 +1,7 @@
 """Train a classifier on a folder of images: `python -m flowers.train --help`."""
 
 from flowers.cli import program
-from flowers.runs.run_folder import expand_resume_args
+from flowers.runs.resume import expand_resume_args
 from flowers.settings.schema.training import TrainSettings
 
 

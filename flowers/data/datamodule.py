@@ -1,47 +1,34 @@
 """The data module: batches of images and labels from a folder or from shards."""
 
 import copy
-import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from lightning import LightningDataModule
-from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import DataLoader
 
-from flowers.data.corrections import Corrections, load_corrections
+from flowers.data.corrections import Corrections
 from flowers.data.dataset import ImageDataset, decoded_image_cache
-from flowers.data.folder import ImageFolderSource
-from flowers.data.remote import is_remote
-from flowers.data.samplers import (
-    EpochSampler,
-    PrefetchingSampler,
-    ResumableDataLoader,
-    SampleKeys,
-    ShardShuffleBatchSampler,
-)
-from flowers.data.shards import MANIFEST_FILE, ShardSource
-from flowers.data.splits import SplitRecord, check_split, load_split, split_sha256
-from flowers.data.transforms import (
-    ResizeIfLarger,
-    eval_settings,
-    eval_transform,
-    max_useful_side,
-    train_transform,
-)
+from flowers.data.samplers import EpochSampler, ResumableDataLoader, SampleKeys
+from flowers.data.sources.build import SOURCE_SETTINGS, build_source, is_packed
+from flowers.data.sources.source import ImageSource
+from flowers.data.splits import ImageRecord, SplitRecord, split_sha256
+from flowers.data.splitter import Splitter
+from flowers.data.transforms import Augmentation, eval_settings, eval_transform
 from flowers.runtime.distributed import local_slice, rank_and_world_size
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.interrupt import ignore_stop_signals
 from flowers.runtime.seeding import PADDING_INDEX
 from flowers.runtime.text import one_line
 from flowers.settings.preprocessing import Preprocessing
-from flowers.settings.schema.training import Pixels, Remote
-from flowers.settings.schema.values import Balance, Interpolation
+from flowers.settings.schema.training import Pixels
+from flowers.settings.schema.values import Balance
 from flowers.settings.validation import check_values
 
 
@@ -56,7 +43,7 @@ def inference_data_args(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_images_args(settings: Mapping[str, Any], given: str | None, key: str = "root") -> dict[str, Any]:
-    """Return the arguments of `ImageDataModule` for the photos of a run, as `inference_data_args`, with their root.
+    """Return the settings of `ImageDataModule.from_settings` for the photos of a run.
 
     A run folder may come from a stranger: it does not say where to connect. An address in its settings, and the S3
     endpoint for it, counts only if the user gives the same address.
@@ -78,9 +65,27 @@ def run_images_args(settings: Mapping[str, Any], given: str | None, key: str = "
             )
         return arguments | {"root": stored}
     if given != stored:
-        is_packed = is_remote(given) or Path(given, MANIFEST_FILE).is_file()
-        arguments |= {"packed": is_packed, "s3_endpoint": None}
+        arguments |= {"packed": is_packed(given), "s3_endpoint": None}
     return arguments | {"root": given}
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How images become batches.
+
+    Attributes:
+        balance: For classes of different sizes in training: "weights" weights the loss of each image, "sampler" draws
+            equally many images of each class in each epoch, "none" does neither.
+        batch_size: Images per step, over all processes.
+        num_workers: Dataloader workers per process; None for one per core, at most 8.
+        decoded_cache_fraction: Share of the free memory for decoded images, from 0 to below 1; 0 reads them from disk
+            in each epoch.
+    """
+
+    balance: Balance = "none"
+    batch_size: int = 64
+    num_workers: int | None = None
+    decoded_cache_fraction: float = 0.5
 
 
 class ImageDataModule(LightningDataModule):
@@ -88,144 +93,87 @@ class ImageDataModule(LightningDataModule):
 
     Training images are augmented. All other images are resized and cropped to the center.
 
-    The constructor checks the arguments, `split_file` and `corrections`. The images are found, checked and split on
-    first use.
+    The constructor checks the settings. The images are found, checked and split on first use.
 
     Args:
-        root: Folder with one subfolder per class. With `packed`: folder or http, https or s3 address of shards.
-        source: Called with `root` to create the folder, such as by a download; None if the folder exists.
-        val_fraction: Share of the images in val, from 0 to below 1; unused with `folds`.
-        test_fraction: Share of the images in test, from 0 to below 1.
-        folds: Number of cross-validation folds, at least 2; 0 for a single split by `val_fraction`.
-        fold: The fold that is val, from 0 to `folds` - 1.
-        split_seed: Seed of the split.
-        split_file: A split.csv with paths below `root`, used in place of a new split.
-        corrections: A corrections.csv: photos below `root` to relabel or to leave out, by the digest of their contents.
-        on_corrupt: For files that cannot be read: "error" lists them and stops, "skip" lists and ignores them.
-        image_size: Side of the images that the network sees, in pixels.
-        resize: Shorter side of evaluation images before the center crop, in pixels; at least `image_size`.
-        interpolation: How images are resized, with antialiasing: "bilinear" or "bicubic".
-        crop_scale: Smallest and largest share of the image area in a training crop, above 0 and at most 1.
-        crop_ratio: Smallest and largest width / height of a training crop, above 0.
-        hflip_prob: Probability that a training image is flipped horizontally, from 0 to 1.
-        brightness: Training images are multiplied by a factor from 1 - `brightness` to 1 + `brightness`; at least 0.
-        contrast: The same for the contrast.
-        saturation: The same for the saturation.
-        hue: Largest rotation of the hue, as a share of the color circle, from 0 to 0.5.
-        augmentation: Makes the training transform from `image_size`, `resize` and the settings from `interpolation`
-            to `hue`, given by name; None for `train_transform`. It maps uint8 (3, H, W) to uint8 (3, image_size,
-            image_size) and draws from the global generator of torch.
-        balance: For classes of different sizes in training: "weights" weights the loss of each image, "sampler" draws
-            equally many images of each class in each epoch, "none" does neither.
-        batch_size: Images per step, over all processes.
-        num_workers: Dataloader workers per process; None for one per core, at most 8.
-        decoded_cache_fraction: Share of the free memory for decoded images, from 0 to below 1; 0 reads them from disk
-            in each epoch.
+        source: Where the images are.
+        splitter: Which of them are train, val and test.
+        preprocessing: Size and resizing of the images. The network normalizes them.
+        augmentation: How training images are drawn.
+        loading: How they become batches.
         seed: Seed of the training order and the augmentations.
-        packed: Whether `root` holds shards written by `flowers.pack`. These contain their split.
-        s3_endpoint: URL of an S3-compatible server; None for $AWS_ENDPOINT_URL, or else AWS.
-        retry_timeout: Seconds after which a failing download is given up.
-        cache_gb: Disk space for copies of remote shards, in GiB.
-        shuffle_shards: Number of shards that are read at the same time, so that their images mix.
 
     Raises:
-        ValueError: For an invalid argument; on first use, for images or a split that cannot be used.
+        ValueError: For an invalid setting; on first use, for images or a split that cannot be used.
     """
 
     def __init__(
         self,
-        root: str | Path,
-        source: Callable[[Path], None] | None = None,
-        val_fraction: float = 0.2,
-        test_fraction: float = 0.0,
-        folds: int = 0,
-        fold: int = 0,
-        split_seed: int = 0,
-        split_file: str | Path | None = None,
-        corrections: str | Path | None = None,
-        on_corrupt: Literal["error", "skip"] = "error",
-        image_size: int = 224,
-        resize: int = 256,
-        interpolation: Interpolation = "bilinear",
-        crop_scale: Sequence[float] = (0.5, 1.0),
-        crop_ratio: Sequence[float] = (0.75, 1.333),
-        hflip_prob: float = 0.5,
-        brightness: float = 0.2,
-        contrast: float = 0.2,
-        saturation: float = 0.2,
-        hue: float = 0.02,
-        augmentation: Callable[..., Callable[[Tensor], Tensor]] | None = None,
-        balance: Balance = "none",
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        decoded_cache_fraction: float = 0.5,
+        source: ImageSource,
+        splitter: Splitter,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation | None = None,
+        loading: Loading | None = None,
         seed: int = 0,
-        packed: bool = False,
-        s3_endpoint: str | None = None,
-        retry_timeout: float = 300.0,
-        cache_gb: float = 20.0,
-        shuffle_shards: int = 16,
     ) -> None:
         super().__init__()
-        drawn: dict[str, Any] = {
-            "crop_scale": list(crop_scale) if isinstance(crop_scale, Sequence) else crop_scale,
-            "crop_ratio": list(crop_ratio) if isinstance(crop_ratio, Sequence) else crop_ratio,
-            "hflip_prob": hflip_prob,
-            "brightness": brightness,
-            "contrast": contrast,
-            "saturation": saturation,
-            "hue": hue,
-        }
-        loading = {
-            "balance": balance,
-            "batch_size": batch_size,
-            "num_workers": num_workers,
-            "decoded_cache_fraction": decoded_cache_fraction,
-        }
-        size = {"image_size": image_size, "resize": resize, "interpolation": interpolation}
-        check_values({**size, **drawn, **loading}, Pixels, "data.")
-        remote = {"retry_timeout": retry_timeout, "cache_gb": cache_gb, "shuffle_shards": shuffle_shards}
-        check_values(remote, Remote, "data.")
-        if is_remote(root) and not packed:
-            raise ValueError(f"data.root={root}: expected a folder; an address needs data=shards (see flowers.pack)")
-        if packed and balance == "sampler":  # the copies of a rare image would all fall into the time of its shard
+        self.source, self.splitter, self.seed = source, splitter, seed
+        self.augmentation, loading = augmentation or Augmentation(), loading or Loading()
+        size = {name: getattr(preprocessing, name) for name in ("image_size", "resize", "interpolation")}
+        check_values({**size, **self.augmentation.drawn(), **asdict(loading)}, Pixels, "data.")
+        if source.is_sequential and loading.balance == "sampler":  # all copies of a rare image would be read at once
             raise ValueError("data.balance=sampler with data=shards: expected data.balance=weights or none")
-        self.shards = ShardSource(str(root), s3_endpoint, retry_timeout, cache_gb) if packed else None
-        self.corrections = Corrections() if corrections is None else load_corrections(corrections)
-        self.root = self.shards or ImageFolderSource(
-            root, source, on_corrupt, val_fraction, test_fraction, folds, fold, split_seed, self.corrections
-        )
-        self.split_file = split_file
-        self._split = None if split_file is None else load_split(split_file)
-        self.preprocessing = Preprocessing(image_size, resize, interpolation)
-        self._eval_settings = eval_settings(self.preprocessing)
-        self._train_settings = self._eval_settings | drawn
-        if augmentation is None:
-            self.train_transform: Callable[[Tensor], Tensor] = train_transform(
-                image_size, **drawn, interpolation=interpolation
-            )
-        else:
-            self._train_settings |= {"augmentation": _describe(augmentation)}
-            self.train_transform = augmentation(**size, **drawn)
-        self.resize_if_larger = ResizeIfLarger(
-            max(resize, max_useful_side(image_size, crop_scale, crop_ratio)), interpolation
-        )
-        self.eval_transform = eval_transform(self.preprocessing)
-        self.balance = balance
-        self.batch_size = batch_size
-        self.num_workers = min(available_cores(), 8) if num_workers is None else num_workers
-        self.decoded_cache_fraction = decoded_cache_fraction
-        self.seed = seed
-        self.shuffle_shards = shuffle_shards
+        self.balance, self.batch_size = loading.balance, loading.batch_size
+        self.num_workers = min(available_cores(), 8) if loading.num_workers is None else loading.num_workers
+        self.decoded_cache_fraction = loading.decoded_cache_fraction
+        self._prepare(preprocessing)
+
+    @classmethod
+    def from_settings(cls, root: str | Path, seed: int = 0, **settings: Any) -> Self:
+        """Return the images of settings: the keys of the group `data` of the configuration, whose parts are built.
+
+        What is not given has the default value of `build_source`, `Splitter`, `Preprocessing`, `Augmentation` or
+        `Loading`.
+
+        Args:
+            root: The folder of the images, or of shards, or their address.
+            seed: Seed of the training order and the augmentations.
+            settings: The other keys, such as `image_size` and `val_fraction`.
+
+        Raises:
+            ValueError: A setting is wrong.
+            TypeError: There is no such setting.
+        """
+        kinds = Splitter, Preprocessing, Augmentation, Loading
+        names = [{each.name for each in fields(kind)} for kind in kinds]
+        if unknown := settings.keys() - SOURCE_SETTINGS.union(*names):
+            raise TypeError(f"no such setting of images: {', '.join(sorted(unknown))}")
+        given = [{name: settings[name] for name in settings.keys() & own} for own in names]
+        splitter, preprocessing = Splitter(**given[0]), Preprocessing(**given[1])
+        augmentation, loading = Augmentation(**given[2]), Loading(**given[3])
+        source = build_source({"root": root, **settings})
+        return cls(source, splitter, preprocessing, augmentation, loading, seed)
+
+    def _prepare(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+        self.eval_transform = eval_transform(preprocessing)
+        self.train_transform = self.augmentation.transform(preprocessing)
+        self.resize_if_larger = self.augmentation.resize_if_larger(preprocessing)
+
+    @property
+    def corrections(self) -> Corrections:
+        """The corrections of labels."""
+        return self.splitter.label_corrections
+
+    @cached_property
+    def images(self) -> list[ImageRecord]:
+        """All images that can be read, with their corrected labels."""
+        return self.splitter.corrected(self.source)
 
     @cached_property
     def records(self) -> list[SplitRecord]:
         """The images in use, with their split."""
-        if self.corrections.lines:
-            self.corrections.check(self.root.images, str(self.root))
-        if self._split is None:
-            return self.corrections.apply(self.root.records)
-        return self.corrections.apply(check_split(self._split, self.root.images, str(self.split_file)))
+        return self.splitter.split(self.source)
 
     @cached_property
     def classes(self) -> list[str]:
@@ -259,14 +207,12 @@ class ImageDataModule(LightningDataModule):
 
     def transform_settings(self, augmented: bool = False) -> dict[str, Any]:
         """Return all that determines how an image file becomes pixels, ready for JSON, as part of a cache key."""
-        return dict(self._train_settings if augmented else self._eval_settings)
+        return self.augmentation.settings(self.preprocessing) if augmented else eval_settings(self.preprocessing)
 
     def resized(self, preprocessing: Preprocessing) -> Self:
-        """Return a copy with the same images, prepared in another way for evaluation."""
+        """Return a copy with the same images, prepared in another way."""
         copied = copy.copy(self)
-        copied.preprocessing = preprocessing
-        copied._eval_settings = eval_settings(preprocessing)
-        copied.eval_transform = eval_transform(preprocessing)
+        copied._prepare(preprocessing)
         return copied
 
     def setup(self, stage: str) -> None:
@@ -279,7 +225,7 @@ class ImageDataModule(LightningDataModule):
             self._split_records(split)
 
     def dataset(self, split: str, augmented: bool = False, cache: bool = False) -> ImageDataset:
-        """Return the images of `split`, in the order of split.csv, or of the shards if they are packed.
+        """Return the images of `split`, in the order of the source: of split.csv, or of the shards if they are packed.
 
         Args:
             split: train, val or test.
@@ -289,21 +235,19 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If the split has no images.
         """
-        records = self._split_records(split)
-        if self.shards is not None:
-            records = self.shards.sort_by_shard(records)
+        records = self.source.sort(self._split_records(split))
         labels = [self.class_numbers[record.label] for record in records]
         if augmented:
             prepare, augment = self.resize_if_larger, self.train_transform
             prepared = f"{prepare.side} {prepare.mode}"
         else:
-            prepare, augment, prepared = self.eval_transform, None, json.dumps(self._eval_settings)
+            prepare, augment, prepared = self.eval_transform, None, json.dumps(self.transform_settings())
         decoded = None
         if cache:
             share = self.decoded_cache_fraction / 2 / rank_and_world_size()[1]  # train and val, in each process
             decoded = decoded_image_cache((split_sha256(records), prepared), split, len(records), share)
         return ImageDataset(
-            self.root,
+            self.source,
             [record.path for record in records],
             labels,
             [record.sha256 for record in records],
@@ -318,29 +262,21 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If an image has another class.
         """
-        if self.corrections.lines:
-            self.corrections.check(self.root.images, str(self.root))
-        images = self.corrections.apply(self.root.images)
-        if unknown := {image.label for image in images} - set(classes):
+        if unknown := {image.label for image in self.images} - set(classes):
             raise ValueError(
-                f"{one_line(self.root)} has the class(es) {one_line(', '.join(sorted(unknown)))}: "
+                f"{one_line(self.source)} has the class(es) {one_line(', '.join(sorted(unknown)))}: "
                 f"expected only classes of the model: {one_line(', '.join(classes))}"
             )
         numbers = {name: number for number, name in enumerate(classes)}
-        labels = [numbers[image.label] for image in images]
-        digests = [image.sha256 for image in images]
-        return ImageDataset(self.root, [image.path for image in images], labels, digests, self.eval_transform)
+        labels = [numbers[image.label] for image in self.images]
+        paths, digests = [image.path for image in self.images], [image.sha256 for image in self.images]
+        return ImageDataset(self.source, paths, labels, digests, self.eval_transform)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the shuffled, augmented images of train."""
         dataset = self.dataset("train", augmented=True, cache=True)
-        if self.shards is not None:
-            return self._train_loader(dataset, self._shard_sampler(dataset))
-        sampler: Any = self.train_sampler(dataset.labels)  # torch's types expect plain indices
-        batches = BatchSampler(sampler, self.per_rank_batch_size(rank_and_world_size()[1]), drop_last=False)
-        return self._train_loader(dataset, batches)
-
-    def _train_loader(self, dataset: ImageDataset, batches: Sampler[Any]) -> ResumableDataLoader:
+        batch_size = self.per_rank_batch_size(rank_and_world_size()[1])
+        batches = self.source.training_batches(dataset.paths, self.train_sampler(dataset.labels), batch_size)
         return ResumableDataLoader(
             dataset, batches, lambda: batches_done(self), lambda: has_next_epoch(self), **self._loading
         )
@@ -361,12 +297,7 @@ class ImageDataModule(LightningDataModule):
             keys: The items to load, in order; None for all items.
             batch_size: Images per batch; None for the `batch_size` of the data module.
         """
-        sampler: Any = keys  # torch's types expect plain indices
-        if self.shards is not None:
-            keys = range(len(dataset)) if keys is None else keys
-            # Each process reads one shard, ends another, and prefetches a third.
-            self.shards.check_cache_size(3 * rank_and_world_size()[1])
-            sampler = PrefetchingSampler(keys, self.shards.shard_numbers(dataset.paths), self.shards.prefetch)
+        sampler = self.source.reading_order(dataset.paths, keys)
         return DataLoader(dataset, batch_size=batch_size or self.batch_size, sampler=sampler, **self._loading)
 
     def train_sampler(self, labels: Sequence[int]) -> EpochSampler:
@@ -392,22 +323,6 @@ class ImageDataModule(LightningDataModule):
             "or add images"
         )
 
-    def _shard_sampler(self, dataset: ImageDataset) -> ShardShuffleBatchSampler:
-        assert self.shards is not None
-        rank, world_size = rank_and_world_size()
-        self.shards.check_cache_size(
-            (self.shuffle_shards + 2) * world_size, "; a smaller data.shuffle_shards needs less"
-        )
-        return ShardShuffleBatchSampler(
-            self.shards.shard_numbers(dataset.paths),
-            self.per_rank_batch_size(world_size),
-            self.seed,
-            rank,
-            world_size,
-            self.shuffle_shards,
-            self.shards.prefetch,
-        )
-
     @property
     def _loading(self) -> dict[str, Any]:
         return {
@@ -428,9 +343,3 @@ def has_next_epoch(data: LightningDataModule) -> bool:
     """Return whether the stage has an epoch after this one."""
     trainer = data.trainer
     return trainer is not None and trainer.max_epochs is not None and trainer.current_epoch + 1 < trainer.max_epochs
-
-
-def _describe(function: Callable[..., Any]) -> str:
-    """Return the name of a function and the arguments that it is given, as part of a cache key."""
-    target, given = (function.func, function.keywords) if isinstance(function, functools.partial) else (function, {})
-    return f"{target.__module__}.{target.__qualname__} {json.dumps(given, sort_keys=True)}"

@@ -25,7 +25,7 @@ def run_packing(settings: PackSettings) -> int:
     root, output = Path(settings.photos).resolve(), Path(settings.output).resolve()
     if output.is_relative_to(root):
         raise ValueError(f"output={output} is inside photos={root}: give another folder")
-    data = ImageDataModule(root, **settings.data.to_dict())
+    data = ImageDataModule.from_settings(root, **settings.data.to_dict())
     records, classes = data.records, data.classes
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(output.with_name(f".{output.name}.lock")):

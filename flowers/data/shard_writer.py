@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from flowers.data.images import read_unchanged
 from flowers.data.remote import RemoteFile, file_sha256
-from flowers.data.shards import INDEX_FILE, MANIFEST_FILE, SHARD_FORMAT, SHARD_SPLIT_FILE
+from flowers.data.sources.shard_format import INDEX_FILE, MANIFEST_FILE, SHARD_FORMAT, SHARD_SPLIT_FILE
 from flowers.data.splits import SPLITS, SplitRecord, split_to_csv
 from flowers.runtime.files import DiskFullError, atomic_write, atomic_write_text
 from flowers.runtime.interrupt import ignore_stop_signals

@@ -5,6 +5,7 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,12 +30,16 @@ class ImageRecord(NamedTuple):
         label: Class name.
         sha256: SHA-256 of the file, hexadecimal.
         phash: Perceptual hash of the image, hexadecimal.
+        split: train, val or test, if the source is split; or else empty.
+        group: Shared by near duplicates, if the source knows them; or else empty.
     """
 
     path: str
     label: str
     sha256: str
     phash: str
+    split: str = ""
+    group: str = ""
 
 
 class SplitRecord(NamedTuple):
@@ -204,6 +209,11 @@ def check_split(records: Sequence[SplitRecord], images: Sequence[ImageRecord], s
 
 def split_to_csv(records: Iterable[SplitRecord]) -> str:
     """Return the text of split.csv."""
+    return _split_csv(tuple(records))
+
+
+@lru_cache(maxsize=1)  # a run writes it and needs its digest, and so do the next jobs of a multirun
+def _split_csv(records: tuple[SplitRecord, ...]) -> str:
     return to_csv([_COLUMNS, *records])
 
 

@@ -1,8 +1,11 @@
 """Image transforms. All take and return uint8 tensors; the model normalizes."""
 
+import functools
+import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -50,6 +53,62 @@ def train_transform(
             FusedColorJitter(brightness, contrast, saturation, hue),
         ]
     )
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are drawn; see `train_transform`.
+
+    Attributes:
+        crop_scale: Smallest and largest share of the image area in a training crop, above 0 and at most 1.
+        crop_ratio: Smallest and largest width / height of a training crop, above 0.
+        hflip_prob: Probability that a training image is flipped horizontally, from 0 to 1.
+        brightness: Training images are multiplied by a factor from 1 - `brightness` to 1 + `brightness`; at least 0.
+        contrast: The same for the contrast.
+        saturation: The same for the saturation.
+        hue: Largest rotation of the hue, as a share of the color circle, from 0 to 0.5.
+        augmentation: Makes the transform from `image_size`, `resize`, `interpolation` and the settings above, given by
+            name; None for `train_transform`. It maps uint8 (3, H, W) to uint8 (3, image_size, image_size) and draws
+            from the global generator of torch.
+    """
+
+    crop_scale: Sequence[float] = (0.5, 1.0)
+    crop_ratio: Sequence[float] = (0.75, 1.333)
+    hflip_prob: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.02
+    augmentation: Callable[..., Callable[[Tensor], Tensor]] | None = None
+
+    def drawn(self) -> dict[str, Any]:
+        """Return the settings by name, ready for JSON, without `augmentation`."""
+        names = (each.name for each in fields(self) if each.name != "augmentation")
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, Sequence) else value for name, value in values.items()}
+
+    def settings(self, preprocessing: Preprocessing) -> dict[str, Any]:
+        """Return all that determines the pixels of `transform`, ready for JSON, as part of a cache key."""
+        named = {} if self.augmentation is None else {"augmentation": _describe(self.augmentation)}
+        return eval_settings(preprocessing) | self.drawn() | named
+
+    def transform(self, preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
+        """Return the training transform."""
+        settings = self.drawn() | {name: getattr(preprocessing, name) for name in ("image_size", "interpolation")}
+        if self.augmentation is None:
+            return cast(Callable[[Tensor], Tensor], train_transform(**settings))
+        return self.augmentation(**settings, resize=preprocessing.resize)
+
+    def resize_if_larger(self, preprocessing: Preprocessing) -> "ResizeIfLarger":
+        """Return a resizing of decoded images that loses nothing that a view of them may need."""
+        side = max_useful_side(preprocessing.image_size, self.crop_scale, self.crop_ratio)
+        return ResizeIfLarger(max(preprocessing.resize, side), preprocessing.interpolation)
+
+
+def _describe(function: Callable[..., Any]) -> str:
+    """Return the name of a function and the arguments that it is given, as part of a cache key."""
+    target, given = (function.func, function.keywords) if isinstance(function, functools.partial) else (function, {})
+    return f"{target.__module__}.{target.__qualname__} {json.dumps(given, sort_keys=True)}"
 
 
 def _random_resized_crop(

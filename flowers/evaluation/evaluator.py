@@ -12,8 +12,8 @@ from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule, inference_data_args, run_images_args
 from flowers.data.dataset import ImageDataset
-from flowers.data.folder import expand_image_paths
 from flowers.data.images import image_sha256, read_error_reason
+from flowers.data.sources.folder import expand_image_paths
 from flowers.data.splits import load_split, split_sha256
 from flowers.evaluation.gallery import save_mistakes, score_images
 from flowers.evaluation.metrics import compute_metrics
@@ -80,7 +80,7 @@ def run_evaluation(settings: EvaluateSettings) -> float:
     if page := report_page(settings):
         mistakes = page.with_name(page.name.replace("report", "mistakes", 1)).with_suffix(".csv")
         save_mistakes(score_images(predictions), mistakes)
-        write_report(page, run_dir_of(checkpoint), config, name, data.root, predictions, scores)
+        write_report(page, run_dir_of(checkpoint), config, name, data.source, predictions, scores)
         console.print(f"details: {one_line(page)} and {mistakes.name}", soft_wrap=True)
     return float(scores["accuracy"])
 
@@ -119,7 +119,7 @@ def _stranger_features(
     folder: str, model: Network, config: Mapping[str, Any], open_run: Callable[[], ImageDataModule]
 ) -> Tensor:
     """Return the features of all images below a folder."""
-    data = ImageDataModule(folder, **inference_data_args(config["data"]) | {"packed": False})
+    data = ImageDataModule.from_settings(folder, **inference_data_args(config["data"]) | {"packed": False})
     files = expand_image_paths(folder)
     digests = [_stranger_sha256(file) for file in files]
     names = [str(file.absolute()) for file in files]
@@ -142,7 +142,9 @@ def _open_images(
     changes: dict[str, Any] = {"corrections": settings.corrections}
     changes |= {"on_corrupt": settings.on_corrupt} if settings.on_corrupt else {}
     if settings.photos:
-        data = ImageDataModule(settings.photos, **inference_data_args(trained) | changes | {"packed": False})
+        data = ImageDataModule.from_settings(
+            settings.photos, **inference_data_args(trained) | changes | {"packed": False}
+        )
         return data, data.full_dataset(hparams["classes"]), str(settings.photos)
     data = open_run_images(checkpoint, hparams, settings.root, **changes)
     return data, data.dataset(settings.split), str(settings.split)
@@ -164,7 +166,7 @@ def open_run_images(
     """
     arguments = run_images_args(hparams["config"]["data"], root)
     split_file = find_split_file(checkpoint, hparams)
-    return ImageDataModule(split_file=split_file, **arguments | changes)
+    return ImageDataModule.from_settings(split_file=split_file, **arguments | changes)
 
 
 def find_split_file(checkpoint: Path, hparams: Mapping[str, Any]) -> Path:

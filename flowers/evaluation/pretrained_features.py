@@ -54,7 +54,7 @@ def pretrained_model(data: Folder | Shards, model: Model, seed: int) -> tuple[Im
         ValueError: A setting is wrong, or the images or the weights cannot be had.
     """
     model, data = resolve_input_settings(model, data)
-    images = ImageDataModule(**build_parts(data))
+    images = ImageDataModule.from_settings(**build_parts(data))
     with seeded(seed):
         preprocessing = Preprocessing.from_settings(data, model)
         return images, Network(model.architecture, images.classes, model.weights, model.options, preprocessing)

@@ -125,9 +125,9 @@ def resolve_engine(model: Network, config: Mapping[str, Any], engine: str | None
         engine: The engine that is asked for. None takes that of the training: `features.engine` for a backbone that
             was never trained, otherwise PyTorch.
     """
-    return engine or (
-        config.get("features", {}).get("engine", "pytorch") if model.has_untrained_backbone() else "pytorch"
-    )
+    chosen: str = engine or config.get("features", {}).get("engine", "pytorch")
+    # The weights, whose digest takes time, are asked only where they decide.
+    return chosen if engine or chosen == "pytorch" or model.has_untrained_backbone() else "pytorch"
 
 
 def load_int8_backbone(

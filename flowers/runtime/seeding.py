@@ -8,12 +8,20 @@ import torch
 PADDING_INDEX = -1  # index and label of a padding item, which is neither trained on nor scored
 
 
+def seed_device(seed: int, device_type: str) -> None:
+    """Seed the generators of torch for draws on the CPU, and on a device of another type if one is named."""
+    if device_type == "cpu":
+        # Not torch.manual_seed: before CUDA is initialized, it records the call stack, which takes milliseconds.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the CPU generator of torch inside the block, and restore its state after it."""
     state = torch.get_rng_state()
-    # Not torch.manual_seed: before CUDA is initialized, it records the call stack, which takes over a millisecond.
-    torch.default_generator.manual_seed(seed)
+    seed_device(seed, "cpu")
     try:
         yield
     finally:

@@ -43,6 +43,12 @@ def one_line(text: object) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def listed_names(names: Iterable[str], count: int = 10) -> str:
+    """Return names for a message: the first `count`, and how many more there are."""
+    shown = [one_line(name) for name in names]
+    return ", ".join(shown[:count]) + (f" and {len(shown) - count:,} more" if len(shown) > count else "")
+
+
 def mask_password(url: str) -> str:
     """Return an address without the password in it."""
     return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)

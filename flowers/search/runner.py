@@ -20,7 +20,6 @@ from flowers.evaluation.statistics import wilson_interval
 from flowers.runs.run_folder import START_FILE, read_result
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.launch import parent_environment
-from flowers.search.in_process import group_override, train_in_process
 from flowers.search.leaderboard import finalize_search
 from flowers.search.pruning import PruningContext
 from flowers.search.space import format_value
@@ -29,6 +28,7 @@ from flowers.settings.config import compose_settings
 from flowers.settings.overrides import quote_override
 from flowers.settings.schema.programs import SweepSettings
 from flowers.settings.schema.training import Shards, TrainSettings
+from flowers.training.in_process import group_override, train_in_process
 
 log = logging.getLogger(__name__)
 

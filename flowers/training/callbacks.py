@@ -275,7 +275,7 @@ class ImageLogger(Callback):
         logits, labels = (torch.cat(parts) for parts in zip(*self._outputs, strict=True))
         records = [record for record in data.records if record.split == "val"][: len(labels)]
         predictions = Predictions([record.path for record in records], labels, logits, data.classes)
-        log_predictions(trainer, predictions, data.root, step=cast(FineTuning, pl_module).progress.steps - 1)
+        log_predictions(trainer, predictions, data.source, step=cast(FineTuning, pl_module).progress.steps - 1)
         self._outputs, self._last = None, time.monotonic()
 
 

@@ -82,7 +82,18 @@ def _copy_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     }
     shared = {name: checkpoint[name] for name in ("hyper_parameters",) if name in checkpoint}
     rest = {name: value for name, value in checkpoint.items() if name not in {"state_dict", *shared}}
-    return {"state_dict": weights, **shared, **copy.deepcopy(rest)}
+    return {"state_dict": weights, **shared, **_copied(rest)}
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of plain data with its tensors. It takes a fraction of the time of `copy.deepcopy`."""
+    if type(value) is dict:
+        return {key: _copied(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    return copy.deepcopy(value)
 
 
 def _write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
@@ -249,7 +260,9 @@ def _training_metrics(model: LightningModule) -> list[tuple[str, Metric]]:
 def epoch_steps_key(data: ImageDataModule, world_size: int) -> str:
     """Return the settings that decide which images each step of an epoch takes, as a text for messages.
 
-    With shards, the world size is one of them: each rank reads its own shards.
+    With a sequential source, the world size is one of them: each rank reads its own shards.
     """
     balance = " and data.balance=sampler" if data.balance == "sampler" else ""
-    return f"data.batch_size={data.batch_size}{balance}" + (f" and {world_size} process(es)" if data.shards else "")
+    return f"data.batch_size={data.batch_size}{balance}" + (
+        f" and {world_size} process(es)" if data.source.is_sequential else ""
+    )

@@ -29,6 +29,7 @@ from flowers.models.backbones import check_backbone
 from flowers.models.input_settings import resolve_input_settings
 from flowers.models.losses import LossFunction, class_weighted
 from flowers.models.network import Network
+from flowers.runs.resume import write_start
 from flowers.runs.run_folder import (
     CONFIG_FILE,
     CORRECTIONS_FILE,
@@ -37,7 +38,6 @@ from flowers.runs.run_folder import (
     SPLIT_FILE,
     START_FILE,
     own_run_dir,
-    write_start,
 )
 from flowers.runtime.distributed import broadcast_object
 from flowers.runtime.extras import require_extra
@@ -90,7 +90,7 @@ def run_training(settings: TrainSettings, extra_callbacks: Sequence[Callback] = 
 
 def _run_stages(settings: TrainSettings, run_dir: Path, extra_callbacks: Sequence[Callback]) -> float:
     plans = plan_stages(*make_stages(settings), run_dir)
-    data = ImageDataModule(**build_parts(settings.data), seed=settings.seed)
+    data = ImageDataModule.from_settings(**build_parts(settings.data), seed=settings.seed)
     timer = StageTimer(parse_duration(settings.trainer.max_time) if settings.trainer.max_time else None)
     own_callbacks: list[Callback] = [timer, GlobalStep()]
     if settings.finetune.cuda_graph and not settings.finetune.compile:

@@ -77,7 +77,7 @@ def find_learning_rates(settings: TrainSettings) -> dict[str, float]:
     configure_logging()  # Lightning is imported by now
     settings, run_dir = prepare_run(settings)
     plans = plan_stages(*make_stages(settings), run_dir)
-    data = ImageDataModule(**build_parts(settings.data), seed=settings.seed)
+    data = ImageDataModule.from_settings(**build_parts(settings.data), seed=settings.seed)
     seed_everything(settings.seed)
     trainer = _make_trainer(settings, [])
     task = make_task(settings, data, trainer)

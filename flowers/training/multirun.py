@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowers.runs.run_folder import iterate_multirun, read_result, read_start
+from flowers.runs.resume import read_start
+from flowers.runs.run_folder import iterate_multirun, read_result
 from flowers.runtime.text import one_line, write_csv
 
 MULTIRUN_COLUMNS = ("run", "overrides", "accuracy", "low", "high", "loss", "n", "seconds")

@@ -66,7 +66,7 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
             rejection.save(run_dir)
         write_result(run_dir, result, predictions)
     if any(isinstance(callback, ImageLogger) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        log_embeddings(trainer, features["val"], predictions["val"], data.root)
+        log_embeddings(trainer, features["val"], predictions["val"], data.source)
         log_class_curves(trainer, predictions["val"])
     log_hyperparameters(trainer, config, metric_values(predictions["val"]))
     each_tracker(trainer, lambda tracker: tracker.log_best_checkpoint(run_dir / BEST_CHECKPOINT))

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,7 +14,7 @@ from flowers.models.backbones import state_dict_sha256
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT
 from flowers.models.losses import LossFunction, cross_entropy
 from flowers.models.network import Network
-from flowers.runtime.seeding import PADDING_INDEX, epoch_seed
+from flowers.runtime.seeding import PADDING_INDEX, epoch_seed, seed_device
 from flowers.training.progress import Progress
 from flowers.training.stages import FinetuneStage, Inputs, Stage, stage_steps, train_steps
 
@@ -154,7 +153,7 @@ class FineTuning(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Seed the dropout of the epoch with seed, epoch and rank, so that a resumed run draws the same."""
-        torch.manual_seed(epoch_seed(self.seed, self.current_epoch, self.global_rank))
+        seed_device(epoch_seed(self.seed, self.current_epoch, self.global_rank), self.device.type)
         self.set_mode()
 
     def on_train_epoch_end(self) -> None:

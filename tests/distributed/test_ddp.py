@@ -172,7 +172,7 @@ def test_the_result_of_two_processes_is_that_of_their_checkpoint(together: Path)
     settings = {
         name: config["data"][name] for name in ("root", "val_fraction", "test_fraction", "image_size", "resize")
     }
-    data = ImageDataModule(**settings, num_workers=0)
+    data = ImageDataModule.from_settings(**settings, num_workers=0)
     for split, count in (("val", 15), ("test", 5)):
         dataset = data.dataset(split)
         features = extract_features(model, data, dataset, split, config | {"features": {"cache": False, "cache_gb": 1}})

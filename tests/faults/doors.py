@@ -17,16 +17,11 @@ from torchvision.models import get_model
 from flowers.data.corrections import CORRECTION_COLUMNS
 from flowers.data.synthetic import generate_dataset
 from flowers.deploy.hub_folder import write_hub_folder
-from flowers.evaluation.review_page import LABEL_COLUMNS
 from flowers.models.network import load_network
-from flowers.runs.run_folder import (
-    BEST_CHECKPOINT,
-    HYDRA_OVERRIDES_FILE,
-    SPLIT_FILE,
-    TRACKERS_FILE,
-    write_start,
-)
+from flowers.runs.resume import write_start
+from flowers.runs.run_folder import BEST_CHECKPOINT, HYDRA_OVERRIDES_FILE, SPLIT_FILE, TRACKERS_FILE
 from flowers.settings.programs import CONFIGURED, settings_type
+from flowers.studies.review_page import LABEL_COLUMNS
 from tests.faults.confinement import Confinement, run_confined
 
 # What a setting of any program takes: the names of EXHIBITS below that it may be given.

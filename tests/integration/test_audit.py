@@ -10,8 +10,8 @@ from flowers.audit import main
 from flowers.data.corrections import Correction, Corrections
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.splits import save_split
-from flowers.evaluation.auditor import AUDIT_COLUMNS
 from flowers.runtime.text import read_csv
+from flowers.studies.auditor import AUDIT_COLUMNS
 from tests.helpers import configuration
 
 
@@ -87,7 +87,7 @@ def test_audit_names_what_is_wrong(overrides: list[str], message: str, painted: 
 
 
 def test_corrections_reach_the_data_module(painted: Path, tmp_path: Path):
-    plain = ImageDataModule(painted)
+    plain = ImageDataModule.from_settings(painted)
     moved, gone = plain.records[0], plain.records[-1]
     other = next(label for label in plain.classes if label != moved.label)
     lines = (
@@ -98,7 +98,10 @@ def test_corrections_reach_the_data_module(painted: Path, tmp_path: Path):
     plain_split = tmp_path / "split.csv"
     save_split(plain.records, plain_split)
     for settings in ({}, {"split_file": plain_split}, {"folds": 3}):
-        labels = {r.path: r.label for r in ImageDataModule(painted, corrections=tmp_path / "c.csv", **settings).records}
+        labels = {
+            r.path: r.label
+            for r in ImageDataModule.from_settings(painted, corrections=tmp_path / "c.csv", **settings).records
+        }
         assert labels[moved.path] == other
         assert gone.path not in labels
         assert len(labels) == len(plain.records) - 1

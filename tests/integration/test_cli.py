@@ -42,20 +42,20 @@ def test_flowers_version_prints_the_version():
 
 def test_flowers_runs_a_program_as_python_m_does(tmp_path: Path):
     reports_its_module = (
-        "import sys, runpy, flowers.cli\n"
+        "import os, sys, runpy, flowers.cli\n"
         "def program(task, name, arguments=list, check=None):\n"
         "    import __main__\n"
-        "    return lambda: print(__main__.__spec__.name, sys.argv[1:])\n"
+        "    return lambda: print(__main__.__spec__.name, sys.argv[1:], os.path.abspath(sys.path[0]))\n"
         "flowers.cli.program = program\n"
     )
     outputs = []
     for start in (
-        "sys.argv = ['flowers', 'train', 'a=1']; from flowers.__main__ import main; main()",
+        "sys.path[0] = '/bin'; sys.argv = ['flowers', 'train', 'a=1']; from flowers.__main__ import main; main()",
         "sys.argv = ['x', 'a=1']; runpy.run_module('flowers.train', run_name='__main__', alter_sys=True)",
     ):
         command = [sys.executable, "-c", reports_its_module + start]
         outputs.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert outputs[0] == outputs[1] == "flowers.train ['a=1']\n"
+    assert outputs[0] == outputs[1] == f"flowers.train ['a=1'] {Path.cwd()}\n"
     assert flowers("train", "--cfg", "job", "seed=3").stdout == program("--cfg", "job", "seed=3").stdout
 
 

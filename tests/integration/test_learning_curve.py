@@ -6,7 +6,7 @@ from PIL import Image
 
 from flowers.evaluate import main as evaluate
 from flowers.learning_curve import check_source, main
-from flowers.runs.run_folder import write_start
+from flowers.runs.resume import write_start
 from flowers.runtime.files import read_json
 from flowers.runtime.text import read_csv
 from tests.helpers import SMALL, configuration

@@ -58,8 +58,8 @@ def test_checkpoint_has_the_same_scores_on_shards_as_on_the_folder(painted: Path
     run_training(configuration(*recipe, "head.epochs=1", "finetune.epochs=0"))
     config = read_checkpoint(tmp_path / "folder" / BEST_CHECKPOINT)["hyper_parameters"]["config"]
     model = load_network(tmp_path / "folder" / BEST_CHECKPOINT)
-    folder = ImageDataModule(painted, test_fraction=0.1, **look)
-    shards = ImageDataModule("s3://garden/packed", packed=True, s3_endpoint=s3, retry_timeout=5, **look)
+    folder = ImageDataModule.from_settings(painted, test_fraction=0.1, **look)
+    shards = ImageDataModule.from_settings("s3://garden/packed", packed=True, s3_endpoint=s3, retry_timeout=5, **look)
     scores = []
     for data in (folder, shards):
         dataset = data.dataset("val")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from flowers.runtime.text import read_csv, write_csv
-from flowers.search.suggestion import suggest_photos
+from flowers.studies.suggestion import suggest_photos
 from flowers.suggest import main
 from tests.helpers import configuration
 

@@ -13,11 +13,11 @@ from optuna.trial import TrialState
 
 from flowers.runs.run_folder import RESULT_FILE, short_name
 from flowers.runtime.files import read_json
-from flowers.search.in_process import train_in_process
 from flowers.search.manifest import SearchManifest
 from flowers.search.study import STUDY_FILE, Search, open_storage
 from flowers.settings.overrides import check_overrides
 from flowers.sweep import main, pack_trial_settings
+from flowers.training.in_process import train_in_process
 from tests.helpers import SMALL, configuration, program
 
 HEAD = (*SMALL, "finetune.epochs=0", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "scheduler=constant,cosine")

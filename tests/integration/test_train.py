@@ -19,13 +19,14 @@ from flowers.data.datamodule import ImageDataModule
 from flowers.models.backbones import build_backbone, state_dict_sha256
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.models.network import load_network
-from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, expand_resume_args, short_name
+from flowers.runs.resume import expand_resume_args
+from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, short_name
 from flowers.runtime.files import read_json
 from flowers.runtime.seeding import seeded
-from flowers.search.in_process import train_in_process
 from flowers.settings.config import build_parts
 from flowers.train import main
 from flowers.training.experiment import check_config, run_training
+from flowers.training.in_process import train_in_process
 from flowers.training.stage_plan import StagePlan, check_stages
 from flowers.training.stages import FinetuneStage
 from flowers.training.task import FineTuning
@@ -432,7 +433,7 @@ def test_best_checkpoint_of_an_average_holds_the_weights_that_were_validated(pai
     assert "current_model_state" not in best
     assert not torch.equal(last["state_dict"]["head.weight"], last["current_model_state"]["head.weight"])
     printed = dict(curves(tmp_path)["val/loss"])[best["progress"]["steps"] - 1]
-    data = ImageDataModule(**build_parts(cfg.data), seed=0)
+    data = ImageDataModule.from_settings(**build_parts(cfg.data), seed=0)
     trainer = Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
     scores = trainer.validate(FineTuning(load_network(tmp_path / BEST_CHECKPOINT)), data, verbose=False)[0]
     assert scores["val/loss"] == pytest.approx(printed, rel=1e-7)
@@ -481,14 +482,14 @@ def test_cached_activations_refuse_what_needs_images(setting: str, expected: str
 
 
 def test_cached_activations_refuse_several_processes(painted: Path):
-    data = ImageDataModule(painted, batch_size=16)
+    data = ImageDataModule.from_settings(painted, batch_size=16)
     trainer: Any = SimpleNamespace(world_size=2)
     with pytest.raises(ValueError, match=r"finetune\.cached_views=2 with 2 processes: expected trainer\.devices=1"):
         check_stages([StagePlan(FinetuneStage(cached_views=2), 1, 1)], data, trainer)
 
 
 def test_resume_inside_an_epoch_refuses_another_order_of_the_images(painted: Path):
-    data = ImageDataModule(painted, batch_size=16, balance="sampler")
+    data = ImageDataModule.from_settings(painted, batch_size=16, balance="sampler")
     plans, trainer = [StagePlan(FinetuneStage(), 1, 1, None, "data.batch_size=16")], SimpleNamespace(world_size=1)
     with pytest.raises(
         ValueError, match=r"with data\.batch_size=16, found data\.batch_size=16 and data\.balance=sampler"

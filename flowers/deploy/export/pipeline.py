@@ -152,7 +152,7 @@ class TrainedRun:
             )
         args |= {"on_corrupt": on_corrupt} if on_corrupt else {}
         split_file = find_split_file(checkpoint, self.hparams)
-        self.data = ImageDataModule(split_file=split_file, **args)
+        self.data = ImageDataModule.from_settings(split_file=split_file, **args)
         self.val = self.data.dataset("val")
         self.labels = torch.tensor(self.val.labels)
         self.classifier = classifier = Classifier.load(checkpoint, "cpu", "32-true", tta, reject)

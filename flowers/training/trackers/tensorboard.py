@@ -1,31 +1,35 @@
 """Log to TensorBoard in the run folder, also what other trackers do not show: embeddings and the HPARAMS tab."""
 
 import colorsys
-import shutil
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from google.protobuf import text_format
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.plugins.projector.projector_config_pb2 import EmbeddingInfo, ProjectorConfig
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
-from torchvision.transforms import v2
 
 from flowers.data.images import ImageRoot
 from flowers.evaluation.gallery import thumbnail
 from flowers.evaluation.predictions import Predictions
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.run_folder import LAST_CHECKPOINT
+from flowers.runtime.files import atomic_write, atomic_write_text
 from flowers.runtime.text import one_line, printable
 from flowers.training.event_checksum import use_fast_checksums
 from flowers.training.trackers.tracker import Picture, Tracker
 
 _PROJECTOR_IMAGES = 256
+_PROJECTOR_SIDE, _PROJECTOR_FRAME = 40, 4  # of a thumbnail and its frame, in pixels
 
 # The tab HPARAMS shows five hyperparameters, in the order of their names: unless told otherwise, those that begin with
 # data and finetune.
@@ -93,15 +97,26 @@ def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions,
         "#" + "".join(f"{int(255 * part):02x}" for part in colorsys.hsv_to_rgb(label / len(names), 0.9, 0.9))
         for label in true
     ]
-    for logger in tensorboard_loggers(trainer):
-        thumbnails = [
-            ImageOps.expand(thumbnail(root / predictions.paths[index], 40), 4, color)
-            for index, color in zip(indices, colors, strict=True)
-        ]
-        pixels = torch.stack([v2.functional.pil_to_tensor(image) for image in thumbnails]).float() / 255
-        # What an interrupted session left behind: torch warns of it on the terminal.
-        shutil.rmtree(Path(logger.log_dir, f"{trainer.global_step:05}"), ignore_errors=True)
-        logger.experiment.add_embedding(points, labels, pixels, trainer.global_step, "val", ["true", "predicted"])
+    loggers = tensorboard_loggers(trainer)
+    columns, side = math.ceil(len(indices) ** 0.5), _PROJECTOR_SIDE + 2 * _PROJECTOR_FRAME
+    sheet = Image.new("RGB", (columns * side, columns * side))
+    for number, (index, color) in enumerate(zip(indices, colors, strict=True) if loggers else ()):
+        framed = ImageOps.expand(thumbnail(root / predictions.paths[index], _PROJECTOR_SIDE), _PROJECTOR_FRAME, color)
+        sheet.paste(framed, (number % columns * side, number // columns * side))
+    name = f"{trainer.global_step:05}/val"
+    info = EmbeddingInfo(tensor_name=f"val:{trainer.global_step:05}", tensor_path=f"{name}/tensors.tsv")
+    info.metadata_path, info.sprite.image_path = f"{name}/metadata.tsv", f"{name}/sprite.png"
+    info.sprite.single_image_dim.extend([side, side])
+    config = text_format.MessageToString(ProjectorConfig(embeddings=[info]))
+    rows = {"tensors.tsv": points.tolist(), "metadata.tsv": [["true", "predicted"], *labels]}
+    for logger in loggers:
+        folder = Path(logger.log_dir)
+        for file, cells in rows.items():
+            text = "".join("\t".join(map(str, row)) + "\n" for row in cells)
+            atomic_write_text(folder / name / file, text, durable=False)
+        with atomic_write(folder / info.sprite.image_path, durable=False) as temporary:
+            temporary.write_bytes(Picture(np.asarray(sheet)).png)
+        atomic_write_text(folder / "projector_config.pbtxt", config, durable=False)
 
 
 def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:

@@ -8,7 +8,7 @@ from tests.helpers import configuration
 
 
 def test_baseline_dataset_has_the_images_and_labels_of_the_project(painted: Path):
-    data = ImageDataModule(painted, image_size=32, resize=32)
+    data = ImageDataModule.from_settings(painted, image_size=32, resize=32)
     augmented = data.train_dataloader().dataset
     overrides = ("data=folder", "data.image_size=32", "data.resize=32", "model=resnet18", "model.weights=null")
     settings = configuration(*overrides, f"data.root={painted}").data.to_dict()

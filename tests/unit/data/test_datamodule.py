@@ -22,7 +22,7 @@ def train_epoch(data: ImageDataModule, epoch: int) -> Tensor:
 
 
 def test_batches_are_uint8_images_and_class_numbers_in_alphabetical_order(folder: Path):
-    data = ImageDataModule(folder, **SMALL)
+    data = ImageDataModule.from_settings(folder, **SMALL)
     images, labels = next(iter(data.val_dataloader()))
     assert (images.shape, images.dtype, labels.dtype) == ((4, 3, 32, 32), torch.uint8, torch.int64)
     assert data.classes == ["lily", "orchid"]
@@ -30,15 +30,15 @@ def test_batches_are_uint8_images_and_class_numbers_in_alphabetical_order(folder
 
 
 def test_train_epoch_depends_on_seed_and_epoch_but_not_on_workers(folder: Path):
-    first = train_epoch(ImageDataModule(folder, **SMALL), 0)
-    assert torch.equal(first, train_epoch(ImageDataModule(folder, **SMALL | {"num_workers": 2}), 0))
-    assert not torch.equal(first, train_epoch(ImageDataModule(folder, **SMALL), 1))
-    assert not torch.equal(first, train_epoch(ImageDataModule(folder, **SMALL, seed=1), 0))
+    first = train_epoch(ImageDataModule.from_settings(folder, **SMALL), 0)
+    assert torch.equal(first, train_epoch(ImageDataModule.from_settings(folder, **SMALL | {"num_workers": 2}), 0))
+    assert not torch.equal(first, train_epoch(ImageDataModule.from_settings(folder, **SMALL), 1))
+    assert not torch.equal(first, train_epoch(ImageDataModule.from_settings(folder, **SMALL, seed=1), 0))
 
 
 def test_augmentation_does_not_change_the_global_generator(folder: Path):
     before = torch.get_rng_state()
-    train_epoch(ImageDataModule(folder, **SMALL), 0)
+    train_epoch(ImageDataModule.from_settings(folder, **SMALL), 0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -47,7 +47,7 @@ def test_full_dataset_has_center_crops_of_all_images(folder: Path):
     wide.paste("black", (50, 0, 150, 100))
     for label in ("lily", "orchid"):
         wide.save(folder / label / "00wide.png")
-    data = ImageDataModule(folder, on_corrupt="skip", **SMALL | {"resize": 32})
+    data = ImageDataModule.from_settings(folder, on_corrupt="skip", **SMALL | {"resize": 32})
     dataset = data.full_dataset(["lily", "orchid"])
     assert all("wide" not in path for path in data.dataset("train").paths)  # the same image in two classes
     image, _ = dataset[[Path(path).name for path in dataset.paths].index("00wide.png")]
@@ -56,19 +56,19 @@ def test_full_dataset_has_center_crops_of_all_images(folder: Path):
 
 def test_full_dataset_refuses_a_class_that_the_model_does_not_have(folder: Path):
     with pytest.raises(ValueError, match=r"has the class.* orchid: expected only classes of the model: lily, rose"):
-        ImageDataModule(folder).full_dataset(["lily", "rose"])
+        ImageDataModule.from_settings(folder).full_dataset(["lily", "rose"])
 
 
 def test_dataset_of_an_empty_split_is_an_error(folder: Path):
     with pytest.raises(ValueError, match=r"the split test has no images: set .*data.test_fraction"):
-        ImageDataModule(folder).dataset("test")
+        ImageDataModule.from_settings(folder).dataset("test")
 
 
 def test_setup_says_that_val_has_no_images_before_any_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
     for path in folder.glob("*/*.png"):
         if int(path.stem) > 3:
             path.unlink()
-    data = ImageDataModule(folder, **SMALL)
+    data = ImageDataModule.from_settings(folder, **SMALL)
     assert data.counts("train") == {"lily": 2, "orchid": 2}
     monkeypatch.setattr("flowers.data.dataset.read_image", None)
     with pytest.raises(ValueError, match=r"the split val has no images: set .*data.val_fraction"):
@@ -86,30 +86,32 @@ def test_training_says_that_val_has_no_images_before_it_writes_anything(folder: 
 
 
 def test_split_file_is_used_and_refused_if_an_image_has_changed(folder: Path, tmp_path: Path):
-    records = ImageDataModule(folder, split_seed=3).records
+    records = ImageDataModule.from_settings(folder, split_seed=3).records
     save_split(records, tmp_path / "split.csv")
-    assert ImageDataModule(folder, split_file=tmp_path / "split.csv").records == records
+    assert ImageDataModule.from_settings(folder, split_file=tmp_path / "split.csv").records == records
     (folder / "lily" / "01.png").write_bytes((folder / "lily" / "03.png").read_bytes())
     with pytest.raises(ValueError, match=r"1 of the 20 images .* such as lily/01.png"):
-        _ = ImageDataModule(folder, split_file=tmp_path / "split.csv").records
+        _ = ImageDataModule.from_settings(folder, split_file=tmp_path / "split.csv").records
 
 
 def test_class_weights_give_each_class_the_same_total_and_an_image_the_mean_1(folder: Path):
     for path in list((folder / "lily").glob("*.png"))[:7]:
         path.unlink()
-    assert ImageDataModule(folder).class_weights() is None
-    data = ImageDataModule(folder, balance="weights")
+    assert ImageDataModule.from_settings(folder).class_weights() is None
+    data = ImageDataModule.from_settings(folder, balance="weights")
     assert data.counts("train") == {"lily": 2, "orchid": 8}
     assert data.class_weights() == [10 / (2 * 2), 10 / (2 * 8)]
-    order = ImageDataModule(folder, balance="sampler").train_sampler([0] * 2 + [1] * 8)
+    order = ImageDataModule.from_settings(folder, balance="sampler").train_sampler([0] * 2 + [1] * 8)
     assert sum(index < 2 for index, _ in order) == 5
     assert sum(index < 2 for index, _ in data.train_sampler([0] * 2 + [1] * 8)) == 2
 
 
 def test_transform_settings_are_those_that_determine_pixels():
-    settings = ImageDataModule("images", image_size=32, resize=40, crop_scale=(0.3, 1.0), seed=7, batch_size=3)
+    settings = ImageDataModule.from_settings(
+        "images", image_size=32, resize=40, crop_scale=(0.3, 1.0), seed=7, batch_size=3
+    )
     assert settings.transform_settings() == {"version": 1, "image_size": 32, "resize": 40}
-    bicubic = ImageDataModule("images", image_size=32, resize=40, interpolation="bicubic")
+    bicubic = ImageDataModule.from_settings("images", image_size=32, resize=40, interpolation="bicubic")
     assert bicubic.transform_settings() == settings.transform_settings() | {"interpolation": "bicubic"}
     assert settings.transform_settings(augmented=True) == {
         "version": 1,
@@ -166,7 +168,7 @@ def test_constructor_refuses_invalid_arguments_before_it_reads_or_downloads(sett
 
     arguments: dict[str, Any] = {"root": "missing", "source": source} | settings
     with pytest.raises(ValueError, match=message):
-        ImageDataModule(**arguments)
+        ImageDataModule.from_settings(**arguments)
 
 
 def test_run_images_args_connect_to_no_address_that_only_the_run_names(tmp_path: Path):

@@ -13,7 +13,7 @@ from flowers.data.images import ImageFileError
 
 def make_data(folder: Path, seed: int, workers: int = 0, share: float = 0.01) -> ImageDataModule:
     """Return data whose split, and so whose cache of decoded images, no other test uses."""
-    return ImageDataModule(
+    return ImageDataModule.from_settings(
         folder,
         split_seed=seed,
         image_size=32,
@@ -113,7 +113,7 @@ def test_cache_does_not_wait_for_a_lost_lock_again():
 def test_dataset_for_a_spawned_worker_is_small_and_has_each_path_once(
     packed: bool, folder: Path, shards: Path, request: pytest.FixtureRequest
 ):
-    data = ImageDataModule(shards, packed=True) if packed else make_data(folder, 500)
+    data = ImageDataModule.from_settings(shards, packed=True) if packed else make_data(folder, 500)
     dataset = data.dataset("train", augmented=True)
     image = dataset[0, 1][0]
     content = pickle.dumps(dataset)

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from flowers.data.folder import ImageFolderSource, expand_image_paths, find_images
+from flowers.data.datamodule import ImageDataModule
 from flowers.data.images import read_image
+from flowers.data.sources.folder import FolderSource, expand_image_paths, find_images
+from flowers.data.splitter import Splitter
 
 
 def create_files(root: Path, *files: str) -> Path:
@@ -120,7 +122,7 @@ def test_source_lists_what_is_not_a_regular_file(folder: Path, kind: str):
         assert path not in expand_image_paths(str(folder))
         return
     with pytest.raises(ValueError, match=r"1 of 21 files (.|\n)*lily/special.jpg: not a regular file"):
-        _ = ImageFolderSource(folder).records
+        _ = Splitter().split(FolderSource(folder))
     assert path in expand_image_paths(str(folder))
     with pytest.raises(OSError, match="not a regular file"):
         read_image(path)
@@ -129,7 +131,7 @@ def test_source_lists_what_is_not_a_regular_file(folder: Path, kind: str):
 def test_source_escapes_the_names_of_strangers(folder: Path):
     (folder / "lily" / "a\x1b[31m\n.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"\n  lily/a\\x1b\[31m\\n\.jpg: empty\n"):
-        _ = ImageFolderSource(folder).records
+        _ = Splitter().split(FolderSource(folder))
 
 
 def test_find_images_refuses_a_missing_folder_and_a_single_class(tmp_path: Path):
@@ -158,12 +160,12 @@ def test_expand_image_paths_takes_a_file_a_folder_a_glob_or_a_list(folder: Path,
 def test_source_names_all_unreadable_files_at_once(folder: Path):
     corrupt(folder)
     with pytest.raises(ValueError, match=r"2 of 22 files (.|\n)*lily/empty.jpg: empty(.|\n)*orchid/text.jpg: not a"):
-        _ = ImageFolderSource(folder).records
+        _ = Splitter().split(FolderSource(folder))
 
 
 def test_source_skips_and_names_unreadable_files_on_request(folder: Path, caplog: pytest.LogCaptureFixture):
     corrupt(folder)
-    assert len(ImageFolderSource(folder, on_corrupt="skip").records) == 20
+    assert len(Splitter().split(FolderSource(folder, on_corrupt="skip"))) == 20
     assert "lily/empty.jpg: empty" in caplog.text
 
 
@@ -171,13 +173,13 @@ def test_source_refuses_a_class_without_a_readable_image(folder: Path):
     (folder / "rose").mkdir()
     (folder / "rose" / "a.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"no usable image of the class.* rose"):
-        _ = ImageFolderSource(folder, on_corrupt="skip").records
+        _ = Splitter().split(FolderSource(folder, on_corrupt="skip"))
 
 
 def test_source_ignores_and_names_an_image_in_two_classes(folder: Path, caplog: pytest.LogCaptureFixture):
     content = (folder / "lily" / "01.png").read_bytes()
     (folder / "orchid" / "twin.png").write_bytes(content)
-    paths = {record.path for record in ImageFolderSource(folder).records}
+    paths = {record.path for record in Splitter().split(FolderSource(folder))}
     assert len(paths) == 19
     assert not paths & {"lily/01.png", "orchid/twin.png"}
     assert "lily/01.png, orchid/twin.png" in caplog.text
@@ -189,13 +191,13 @@ def test_source_uses_split_folders_and_warns_of_leaks(folder: Path, tmp_path: Pa
         name = "val" if path.stem in ("00", "01") else "train"
         (split / name / path.parent.name).mkdir(parents=True, exist_ok=True)
         (split / name / path.parent.name / path.name).write_bytes(path.read_bytes())
-    names = [record.split for record in ImageFolderSource(split).records]
+    names = [record.split for record in Splitter().split(FolderSource(split))]
     assert (names.count("train"), names.count("val")) == (18, 2)
     (split / "val" / "lily" / "again.png").write_bytes((folder / "lily" / "03.png").read_bytes())
-    assert [record.split for record in ImageFolderSource(split).records].count("val") == 3
+    assert [record.split for record in Splitter().split(FolderSource(split))].count("val") == 3
     assert "1 group(s) of duplicates are in several splits" in caplog.text
 
 
 def test_source_checks_its_settings_before_it_calls_the_download(tmp_path: Path):
     with pytest.raises(ValueError, match=r"data\.val_fraction=1\.5: expected a number from 0 to below 1"):
-        ImageFolderSource(tmp_path / "missing", val_fraction=1.5)
+        ImageDataModule.from_settings(tmp_path / "missing", val_fraction=1.5)

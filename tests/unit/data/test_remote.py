@@ -7,7 +7,7 @@ import pytest
 from filelock import FileLock
 
 from flowers.data.remote import RemoteFile, RemoteFileCache, RemoteFileError, fetch_file, is_remote
-from flowers.data.shards import ShardSource
+from flowers.data.sources.shards import ShardSource
 from flowers.evaluation.gallery import thumbnail
 
 

@@ -9,24 +9,26 @@ import pytest
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.shard_writer import write_shards
+from flowers.data.sources.shards import ShardSource
 from flowers.data.splits import load_split
 from tests.helpers import packed
 
 
 def test_shards_contain_the_bytes_and_the_split_of_the_folder(shards: Path, painted: Path):
-    data = ImageDataModule(shards, packed=True)
-    folder = ImageDataModule(painted, test_fraction=0.1)
+    data = ImageDataModule.from_settings(shards, packed=True)
+    folder = ImageDataModule.from_settings(painted, test_fraction=0.1)
     assert (data.records, data.classes, data.split_digest) == (folder.records, folder.classes, folder.split_digest)
-    assert data.shards is not None
+    source = data.source
+    assert isinstance(source, ShardSource)
     for record in data.records:
-        assert (data.shards / record.path).content() == (painted / record.path).read_bytes()
+        assert (source / record.path).content() == (painted / record.path).read_bytes()
     manifest = json.loads((shards / "shards.json").read_text("utf-8"))
     assert (manifest["photos"], manifest["classes"]) == (60, folder.classes)
 
 
 def test_shard_is_a_tar_file_in_the_layout_of_webdataset(shards: Path):
     records = load_split(shards / "split.csv")
-    classes = ImageDataModule(shards, packed=True).classes
+    classes = ImageDataModule.from_settings(shards, packed=True).classes
     keys = []
     for path in shards.glob("*.tar"):
         with tarfile.open(path) as file:
@@ -73,11 +75,11 @@ def test_run_packing_names_bad_images_and_ignores_them_on_request(folder: Path, 
         packed(folder, tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
     packed(folder, tmp_path / "packed", "data.on_corrupt=skip")
-    assert len(ImageDataModule(tmp_path / "packed", packed=True).records) == 20
+    assert len(ImageDataModule.from_settings(tmp_path / "packed", packed=True).records) == 20
 
 
 def test_write_shards_stops_at_an_image_that_has_changed_since_its_check(folder: Path, tmp_path: Path):
-    data = ImageDataModule(folder)
+    data = ImageDataModule.from_settings(folder)
     records = data.records
     (folder / records[3].path).write_bytes((folder / records[4].path).read_bytes())
     with pytest.raises(ValueError, match=f"{records[3].path} has changed"):

@@ -14,7 +14,7 @@ import torch
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.images import ImageFileError
 from flowers.data.remote import RemoteFile, RemoteFileError
-from flowers.data.shards import ShardSource
+from flowers.data.sources.shards import ShardSource
 from flowers.runtime.seeding import PADDING_INDEX
 from tests.helpers import packed
 
@@ -22,11 +22,11 @@ SMALL: dict[str, Any] = {"image_size": 32, "resize": 32, "batch_size": 16, "num_
 
 
 def remote_data(root: str, **settings: Any) -> ImageDataModule:
-    return ImageDataModule(root, packed=True, retry_timeout=5, **SMALL, **settings)
+    return ImageDataModule.from_settings(root, packed=True, retry_timeout=5, **SMALL, **settings)
 
 
 def test_images_from_s3_and_the_web_are_those_of_the_folder(painted: Path, s3: str, web: str):
-    folder = ImageDataModule(painted, test_fraction=0.1, **SMALL)
+    folder = ImageDataModule.from_settings(painted, test_fraction=0.1, **SMALL)
     for data in (remote_data("s3://garden/packed", s3_endpoint=s3), remote_data(web)):
         assert data.split_digest == folder.split_digest
         for batches in zip(data.val_dataloader(), folder.val_dataloader(), strict=True):
@@ -36,7 +36,7 @@ def test_images_from_s3_and_the_web_are_those_of_the_folder(painted: Path, s3: s
 def test_train_epoch_from_s3_with_workers_is_that_of_local_shards(shards: Path, s3: str):
     remote = remote_data("s3://garden/packed", s3_endpoint=s3)
     remote.num_workers = 2
-    local = ImageDataModule(shards, packed=True, **SMALL)
+    local = ImageDataModule.from_settings(shards, packed=True, **SMALL)
     for batches in zip(remote.train_dataloader(), local.train_dataloader(), strict=True):
         assert all(torch.equal(*tensors) for tensors in zip(*batches, strict=True))
 
@@ -50,9 +50,9 @@ def test_each_of_two_processes_reads_its_half_of_the_val_shards(
         monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
         monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
         monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
-        data, shards = ImageDataModule(tmp_path / "packed", packed=True, **SMALL), set[int]()
-        assert data.shards is not None
-        monkeypatch.setattr(data.shards, "prefetch", shards.add)
+        data, shards = ImageDataModule.from_settings(tmp_path / "packed", packed=True, **SMALL), set[int]()
+        assert isinstance(data.source, ShardSource)
+        monkeypatch.setattr(data.source, "prefetch", shards.add)
         count += sum(int((labels != PADDING_INDEX).sum()) for _, labels in data.val_dataloader())
         prefetched.append(shards)
     assert count == len(data.dataset("val"))
@@ -66,7 +66,7 @@ def test_records_name_the_shards_that_cannot_be_downloaded(web: str):
 
 def test_records_of_a_folder_without_shards_say_how_to_write_them(painted: Path):
     with pytest.raises(ValueError, match=r"no shards at .*: python -m flowers.pack writes them"):
-        _ = ImageDataModule(painted, packed=True).records
+        _ = ImageDataModule.from_settings(painted, packed=True).records
 
 
 def test_train_dataloader_refuses_a_cache_that_is_too_small(web: str):
@@ -82,7 +82,7 @@ def test_shards_have_one_split_each_and_train_shards_a_fair_sample(shards: Path)
     first = [record for record, number in zip(source.records, numbers, strict=True) if number == 0]
     assert len({record.label for record in first}) > 2  # of 5, in a shard of about 15 images
     val = [record for record in source.records if record.split == "val"]
-    assert source.sort_by_shard(val) == val
+    assert source.sort(val) == val
 
 
 def change_manifest(folder: Path, key: str, value: Any) -> None:
@@ -139,7 +139,7 @@ def test_manifest_with_a_wrong_value_is_refused_before_anything_else_is_read(
     change_manifest(hostile_shards, key, value)
     (hostile_shards / "split.csv").unlink()
     with pytest.raises(ValueError, match=f"^{hostile_shards}/shards.json describes no shards: .*{message}"):
-        _ = ImageDataModule(hostile_shards, packed=True).records
+        _ = ImageDataModule.from_settings(hostile_shards, packed=True).records
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"[]", b"1", b"\xff", b"[" * 10**5, b'{"format": 1}', b"1" * 5000])
@@ -155,7 +155,7 @@ def test_records_name_the_address_of_a_garbage_manifest_in_one_line(
 def test_manifest_of_too_many_bytes_is_not_read(
     hostile_shards: Path, hostile_web: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("flowers.data.shards.MAX_MANIFEST_BYTES", 100)
+    monkeypatch.setattr("flowers.data.sources.shards.MAX_MANIFEST_BYTES", 100)
     for root in (str(hostile_shards), hostile_web):
         with pytest.raises(ValueError, match=r"shards.json .* (at most|more than) 100"):
             _ = remote_data(root).records
@@ -200,7 +200,7 @@ def test_index_out_of_range_is_refused_without_a_large_allocation(hostile_shards
     rewrite(hostile_shards, "places", hostile_indices()[name])
     tracemalloc.start()
     with pytest.raises(ValueError, match=f"^{hostile_shards}/places.npy is no index of 60 images"):
-        ImageDataModule(hostile_shards, packed=True).dataset("train")
+        ImageDataModule.from_settings(hostile_shards, packed=True).dataset("train")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6
@@ -217,23 +217,23 @@ def test_index_out_of_range_is_refused_without_a_large_allocation(hostile_shards
 def test_split_of_shards_must_fit_the_manifest(hostile_shards: Path, change: Callable[[str], str], message: str):
     rewrite(hostile_shards, "split", change((hostile_shards / "split.csv").read_text("utf-8")).encode())
     with pytest.raises(ValueError, match=message):
-        _ = ImageDataModule(hostile_shards, packed=True).records
+        _ = ImageDataModule.from_settings(hostile_shards, packed=True).records
 
 
 @pytest.mark.parametrize("name", ["split.csv", "places.npy"])
 def test_files_of_a_folder_of_shards_are_those_of_its_manifest(hostile_shards: Path, name: str):
     (hostile_shards / name).write_bytes((hostile_shards / name).read_bytes() + b" ")
     with pytest.raises(ValueError, match=f"{name} is not the file of shards.json: copy the shards again"):
-        ImageDataModule(hostile_shards, packed=True).dataset("train")
+        ImageDataModule.from_settings(hostile_shards, packed=True).dataset("train")
 
 
 def test_two_images_with_places_swapped_are_refused(hostile_shards: Path):
     index = np.load(hostile_shards / "places.npy")
-    records = ImageDataModule(hostile_shards, packed=True).records
+    records = ImageDataModule.from_settings(hostile_shards, packed=True).records
     first, second = [line for line, record in enumerate(records) if record.split == "train"][:2]
     index[[first, second]] = index[[second, first]]
     rewrite(hostile_shards, "places", npy(index))
-    data = ImageDataModule(hostile_shards, packed=True, **SMALL | {"num_workers": 1})
+    data = ImageDataModule.from_settings(hostile_shards, packed=True, **SMALL | {"num_workers": 1})
     with pytest.raises(ImageFileError, match=r"^[a-z]+/\d+.jpg in .*/train-000000.tar is not the image of split.csv"):
         list(data.train_dataloader())
 
@@ -257,14 +257,14 @@ def test_shard_that_is_dropped_again_and_again_is_not_fetched_for_ever(
     web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     data = remote_data(web)
-    assert data.shards is not None
+    assert isinstance(data.source, ShardSource)
     dataset, fetched = data.dataset("val"), []
 
     def dropped(file: RemoteFile) -> Path:
         fetched.append(file.name)
         return tmp_path / "dropped"
 
-    monkeypatch.setattr(data.shards.cache, "path", dropped)
+    monkeypatch.setattr(data.source.cache, "path", dropped)
     with pytest.raises(RemoteFileError, match=r"removed the copy of .*val-000000.tar 5 times.*larger data.cache_gb"):
         dataset[0]
     assert len(fetched) == 5

@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageEnhance
 from scipy.sparse.csgraph import connected_components
 
-from flowers.data.folder import find_images
 from flowers.data.images import check_images
 from flowers.data.near_duplicates import NEAR_DUPLICATE_BITS, group_hashes
+from flowers.data.sources.folder import find_images
 from flowers.data.splits import (
     ImageRecord,
     SplitRecord,

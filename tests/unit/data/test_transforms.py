@@ -92,7 +92,7 @@ def seeded_output(augment: Any, image: torch.Tensor, seed: int) -> torch.Tensor:
 
 def test_the_augmentation_is_part_of_the_key_of_cached_views():
     plain_data, light, erasing = (
-        ImageDataModule("images", augmentation=augmentation)
+        ImageDataModule.from_settings("images", augmentation=augmentation)
         for augmentation in (None, light_augmentation, partial(strong_augmentation, erasing=0.5))
     )
     keys = [data.transform_settings(augmented=True) for data in (plain_data, light, erasing)]

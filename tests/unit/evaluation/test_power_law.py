@@ -14,7 +14,7 @@ from flowers.evaluation.power_law import (
     read_learning_curve,
 )
 from flowers.runtime.files import write_json
-from flowers.search.learning_curve import summarize_curve
+from flowers.studies.learning_curve import summarize_curve
 
 LAW = PowerLaw(floor=0.04, scale=1.2, exponent=0.5)
 PHOTOS = [50, 100, 200, 400, 800, 1600]

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from flowers.training.stages import HeadStage
 from flowers.training.task import FineTuning, Schedule
 
 EPOCHS, BATCH_SIZE = 3, 4
-NO_AUGMENTATION = {
+NO_AUGMENTATION: dict[str, Any] = {
     "crop_scale": (1.0, 1.0),
     "crop_ratio": (1.0, 1.0),
     "hflip_prob": 0.0,
@@ -27,7 +28,9 @@ NO_AUGMENTATION = {
 
 
 def train_head(folder: Path, cached_views: int, steps_per_batch: int = 1, schedule: Schedule = constant) -> FineTuning:
-    data = ImageDataModule(folder, image_size=32, resize=32, batch_size=BATCH_SIZE, num_workers=0, **NO_AUGMENTATION)  # type: ignore[arg-type]
+    data = ImageDataModule.from_settings(
+        folder, image_size=32, resize=32, batch_size=BATCH_SIZE, num_workers=0, **NO_AUGMENTATION
+    )
     torch.manual_seed(0)
     network = Network("resnet18", data.classes)
     task = FineTuning(network, lambda groups: torch.optim.SGD(groups, lr=0.1), schedule)

@@ -39,7 +39,9 @@ def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def features_of(root: Path, seed: int = 0, view: int | None = None, cache: bool = True, **settings: Any) -> Tensor:
-    data = ImageDataModule(root, image_size=32, resize=32, batch_size=4, num_workers=0, seed=seed, **settings)
+    data = ImageDataModule.from_settings(
+        root, image_size=32, resize=32, batch_size=4, num_workers=0, seed=seed, **settings
+    )
     torch.manual_seed(0)
     model = Network("resnet18", data.classes).eval()
     dataset = data.dataset("train", augmented=view is not None)
@@ -82,7 +84,7 @@ def test_extract_divides_the_images_among_the_processes(square: Path, monkeypatc
 
 @pytest.mark.parametrize("name", ["features.extractor.READ_VERSION", "features.extractor.PASS_VERSION"])
 def test_cache_key_changes_with_the_versions_of_the_code(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch):
-    data = ImageDataModule(folder, image_size=32, resize=32)
+    data = ImageDataModule.from_settings(folder, image_size=32, resize=32)
     model = Network("resnet18", data.classes)
     before = cache_key(data, model, "32-true", None)
     monkeypatch.setattr(f"flowers.{name}", 99)

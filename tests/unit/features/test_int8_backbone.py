@@ -17,7 +17,7 @@ from flowers.settings.preprocessing import Preprocessing
 
 @pytest.fixture(scope="module")
 def data(painted: Path) -> ImageDataModule:
-    return ImageDataModule(painted, preprocessing=Preprocessing(32, 32), batch_size=16, num_workers=0)
+    return ImageDataModule.from_settings(painted, image_size=32, resize=32, batch_size=16, num_workers=0)
 
 
 @pytest.fixture(scope="module")

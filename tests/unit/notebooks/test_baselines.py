@@ -10,7 +10,7 @@ from notebooks.baselines import baseline_table, hog_svm, load_run_result
 
 
 def test_hog_svm_beats_chance_and_is_deterministic(painted: Path):
-    data = ImageDataModule(painted, image_size=48, resize=48, num_workers=0)
+    data = ImageDataModule.from_settings(painted, image_size=48, resize=48, num_workers=0)
     result = hog_svm(data)
     low, high = result.interval
     assert result.accuracy > 0.2  # five classes
@@ -21,7 +21,7 @@ def test_hog_svm_beats_chance_and_is_deterministic(painted: Path):
 def test_hog_svm_names_the_extra_to_install(painted: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "skimage.feature", None)
     with pytest.raises(ValueError, match=r"pip install 'flowers\[notebooks\]'"):
-        hog_svm(ImageDataModule(painted))
+        hog_svm(ImageDataModule.from_settings(painted))
 
 
 def test_load_run_result_returns_the_accuracy_and_seconds_of_the_run(trained: Path, capsys: pytest.CaptureFixture[str]):

@@ -27,7 +27,9 @@ FORMAT_1, FORMAT_2 = FIXTURES / "run_format_1", FIXTURES / "run_format_2"  # the
 
 
 def test_format_1_checkpoint_predicts_what_it_predicted_then(painted: Path):
-    data = ImageDataModule(painted, split_file=FORMAT_1 / SPLIT_FILE, image_size=32, resize=32, num_workers=0)
+    data = ImageDataModule.from_settings(
+        painted, split_file=FORMAT_1 / SPLIT_FILE, image_size=32, resize=32, num_workers=0
+    )
     model, dataset = load_network(FORMAT_1 / BEST_CHECKPOINT), data.dataset("val")
     features = FeatureExtractor(data, model, "32-true", cache=False).extract(dataset, "val")
     found, expected = (

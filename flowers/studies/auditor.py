@@ -9,10 +9,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from flowers.data.datamodule import ImageDataModule, run_images_args
-from flowers.evaluation.audit import KINDS, Audit, audit_images, preview_images
 from flowers.evaluation.evaluator import extract_features
 from flowers.evaluation.pretrained_features import model_before_training
-from flowers.evaluation.review_page import review_content, write_page
 from flowers.evaluation.tables import plain
 from flowers.models.backbones import check_backbone
 from flowers.models.checkpoint_format import read_checkpoint
@@ -27,6 +25,8 @@ from flowers.runtime.text import one_line, write_csv
 from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.programs import AuditSettings
 from flowers.settings.schema.training import Resizing
+from flowers.studies.audit import KINDS, Audit, audit_images, preview_images
+from flowers.studies.review_page import review_content, write_page
 
 AUDIT_COLUMNS = ("path", "kind", "label", "suggested", "score", "likely", "neighbors", "sha256")
 _LISTED_PAIRS = 3
@@ -47,7 +47,7 @@ def run_audit(settings: AuditSettings) -> int:
     require_extra("an audit", "audit", "cleanlab")
     check_devices(settings.accelerator or "auto")
     data, model, config = _open_run(settings) if settings.run else _open_folder(settings)
-    images = data.corrections.apply(data.root.images)
+    images = data.images
     dataset = data.full_dataset(model.classes)
     features = extract_features(model, data, dataset, "all photos", config)
     judged = {line.sha256 for line in data.corrections.lines}
@@ -55,7 +55,7 @@ def run_audit(settings: AuditSettings) -> int:
         images,
         model.classes,
         features,
-        preview_images(data.root, [image.path for image in images]),
+        preview_images(data.source, [image.path for image in images]),
         folds=settings.folds,
         seed=settings.seed,
         neighbors=settings.neighbors,
@@ -80,7 +80,7 @@ def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network, dic
         settings.model, Resizing(image_size=settings.image_size, resize=None, interpolation=None)
     )
     preprocessing = Preprocessing.from_settings(pixels, model_settings)
-    data = ImageDataModule(
+    data = ImageDataModule.from_settings(
         settings.photos,
         corrections=settings.corrections,
         on_corrupt=settings.on_corrupt or "skip",
@@ -88,7 +88,7 @@ def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network, dic
         resize=preprocessing.resize,
         interpolation=preprocessing.interpolation,
     )
-    classes = sorted({image.label for image in data.corrections.apply(data.root.images)})
+    classes = sorted({image.label for image in data.images})
     with seeded(settings.seed):
         model = Network(
             model_settings.architecture, classes, model_settings.weights, model_settings.options, preprocessing
@@ -107,7 +107,7 @@ def _open_run(settings: AuditSettings) -> tuple[ImageDataModule, Network, dict[s
     arguments = run_images_args(trained, settings.photos, "photos")
     arguments |= {"on_corrupt": settings.on_corrupt} if settings.on_corrupt else {}
     arguments |= {"packed": False, "corrections": settings.corrections or (own if own.is_file() else None)}
-    data = ImageDataModule(**arguments)
+    data = ImageDataModule.from_settings(**arguments)
     # Random features tell nothing of the labels: without weights, only the trained backbone can.
     is_pretrained = hparams["config"]["model"]["weights"] is not None
     model = model_before_training(checkpoint, hparams) if is_pretrained else load_network(checkpoint)

@@ -113,7 +113,7 @@ def run_probe(settings: ProbeSettings) -> float:
         dict.fromkeys(("accelerator", "precision", "deterministic"), "auto") | settings.requested_device()
     )
     size = {"resize": settings.data.image_size, "interpolation": "bilinear"}  # of each backbone: see _probe
-    data = ImageDataModule(**build_parts(settings.data) | size)
+    data = ImageDataModule.from_settings(**build_parts(settings.data) | size)
     images = ProbeImages(data, settings.folds, settings.seed, settings.data.resize, settings.data.interpolation)
     device = resolve_device(resolved["accelerator"])
     console = Console(highlight=False, markup=False, emoji=False)

@@ -20,12 +20,12 @@ from flowers.runs.run_folder import START_FILE, read_result
 from flowers.runtime.files import atomic_write_text, read_json, write_json
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.text import write_csv
-from flowers.search.in_process import group_override, train_in_process
 from flowers.settings.config import compose_settings
 from flowers.settings.overrides import check_overrides, parse_overrides, quote_override
 from flowers.settings.schema.programs import AblationSettings
 from flowers.settings.schema.training import TrainSettings
 from flowers.settings.suggestions import did_you_mean
+from flowers.training.in_process import group_override, train_in_process
 
 RECIPE_FILE, TABLE_FILE, CSV_FILE = "recipe.json", "ablation.md", "ablation.csv"
 _COLUMNS = ("recipe", "compared with", "accuracy", "difference", "95 % interval", "p", "seconds")

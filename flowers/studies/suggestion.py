@@ -13,13 +13,11 @@ from rich.table import Column, Table
 
 from flowers.data.datamodule import ImageDataModule, inference_data_args, run_images_args
 from flowers.data.dataset import ImageDataset
-from flowers.data.folder import expand_image_paths
 from flowers.data.images import ImageCheck, check_images
 from flowers.data.near_duplicates import group_hashes
+from flowers.data.sources.folder import expand_image_paths
 from flowers.data.splits import load_split
-from flowers.evaluation.audit import preview_images
 from flowers.evaluation.evaluator import extract_features, predict_features
-from flowers.evaluation.review_page import labeling_content, write_page
 from flowers.evaluation.tables import plain
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.models.network import load_network
@@ -27,8 +25,10 @@ from flowers.runs.run_folder import SPLIT_FILE, find_checkpoint, read_result, ru
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
 from flowers.runtime.text import one_line, write_csv
-from flowers.search.labeling import copy_labeled_photos
 from flowers.settings.schema.programs import SuggestSettings
+from flowers.studies.audit import preview_images
+from flowers.studies.labeling import copy_labeled_photos
+from flowers.studies.review_page import labeling_content, write_page
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def suggest_photos(
     config |= {"trainer": config["trainer"] | dict(device or {}), "engine": "pytorch"}
     checks = _readable(Path(pool))
     names = _unknown(checks, checkpoint, config["data"], Path(pool), root)
-    data = ImageDataModule(pool, **inference_data_args(config["data"]) | {"packed": False})
+    data = ImageDataModule.from_settings(pool, **inference_data_args(config["data"]) | {"packed": False})
     digests = [checks[name].sha256 for name in names]
     dataset = ImageDataset(Path(pool).resolve(), names, [0] * len(names), digests, data.eval_transform)
     model = load_network(checkpoint)
@@ -189,7 +189,7 @@ def _unknown(
     known = {record.sha256 for record in load_split(split_file)} if split_file.is_file() else set()
     hashes = list[str]()
     try:
-        images = ImageDataModule(**run_images_args(settings, root)).root.images
+        images = ImageDataModule.from_settings(**run_images_args(settings, root)).source.images
         hashes = [image.phash for image in images if image.sha256 in known]
     except (ValueError, OSError) as error:
         reason = one_line(str(error).splitlines()[0])

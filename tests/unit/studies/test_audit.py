@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from flowers.data.splits import ImageRecord
-from flowers.evaluation.audit import (
+from flowers.studies.audit import (
     Audit,
     Preview,
     audit_images,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from flowers.search.suggestion import METHODS, choose_badge, choose_margin, choose_margin_kmeans, uncertainty
 from flowers.settings.schema.programs import SuggestSettings
+from flowers.studies.suggestion import METHODS, choose_badge, choose_margin, choose_margin_kmeans, uncertainty
 
 
 @pytest.fixture(name="pool")

@@ -1,6 +1,6 @@
 import pytest
 
-from flowers.search.backbone_probe import Candidate, ProbeResult, against_best, parse_candidate
+from flowers.studies.backbone_probe import Candidate, ProbeResult, against_best, parse_candidate
 
 
 def result(correct: list[bool]) -> ProbeResult:

@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from flowers.data.corrections import CORRECTION_COLUMNS, Correction
-from flowers.evaluation.audit import KINDS, Audit, Finding, Preview
 from flowers.runtime.files import atomic_write_text
+from flowers.studies.audit import KINDS, Audit, Finding, Preview
 
 LABEL_COLUMNS = ("path", "class", "sha256")  # of labels.csv
 
@@ -27,7 +27,7 @@ def write_page(path: Path, content: dict[str, Any]) -> None:
         content: See `review_content` and `labeling_content`.
     """
     environment = Environment(
-        loader=PackageLoader("flowers.evaluation", "templates"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("flowers.studies", "templates"), autoescape=True, undefined=StrictUndefined
     )
     assert environment.loader is not None
     script = environment.loader.get_source(environment, "review.js")[0]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from flowers.evaluation.pretrained_features import LabeledFeatures
-from flowers.search.learning_curve import distinct_fractions, probed_curve, subset_positions
+from flowers.studies.learning_curve import distinct_fractions, probed_curve, subset_positions
 
 LABELS = ["rose"] * 100 + ["tulip"] * 20 + ["lily"] * 5
 

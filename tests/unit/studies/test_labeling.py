@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flowers.evaluation.review_page import LABEL_COLUMNS
 from flowers.runtime.text import write_csv
-from flowers.search.labeling import copy_labeled_photos
+from flowers.studies.labeling import copy_labeled_photos
+from flowers.studies.review_page import LABEL_COLUMNS
 
 
 @pytest.fixture(name="photo")
@@ -132,6 +132,6 @@ def test_copy_labeled_photos_counts_what_is_there(tmp_path: Path, photo, monkeyp
     def lose(path: Path, *_: object) -> Iterator[Path]:
         yield path.with_name("lost")
 
-    monkeypatch.setattr("flowers.search.labeling.atomic_write", lose)
+    monkeypatch.setattr("flowers.studies.labeling.atomic_write", lose)
     (tmp_path / "photos" / "rose").mkdir(parents=True)
     assert copy(tmp_path, (photo[0], "rose", photo[1])) == {}

@@ -35,24 +35,18 @@ from flowers.evaluation.pretrained_features import (
 from flowers.features.linear_probe import choose_l2, fit_linear_probe
 from flowers.models.backbones import local_weights
 from flowers.models.checkpoint_format import read_checkpoint
-from flowers.runs.run_folder import (
-    SPLIT_FILE,
-    START_FILE,
-    find_checkpoint,
-    read_result,
-    read_start,
-    require_run_dir,
-)
+from flowers.runs.resume import read_start
+from flowers.runs.run_folder import SPLIT_FILE, START_FILE, find_checkpoint, read_result, require_run_dir
 from flowers.runtime.files import atomic_write, write_json
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.logging import configure_logging, progress_bar
 from flowers.runtime.text import one_line, write_csv
-from flowers.search.in_process import group_override, train_in_process
 from flowers.settings.config import compose_settings
 from flowers.settings.overrides import check_overrides, last_value, quote_override
 from flowers.settings.schema.programs import LearningCurveSettings
 from flowers.settings.schema.training import TrainSettings
 from flowers.settings.stored_overrides import plain_overrides
+from flowers.training.in_process import group_override, train_in_process
 
 _LEAST = 3  # sizes that a power law is fitted to
 _POINTS = 60  # of the drawn curve

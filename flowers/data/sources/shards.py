@@ -1,104 +1,30 @@
-"""Read images from shards.
-
-A set of shards is a folder, or an address of such a folder, with these files:
-
-- `train-000000.tar` …, `val-…`, `test-…`: the shards, each with images of one split, in the layout of WebDataset. An
-  image is the member `KEY.jpg` (or another suffix), followed by `KEY.cls` with its class number in decimal. KEY is the
-  line of the image in split.csv, from 0, in nine digits.
-- `split.csv`: one line per image, as in a run folder.
-- `places.npy`: int64 (N, 3), for each line of split.csv the shard number, the first byte and the size of the image.
-- `shards.json`: written last. `format` (1), `photos` (N), `classes`, and `[name, size in bytes, SHA-256]` of the other
-  files: `split`, `places` and the list `shards` in the order of the shard numbers.
+"""Read images from shards, whose files `flowers.data.sources.shard_format` describes.
 
 The files may come from strangers. shards.json is checked as a whole before anything else is read; split.csv and
 places.npy are those that it names, and each image is the one that split.csv names.
 """
 
 import hashlib
-import json
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowers.data.images import MAX_FILE_BYTES, ImageFileError
 from flowers.data.remote import RemoteFile, RemoteFileCache, RemoteFileError, file_sha256, is_remote
-from flowers.data.splits import ImageRecord, SplitRecord, is_sha256, load_split
+from flowers.data.samplers import EpochSampler, PrefetchingSampler, SampleKeys, ShardShuffleBatchSampler
+from flowers.data.sources.shard_format import MANIFEST_FILE, SHARD_SPLIT_FILE, Manifest, parse_manifest
+from flowers.data.splits import ImageRecord, SplitRecord, load_split
+from flowers.runtime.distributed import rank_and_world_size
 from flowers.runtime.files import read_bounded
 from flowers.runtime.text import one_line
-from flowers.settings.schema.run_files import CLASSES_TEXT, are_classes
 
-MANIFEST_FILE, SHARD_SPLIT_FILE, INDEX_FILE = "shards.json", "split.csv", "places.npy"
-SHARD_FORMAT = 1
 MAX_MANIFEST_BYTES = 64 * 2**20  # half a million shards
 
-_MAX_FILE_BYTES = 2**50
 _MAX_DOWNLOADS = 5  # of a shard that another process removes each time
-
-
-class Manifest(NamedTuple):
-    """The content of shards.json.
-
-    Attributes:
-        photos: Number of images.
-        classes: Class names.
-        split: split.csv.
-        places: places.npy.
-        shards: The shards in the order of their numbers.
-    """
-
-    photos: int
-    classes: list[str]
-    split: RemoteFile
-    places: RemoteFile
-    shards: list[RemoteFile]
-
-
-def parse_manifest(text: str) -> Manifest:
-    """Return the content of shards.json.
-
-    Raises:
-        ValueError: If something in it is missing or not as it should be, with the reason.
-    """
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError("it is not JSON") from error
-    if not isinstance(content, dict):
-        raise ValueError("it is not a JSON object")
-    if content.get("format") != SHARD_FORMAT:
-        raise ValueError(f"it has format {content.get('format')!r:.20}: expected {SHARD_FORMAT}; pack the images again")
-    photos, classes, shards = (content.get(name) for name in ("photos", "classes", "shards"))
-    if not _is_size(photos):
-        raise ValueError(f"photos is {photos!r:.20}: expected the number of images")
-    if not isinstance(classes, list) or not are_classes(classes):
-        raise ValueError(f"classes is not a list of names: expected {CLASSES_TEXT}")
-    if unknown := content.keys() - {"format", "photos", "classes", "split", "places", "shards"}:
-        raise ValueError(f"{min(unknown)[:100]}: no such key")
-    if not isinstance(shards, list) or not shards:
-        raise ValueError("shards is not a list of files")
-    files = [_parse_file(file) for file in (content.get("split"), content.get("places"), *shards)]
-    if len({file.name for file in files}) < len(files):
-        raise ValueError("a file occurs twice")
-    return Manifest(photos, classes, files[0], files[1], files[2:])
-
-
-def _parse_file(file: object) -> RemoteFile:
-    if isinstance(file, list) and len(file) == 3:
-        name, size, sha256 = file
-        # A name is part of a path and of an address. Neither may lead out of the folder.
-        is_name = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", name)
-        if is_name and _is_size(size) and is_sha256(sha256):
-            return RemoteFile(name, size, sha256)
-    raise ValueError(f"{file!r:.100} is not a file: expected [name without a folder, size, SHA-256]")
-
-
-def _is_size(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 < value <= _MAX_FILE_BYTES
 
 
 class ShardedImage:
@@ -124,14 +50,24 @@ class ShardSource:
         s3_endpoint: URL of an S3-compatible server; None for $AWS_ENDPOINT_URL, or else AWS.
         retry_timeout: Seconds after which a failing download is given up.
         cache_gb: Disk space for copies of remote shards, in GiB.
+        shuffle_shards: Number of shards that are read at the same time, so that their training images mix.
 
     Raises:
         ValueError: For an address of an unknown kind; on first use, if the shards do not exist, cannot be downloaded
             or are damaged.
     """
 
-    def __init__(self, root: str, s3_endpoint: str | None, retry_timeout: float, cache_gb: float) -> None:
-        self.root = root
+    is_sequential = True
+
+    def __init__(
+        self,
+        root: str,
+        s3_endpoint: str | None,
+        retry_timeout: float,
+        cache_gb: float,
+        shuffle_shards: int = 16,
+    ) -> None:
+        self.root, self.shuffle_shards = root, shuffle_shards
         self.cache = RemoteFileCache(root, s3_endpoint, retry_timeout, cache_gb) if is_remote(root) else None
 
     def __str__(self) -> str:
@@ -169,8 +105,13 @@ class ShardSource:
 
     @property
     def images(self) -> list[ImageRecord]:
-        """All images: they were checked when they were packed."""
-        return [ImageRecord(record.path, record.label, record.sha256, "") for record in self.records]
+        """All images: they were checked and split when they were packed."""
+        return [ImageRecord(r.path, r.label, r.sha256, "", r.split, r.group) for r in self.records]
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes of shards.json."""
+        return self.manifest.classes
 
     @cached_property
     def index(self) -> NDArray[np.int64]:
@@ -197,9 +138,30 @@ class ShardSource:
         """The shards in the order of their numbers."""
         return self.manifest.shards
 
-    def sort_by_shard(self, records: Sequence[SplitRecord]) -> list[SplitRecord]:
+    def sort(self, records: list[SplitRecord]) -> list[SplitRecord]:
         """Return `records` in the order of the images in the shards."""
         return sorted(records, key=lambda record: self.index[self._lines[record.path]].tolist())
+
+    def training_batches(self, paths: Sequence[str], order: EpochSampler, batch_size: int) -> ShardShuffleBatchSampler:
+        """Return batches of few shards at a time, in an order of their own from the seed of `order`."""
+        self.check_cache_size(
+            (self.shuffle_shards + 2) * order.world_size, "; a smaller data.shuffle_shards needs less"
+        )
+        return ShardShuffleBatchSampler(
+            self.shard_numbers(paths),
+            batch_size,
+            order.seed,
+            order.rank,
+            order.world_size,
+            self.shuffle_shards,
+            self.prefetch,
+        )
+
+    def reading_order(self, paths: Sequence[str], keys: SampleKeys | None) -> PrefetchingSampler:
+        """Return the keys with the downloads of the shards that they need."""
+        # Each process reads one shard, ends another, and prefetches a third.
+        self.check_cache_size(3 * rank_and_world_size()[1])
+        return PrefetchingSampler(range(len(paths)) if keys is None else keys, self.shard_numbers(paths), self.prefetch)
 
     def shard_numbers(self, paths: Sequence[str]) -> NDArray[np.int64]:
         """Return the shard number of each image, (N,)."""

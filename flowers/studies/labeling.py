@@ -16,9 +16,9 @@ from flowers.data.images import (
     read_unchanged,
 )
 from flowers.data.splits import is_sha256
-from flowers.evaluation.review_page import LABEL_COLUMNS
 from flowers.runtime.files import atomic_write, check_free_space
 from flowers.runtime.text import one_line, read_csv
+from flowers.studies.review_page import LABEL_COLUMNS
 
 _MAX_NAME_BYTES = 255
 _MAX_STEM_BYTES, _MAX_SUFFIX_BYTES = 150, 10  # of a copy: its temporary name, which is longer, must fit too

@@ -1,27 +1,22 @@
-"""Find, check and split the images of a folder with one subfolder per class."""
+"""Find and check the images of a folder with one subfolder per class."""
 
 import glob
 import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from flowers.data.corrections import Corrections
+from torch.utils.data import BatchSampler
+
 from flowers.data.images import check_images
-from flowers.data.splits import (
-    ImageRecord,
-    SplitRecord,
-    assign_splits,
-    check_split_settings,
-    find_label_conflicts,
-    find_leaks,
-    group_near_duplicates,
-)
-from flowers.runtime.text import one_line
+from flowers.data.samplers import EpochSampler, SampleKeys
+from flowers.data.splits import ImageRecord, SplitRecord
+from flowers.runtime.text import listed_names, one_line
+from flowers.settings.schema.values import OnCorrupt
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +75,7 @@ def find_images(root: str | Path) -> list[ImageFile]:
         if not files:
             empty.append(folder)
     if empty:
-        log.warning("ignoring folders without a file in %s: %s", one_line(root), _listed(empty))
+        log.warning("ignoring folders without a file in %s: %s", one_line(root), listed_names(empty))
     _check_classes(root, found)
     return sorted(found)
 
@@ -101,8 +96,9 @@ def _folder_split_names(root: Path, folders: Sequence[str]) -> dict[str, str]:
     # A single such name may be a class, such as "train" beside "car", or "valid" beside "invalid".
     if (is_all and len(folders) > 1) or ("train" in counts and len(counts) > 1):
         raise ValueError(
-            f"{one_line(root)} has the folders {_listed(folders)}: expected train, val and optionally test (or usual "
-            "names such as training, valid, validation, dev, testing), each once, or only classes: rename or move some"
+            f"{one_line(root)} has the folders {listed_names(folders)}: expected train, val and optionally test (or "
+            "usual names such as training, valid, validation, dev, testing), each once, or only classes: rename or "
+            "move some"
         )
     return {}
 
@@ -154,10 +150,11 @@ def _files_below(folder: Path) -> list[str]:
     files = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(parent).relative_to(folder)
-        files += [(below / name).as_posix() for name in names if _is_candidate(name)]
+        below = Path(parent).relative_to(folder).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        files += [f"{prefix}{name}" for name in names if _is_candidate(name)]
         if links := [str(Path(parent) / name) for name in folders if (Path(parent) / name).is_symlink()]:
-            log.warning("ignoring links to folders inside a folder of images: %s", _listed(links))
+            log.warning("ignoring links to folders inside a folder of images: %s", listed_names(links))
     return files
 
 
@@ -166,12 +163,6 @@ def _unreadable_folder(error: OSError, folder: Path) -> ValueError:
         f"the folder {one_line(error.filename or folder)} cannot be read ({error.strerror or error}): "
         "make it readable, or move it away"
     )
-
-
-def _listed(names: Iterable[str], count: int = 10) -> str:
-    """Return names for a message: the first `count`, and how many more there are."""
-    shown = [one_line(name) for name in names]
-    return ", ".join(shown[:count]) + (f" and {len(shown) - count:,} more" if len(shown) > count else "")
 
 
 def _is_candidate(name: str) -> bool:
@@ -187,53 +178,37 @@ def _check_classes(root: Path, found: list[ImageFile]) -> None:
     labels = sorted({file.label for file in found})
     if len(labels) < 2:
         raise ValueError(
-            f"{one_line(root)} has images of {len(labels)} class(es) [{_listed(labels)}]: "
+            f"{one_line(root)} has images of {len(labels)} class(es) [{listed_names(labels)}]: "
             "expected one subfolder per class, at least two"
         )
     trained = {file.label for file in found if file.split in (None, "train")}
     if missing := sorted(set(labels) - trained):
         raise ValueError(
-            f"the train folder of {one_line(root)} lacks the class(es) {_listed(missing)}: "
+            f"the train folder of {one_line(root)} lacks the class(es) {listed_names(missing)}: "
             "expected all classes that val and test have"
         )
 
 
-class ImageFolderSource:
-    """The images of a folder, checked and split on first use; `source / "rose/1.jpg"` is the path of an image.
+class FolderSource:
+    """The images of a folder, checked on first use; `source / "rose/1.jpg"` is the path of an image.
 
     Args:
         path: Folder with one subfolder per class.
-        source: Called with `path` to create the folder; None if it exists.
+        create: Called with `path` to create the folder, such as by a download; None if it exists.
         on_corrupt: For files that cannot be read: "error" lists them and stops, "skip" lists and ignores them.
-        val_fraction: See `assign_splits`; likewise the following arguments.
-        test_fraction: Share of the images in test.
-        folds: Number of cross-validation folds; 0 for none.
-        fold: The fold that is val.
-        split_seed: Seed of the split.
-        corrections: Corrections of the labels, applied before the images are split.
 
     Raises:
         ValueError: For an invalid argument; on first use, for a folder or files that cannot be used.
     """
 
+    is_sequential = False
+
     def __init__(
-        self,
-        path: str | Path,
-        source: Callable[[Path], None] | None = None,
-        on_corrupt: Literal["error", "skip"] = "error",
-        val_fraction: float = 0.2,
-        test_fraction: float = 0.0,
-        folds: int = 0,
-        fold: int = 0,
-        split_seed: int = 0,
-        corrections: Corrections | None = None,
+        self, path: str | Path, create: Callable[[Path], None] | None = None, on_corrupt: OnCorrupt = "error"
     ) -> None:
         if on_corrupt not in ("error", "skip"):
             raise ValueError(f"data.on_corrupt={on_corrupt}: expected error or skip")
-        check_split_settings(val_fraction, test_fraction, folds, fold)
-        self.path, self.source, self.on_corrupt = Path(path).resolve(), source, on_corrupt
-        self.split_settings = val_fraction, test_fraction, folds, fold, split_seed
-        self.corrections = corrections or Corrections()
+        self.path, self.create, self.on_corrupt = Path(path).resolve(), create, on_corrupt
 
     def __str__(self) -> str:
         return str(self.path)
@@ -243,11 +218,11 @@ class ImageFolderSource:
 
     def __getstate__(self) -> dict[str, Any]:
         # Spawned workers read single files. The lists would take as long to send as the rest of the dataset.
-        return {name: value for name, value in self.__dict__.items() if name not in ("images", "records", "_files")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("images", "_files")}
 
     @cached_property
     def images(self) -> list[ImageRecord]:
-        """The images that can be read."""
+        """The images that can be read, with the split of their folder if the folder is split."""
         checks = check_images(self.path, [file.path for file in self._files])
         reasons = {file.path: checks[file.path].reason for file in self._files if checks[file.path].reason}
         bad = [f"  {one_line(path)}: {reason}" for path, reason in reasons.items()]
@@ -259,37 +234,31 @@ class ImageFolderSource:
         if bad:
             log.warning("\n".join([f"ignoring {len(bad)} files that cannot be read:", *bad]))
         return [
-            ImageRecord(file.path, file.label, checks[file.path].sha256, checks[file.path].phash)
+            ImageRecord(file.path, file.label, checks[file.path].sha256, checks[file.path].phash, file.split or "")
             for file in self._files
             if file.path not in reasons
         ]
 
-    @cached_property
-    def records(self) -> list[SplitRecord]:
-        """The images with their split: from the folder names if it is split, otherwise assigned."""
-        corrected = self.corrections.apply(self.images)
-        ignored = set()
-        for copies in find_label_conflicts(corrected):
-            paths = [image.path for image in copies]
-            log.warning("ignoring an image that has several classes: %s", _listed(paths))
-            ignored.update(paths)
-        images = [image for image in corrected if image.path not in ignored]
-        if empty := sorted({file.label for file in self._files} - {image.label for image in images}):
-            raise ValueError(f"no usable image of the class(es) {_listed(empty)}: repair one, or remove the folder")
-        split_of = {file.path: file.split for file in self._files if file.split is not None}
-        return _folder_splits(images, split_of) if split_of else assign_splits(images, *self.split_settings)
+    @property
+    def classes(self) -> list[str]:
+        """The classes that have a file."""
+        return sorted({file.label for file in self._files})
+
+    def sort(self, records: list[SplitRecord]) -> list[SplitRecord]:
+        """Return the records as they are: any order is as fast."""
+        return records
+
+    def training_batches(self, paths: Sequence[str], order: EpochSampler, batch_size: int) -> BatchSampler:
+        """Return the images in `order`, in batches."""
+        sampler: Any = order  # torch's types expect plain indices
+        return BatchSampler(sampler, batch_size, drop_last=False)
+
+    def reading_order(self, paths: Sequence[str], keys: SampleKeys | None) -> Any:
+        """Return the keys themselves."""
+        return keys
 
     @cached_property
     def _files(self) -> list[ImageFile]:
-        if self.source is not None:
-            self.source(self.path)
+        if self.create is not None:
+            self.create(self.path)
         return find_images(self.path)
-
-
-def _folder_splits(images: Sequence[ImageRecord], split_of: dict[str, str]) -> list[SplitRecord]:
-    group_of = group_near_duplicates(images)
-    records = [SplitRecord(i.path, i.label, split_of[i.path], group_of[i.path], i.sha256) for i in images]
-    if leaks := find_leaks(records):
-        example = " and ".join(one_line(record.path) for record in leaks[0][:2])
-        log.warning("%d group(s) of duplicates are in several splits, such as %s", len(leaks), example)
-    return records
