@@ -163,8 +163,9 @@ def _working_directory() -> str:
 
 
 def _search_path() -> tuple[str, ...]:
-    """Return where packages are installed: not in the working directory, where `python -m` looks first."""
-    return tuple(sys.path[1:] if sys.path[:1] in ([""], [_working_directory()]) else sys.path)
+    """Return where packages are installed: not in the working directory, also where PYTHONPATH has an empty part."""
+    here = _working_directory()
+    return tuple(path for path in sys.path if path not in ("", here))
 
 
 @cache

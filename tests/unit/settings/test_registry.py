@@ -80,6 +80,8 @@ def test_the_working_directory_registers_nothing_but_is_searched_first(tmp_path:
         assert sys.path[0] == str(tmp_path)
         assert sys.path.count(str(tmp_path)) == 1
         assert find_parts("losses") == {}
+    sys.path.append(str(tmp_path))  # as PYTHONPATH=/packages: does
+    assert find_parts("losses") == {}
 
 
 def test_conf_folders_are_those_beside_the_parts(site: Path):
