@@ -3,6 +3,7 @@
 import re
 import signal
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from flowers.settings.schema.values import parse_duration
 from flowers.training.experiment import check_config, run_training
 from flowers.training.lr_finder import find_learning_rates, smooth, suggest_rate
 from flowers.training.stage_limits import StageTimer
+from flowers.training.task import FineTuning
 from tests.helpers import SMALL, configuration, curves, weights
 
 # An improvement by 2 is not possible: each stage ends after 1 + patience epochs.
@@ -33,7 +35,7 @@ class StageEpochs(Callback):
         self.seen: list[tuple[str, int]] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seen.append((pl_module.stage.name, trainer.current_epoch))
+        self.seen.append((cast(FineTuning, pl_module).stage.name, trainer.current_epoch))
 
 
 def test_each_stage_stops_early_and_a_killed_run_stops_at_the_same_epoch_with_the_same_bits(
@@ -74,7 +76,7 @@ def test_time_limit_counts_over_resumes_and_a_later_resume_ends_like_a_run_witho
 
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
             (timer,) = (each for each in trainer.callbacks if isinstance(each, StageTimer))  # type: ignore[attr-defined]
-            timer.seconds[pl_module.stage.name] += 3600
+            timer.seconds[cast(FineTuning, pl_module).stage.name] += 3600
 
     recipe = [*SMALL, f"data.root={painted}", "head.epochs=1", "finetune.epochs=3"]
     whole, limited = tmp_path / "whole", tmp_path / "limited"

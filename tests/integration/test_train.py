@@ -7,7 +7,7 @@ import subprocess
 import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -373,7 +373,7 @@ def test_extra_callbacks_see_every_epoch_of_both_stages(painted: Path, tmp_path:
             self.epochs: list[tuple[str, int]] = []
 
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            self.epochs.append((pl_module.stage.name, trainer.current_epoch))
+            self.epochs.append((cast(FineTuning, pl_module).stage.name, trainer.current_epoch))
 
     recording = Recording()
     epochs = "head.epochs=1", "finetune.epochs=1"

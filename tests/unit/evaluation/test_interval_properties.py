@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from flowers.evaluation.class_curves import auroc_interval, average_precision_interval
 from flowers.evaluation.metrics import compute_metrics
 from flowers.evaluation.predictions import Predictions
-from flowers.evaluation.rejection import auroc
+from flowers.evaluation.rejection_scores import auroc
 from flowers.evaluation.statistics import (
     difference_interval,
     mean_interval,
