@@ -53,7 +53,7 @@ def test_compare_takes_checkpoints_for_their_run_folders(trained: Path, tmp_path
         (["runs={trained}"], r"expected at least two runs, runs='\[A,B\]'"),
         (["runs=[{trained},{trained}]"], "the same run twice"),
         (["runs=[{trained},{empty}]"], "no run there"),
-        (["runs=[{trained},{trained}/checkpoints/best.ckpt]", "split=train"], r"no predictions/train\.csv"),
+        (["runs=[{trained},{trained}/checkpoints/best.ckpt]", "split=train"], "split=train: expected one of val, test"),
         (["multirun={empty}"], "no finished run there"),
     ],
 )

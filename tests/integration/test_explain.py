@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import MissingMandatoryValue
 from PIL import Image
 
 from flowers.data.images import read_image
@@ -66,7 +65,7 @@ def test_explain_names_what_is_wrong_before_it_writes_anything(trained: Path, pa
     (tmp_path / "pictures").write_text("a file")
     with pytest.raises(FileExistsError, match="pictures"):
         explain(run, photo, output)
-    with pytest.raises(MissingMandatoryValue, match="output"):
+    with pytest.raises(ValueError, match="output is missing: give output="):
         explain(run, photo)
 
 

@@ -291,12 +291,12 @@ def test_export_needs_no_cache_folder(
 
 def test_export_names_what_is_wrong_with_a_setting(exporters: list[Any], trained: Path, tmp_path: Path):
     for overrides, message in (
-        (["batch=0"], "batch=0: expected at least 1"),
-        (["calibration_images=0"], "calibration_images=0: expected at least 1"),
+        (["batch=0"], "batch=0: expected a whole number, at least 1"),
+        (["calibration_images=0"], "calibration_images=0: expected a whole number, at least 1"),
         (["formats=[int8]", "int8=false"], "expected at least one format"),
-        (["seconds=-1"], r"seconds=-1.*: expected at least 0"),
+        (["seconds=-1"], "seconds=-1: expected a number, at least 0"),
         (["formats=[web]"], r"formats=\[web\] needs onnxruntime-web: run npm pack onnxruntime-web"),
-        (["min_agreement=99.9"], r"min_agreement=99\.9: expected a share from 0 to 1"),
+        (["min_agreement=99.9"], r"min_agreement=99\.9: expected a number from 0 to 1"),
     ):
         with pytest.raises(ValueError, match=message):
             export(tmp_path / "out", trained, *overrides)

@@ -121,7 +121,10 @@ def test_predict_names_what_is_wrong(trained: Path, mixed: Path):
         ([f"run={trained}"], "photos="),
         ([f"run={trained}", f"photos={mixed}/nowhere"], f"photos={mixed}/nowhere"),
         ([f"run={trained}", f"photos={mixed}", "output=a.xml"], r"output=a\.xml: expected .*\.csv or \.json"),
-        ([f"run={trained}", f"photos={mixed}", "confidence=80"], "confidence=80: expected a probability from 0 to 1"),
+        (
+            [f"run={trained}", f"photos={mixed}", "confidence=80"],
+            "confidence=80: expected a number from 0 to 1, or null",
+        ),
         ([f"run={mixed}", f"photos={mixed}"], f"run={mixed}"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -176,8 +179,7 @@ def test_int8_run_is_scored_and_used_in_8_bits_and_says_so(
     accuracy = run_training(configuration(*settings))
     assert read_json(run / "result.json")["engine"] == "int8"
     # From here on, the program is in the cache, and the images of the run are not opened for it.
-    for module in ("flowers.deploy.classifier", "flowers.evaluation.evaluator"):
-        monkeypatch.setattr(f"{module}.open_run_images", open_no_images)
+    monkeypatch.setattr("flowers.evaluation.evaluator.open_run_images", open_no_images)
     for name, engine in (("a.csv", "null"), ("a.json", "int8"), ("b.csv", "pytorch"), ("b.json", "pytorch")):
         predict(f"run={run}", f"photos={painted}/tulip", f"engine={engine}", f"output={tmp_path / name}")
     header, *rows = read_csv(tmp_path / "a.csv")

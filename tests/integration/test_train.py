@@ -571,7 +571,7 @@ def test_image_sizes_take_turns_over_the_finetune_stage(painted: Path, tmp_path:
                 if trainer.training and (found := (trainer.current_epoch, inputs[0].shape[-1])) not in self.seen:
                     self.seen.append(found)
 
-            pl_module.get_submodule("backbone").register_forward_pre_hook(note)
+            pl_module.get_submodule("network.backbone").register_forward_pre_hook(note)
 
     sizes = Sizes()
     overrides = [*SMALL, "head.epochs=1", "finetune.epochs=3", "finetune.image_sizes=[16,24]", f"data.root={painted}"]

@@ -154,7 +154,7 @@ def test_remote_file_cache_says_what_to_do_where_it_cannot_be_written(
 def test_remote_file_cache_says_that_the_disk_is_full(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    with pytest.raises(RemoteFileError, match=r"cannot keep a copy of .*split.csv.*disk full: .*it needs .* MB"):
+    with pytest.raises(RemoteFileError, match=r"cannot keep a copy of .*split.csv.*disk full: .*it needs "):
         _ = ShardSource(web, None, 5, 1).records
 
 

@@ -1,4 +1,5 @@
 import inspect
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -6,10 +7,14 @@ import yaml
 from lightning import Trainer
 
 from benchmarks.settings import SCHEMAS
-from flowers.data.datamodule import ImageDataModule
+from flowers.data.datamodule import Loading
+from flowers.data.sources.build import SOURCE_SETTINGS
+from flowers.data.splitter import Splitter
+from flowers.data.transforms import Augmentation
 from flowers.models.network import Network
 from flowers.settings.config_reference import CONF, GROUPS, help_text, options_of, reference_page, settings_of
 from flowers.settings.overrides import flatten
+from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.programs import CONFIGURED
 from tests.helpers import configuration
 
@@ -28,8 +33,9 @@ def composed(*overrides: str) -> Any:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_option_composes_and_each_of_its_keys_has_a_reader(option: str):
     cfg = composed(option, *(["data.root=/photos"] if option in ("data=folder", "data=shards") else []))
-    assert set(cfg.data.given()) <= set(inspect.signature(ImageDataModule).parameters)
-    assert set(cfg.model.given()) <= set(inspect.signature(Network).parameters)
+    parts = [{each.name for each in fields(part)} for part in (Splitter, Preprocessing, Augmentation, Loading)]
+    assert set(cfg.data.given()) <= {"root"}.union(SOURCE_SETTINGS, *parts)
+    assert set(cfg.model.given()) <= {*inspect.signature(Network).parameters}.union(*parts)
     assert set(cfg.trainer.given()) <= set(inspect.signature(Trainer).parameters)
     assert callable(cfg.optimizer.build())
     assert callable(cfg.scheduler.build())
