@@ -21,7 +21,7 @@ def train(settings: TrainSettings) -> float | dict[str, float]:
 
 def check(settings: TrainSettings) -> None:
     """Check a run before Hydra creates its folder."""
-    from flowers.training.experiment import check_run
+    from flowers.training.checks import check_run
 
     check_run(settings)
 

@@ -26,8 +26,9 @@ from flowers.runtime.hardware import resolve_trainer_config
 from flowers.runtime.logging import configure_logging
 from flowers.settings.config import build_parts
 from flowers.settings.schema.training import TrainSettings
+from flowers.training.build import make_stages, make_task
 from flowers.training.callbacks import ProbeHead
-from flowers.training.experiment import make_stages, make_task, prepare_run
+from flowers.training.checks import prepare_run
 from flowers.training.stage_plan import begin_stage, check_stages, plan_stages, train_stage
 from flowers.training.stages import Stage
 from flowers.training.task import FineTuning

@@ -12,7 +12,8 @@ from lightning import Callback, LightningModule, Trainer
 from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
 from flowers.runtime.files import read_json
 from flowers.settings.schema.values import parse_duration
-from flowers.training.experiment import check_config, run_training
+from flowers.training.checks import check_config
+from flowers.training.experiment import run_training
 from flowers.training.lr_finder import find_learning_rates, smooth, suggest_rate
 from flowers.training.stage_limits import StageTimer
 from flowers.training.task import FineTuning

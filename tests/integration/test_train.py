@@ -25,7 +25,8 @@ from flowers.runtime.files import read_json
 from flowers.runtime.seeding import seeded
 from flowers.settings.config import build_parts
 from flowers.train import main
-from flowers.training.experiment import check_config, run_training
+from flowers.training.checks import check_config
+from flowers.training.experiment import run_training
 from flowers.training.in_process import train_in_process
 from flowers.training.stage_plan import StagePlan, check_stages
 from flowers.training.stages import FinetuneStage

@@ -1,0 +1,157 @@
+"""Check a run before anything is downloaded, read or written, and settle what its settings leave open."""
+
+import os
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from flowers.data.remote import is_remote
+from flowers.evaluation.metrics import all_metrics
+from flowers.features.int8_backbone import check_int8
+from flowers.models.backbones import check_backbone
+from flowers.models.input_settings import resolve_input_settings
+from flowers.runs.run_folder import (
+    LOCK_FILE,
+    START_FILE,
+    own_run_dir,
+)
+from flowers.runtime.extras import require_extra
+from flowers.runtime.hardware import check_devices, resolve_trainer_config
+from flowers.runtime.launch import is_rank_zero
+from flowers.settings.config import check_targets
+from flowers.settings.schema.training import TrainSettings
+from flowers.training.trackers.mlflow import local_tracking_uri
+
+
+def prepare_run(settings: TrainSettings) -> tuple[TrainSettings, Path]:
+    """Check settings, and return them with the values that are still open, and the run folder. Nothing is written.
+
+    Paths are absolute.
+
+    Raises:
+        ValueError: See `check_config`; or the folder holds another run.
+    """
+    check_config(settings)
+    model, data = resolve_input_settings(settings.model, settings.data)
+    run_dir = Path(settings.run_dir)
+    # Not Path.resolve: before Python 3.13 it raises RuntimeError for a link to itself.
+    root = data.root if is_remote(data.root) else os.path.realpath(data.root)
+    # Of a link, messages give the name as it is.
+    corrections = str(Path(data.corrections).absolute()) if data.corrections else data.corrections
+    settings = settings.replace(
+        model=model,
+        data=data.replace(root=root, corrections=corrections),
+    )
+    mlflow = settings.logger.mlflow if settings.logger else None
+    if settings.logger and mlflow and not mlflow.tracking_uri and "MLFLOW_TRACKING_URI" not in os.environ:
+        local = mlflow.replace(tracking_uri=local_tracking_uri())
+        settings = settings.replace(logger=settings.logger.replace(mlflow=local))
+    if is_rank_zero() and (run_dir / START_FILE).exists() and not settings.resume:
+        raise ValueError(
+            f"{run_dir} already holds a run: resume={run_dir} continues it, hydra.run.dir=FOLDER starts another one"
+        )
+    return settings, run_dir
+
+
+def check_run(settings: TrainSettings) -> None:
+    """Check a run before Hydra creates its folder: its settings, and that the folder is free.
+
+    Raises:
+        ValueError: See `prepare_run`; or another process trains in the folder.
+    """
+    _, run_dir = prepare_run(settings)
+    if is_rank_zero() and (run_dir / LOCK_FILE).exists():
+        with own_run_dir(run_dir):
+            pass
+
+
+def check_config(settings: TrainSettings) -> None:
+    """Check the settings that need neither images nor network: names, types, ranges, devices, a file of weights.
+
+    Raises:
+        ValueError: A setting is not valid, or two of them exclude each other.
+    """
+    for tracker in ("mlflow", "wandb"):
+        if settings.logger and tracker in settings.logger.parts():
+            require_extra(f"logger={tracker}", tracker, tracker)
+    check_targets(settings.to_dict())
+    devices, strategy = settings.trainer.devices, settings.trainer.strategy
+    if _is_multirun() and devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
+        raise ValueError(
+            f"trainer.devices={devices}: in a multirun, each process would run the whole sweep: "
+            "expected trainer.devices=1, or start each run by itself"
+        )
+    if strategy == "fsdp":
+        raise ValueError("trainer.strategy=fsdp: FSDP version 1 is not supported, expected trainer=fsdp (version 2)")
+    if settings.finetune.compile and strategy == "fsdp2":
+        raise ValueError("finetune.compile=true: not supported with trainer=fsdp, expected false, or trainer=ddp")
+    whole = {
+        "callbacks=ema": settings.callbacks is not None and settings.callbacks.ema is not None,
+        "head.init=probe": settings.head.init == "probe",
+    }
+    if strategy == "fsdp2" and any(whole.values()):
+        setting = next(setting for setting, is_used in whole.items() if is_used)
+        raise ValueError(f"{setting}: not supported with trainer=fsdp, expected trainer=ddp")
+    sizes, epochs = settings.finetune.image_sizes or [], settings.finetune.epochs
+    if len(sizes) > epochs > 0:
+        raise ValueError(f"finetune.image_sizes={sizes}: expected at most one for each of the {epochs} epochs")
+    if settings.data.balance == "weights" and settings.loss.class_weights:
+        raise ValueError("data.balance=weights with loss.class_weights: expected one of them")
+    check_cached_activations(settings)
+    if settings.find_lr:
+        check_find_lr(settings, _is_multirun())
+    check_devices(settings.trainer.accelerator, settings.trainer.devices)
+    accelerator = resolve_trainer_config(settings.trainer.to_dict())["accelerator"]
+    if settings.trainer.precision == "16-mixed" and accelerator == "cpu":
+        raise ValueError("trainer.precision=16-mixed: not on a CPU, expected 32-true or bf16-mixed")
+    if settings.features.engine == "int8":
+        check_int8(accelerator)
+    check_backbone(settings.model.architecture, settings.model.weights, settings.model.options)
+    all_metrics()  # those of packages, which are needed when the run ends
+
+
+def check_cached_activations(settings: TrainSettings) -> None:
+    """Check that nothing changes or needs the images of a fine-tune stage on cached activations.
+
+    Raises:
+        ValueError: A setting does.
+    """
+    if not settings.finetune.cached_views:
+        return
+    expected = {
+        "finetune.depth=null": settings.finetune.depth is None and "finetune.depth, the number of trained blocks",
+        "finetune.image_sizes": settings.finetune.image_sizes and "finetune.image_sizes=null",
+        "finetune.compile=true": settings.finetune.compile and "finetune.compile=false",
+        "mixing": settings.mixing and "mixing=null",
+    }
+    for setting, instead in expected.items():
+        if instead:
+            raise ValueError(
+                f"finetune.cached_views={settings.finetune.cached_views} with {setting}: expected {instead}, "
+                "or finetune.cached_views=0"
+            )
+
+
+def check_find_lr(settings: TrainSettings, is_multirun: bool) -> None:
+    """Check that the learning rates of one run can be found on one device.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    if settings.resume:
+        raise ValueError(
+            f"find_lr=true with resume={settings.resume}: rates are found before a run: expected one of them"
+        )
+    if is_multirun:
+        raise ValueError("find_lr=true in a multirun: expected one set of settings, without -m")
+    devices, strategy = settings.trainer.devices, settings.trainer.strategy
+    if devices not in (1, "1") or strategy == "fsdp2":
+        raise ValueError(
+            f"find_lr=true with trainer.devices={devices} trainer.strategy={strategy}: "
+            "expected one device, trainer.devices=1 trainer.strategy=auto"
+        )
+
+
+def _is_multirun() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
