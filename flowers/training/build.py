@@ -17,9 +17,7 @@ from lightning.pytorch.profilers import (
 from flowers.data.datamodule import ImageDataModule
 from flowers.models.losses import LossFunction, class_weighted
 from flowers.models.network import Network
-from flowers.runs.run_folder import (
-    PROFILE_DIR,
-)
+from flowers.runs.run_folder import PROFILE_DIR
 from flowers.runtime.hardware import resolve_trainer_config
 from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.training import TrainSettings

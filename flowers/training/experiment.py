@@ -7,9 +7,7 @@ from pathlib import Path
 from lightning import Callback, seed_everything
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.runs.run_folder import (
-    own_run_dir,
-)
+from flowers.runs.run_folder import own_run_dir
 from flowers.runtime.distributed import broadcast_object
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.launch import is_rank_zero
@@ -32,14 +30,14 @@ def run_training(settings: TrainSettings, extra_callbacks: Sequence[Callback] = 
     """Train the stages that are left of a run, and evaluate its best checkpoint.
 
     Args:
-        settings: The configuration of `flowers.train`.
+        settings: Those of `flowers.train`.
         extra_callbacks: Callbacks in addition to `settings.callbacks`.
 
     Returns:
         The validation accuracy of the best checkpoint.
 
     Raises:
-        ValueError: The configuration, the images or the run folder cannot be used. What needs neither images nor
+        ValueError: The settings, the images or the run folder cannot be used. What needs neither images nor
             network is checked before anything is downloaded, read or written.
     """
     configure_logging()  # Lightning is imported by now
