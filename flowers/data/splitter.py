@@ -55,7 +55,7 @@ class Splitter:
 
     @cached_property
     def label_corrections(self) -> Corrections:
-        """The content of `corrections`."""
+        """The corrections of labels that the file `corrections` holds."""
         return Corrections() if self.corrections is None else load_corrections(self.corrections)
 
     @cached_property

@@ -21,7 +21,7 @@ class BatchThread:
 
 
 class Batches(Generic[Item, Result]):
-    """A function of one item. It computes all items that wait in one batch.
+    """A function of one item, for many threads: it computes the items that wait together as one batch.
 
     An item whose caller was cancelled meanwhile is left out.
 

@@ -37,7 +37,7 @@ class LabeledFeatures(NamedTuple):
 
 
 def device_settings(choice: DeviceChoice, cache_gb: float) -> dict[str, Any]:
-    """Return the settings of `extract_features` of a program.
+    """Return the device and the cache with which a program extracts features, as `extract_features` takes them.
 
     Raises:
         ValueError: This machine has no such device.

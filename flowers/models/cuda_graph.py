@@ -79,6 +79,6 @@ class CudaGraphs:
         return next((graph for graph in self._graphs if graph.fits(inputs)), self._eager)(inputs)
 
     def release(self) -> None:
-        """Give the network its own pass back, and free the memory of the graphs."""
+        """Restore the forward pass of the network, and free the memory of the graphs."""
         vars(self._network).pop("forward", None)
         self._graphs = ()

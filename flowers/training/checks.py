@@ -11,11 +11,7 @@ from flowers.evaluation.metrics import all_metrics
 from flowers.features.int8_backbone import check_int8
 from flowers.models.backbones import check_backbone
 from flowers.models.input_settings import resolve_input_settings
-from flowers.runs.run_folder import (
-    LOCK_FILE,
-    START_FILE,
-    own_run_dir,
-)
+from flowers.runs.run_folder import LOCK_FILE, START_FILE, own_run_dir
 from flowers.runtime.extras import require_extra
 from flowers.runtime.hardware import check_devices, resolve_trainer_config
 from flowers.runtime.launch import is_rank_zero

@@ -90,7 +90,7 @@ class ServerTracker(Tracker):
         self._call(lambda tracker: tracker.log_image(name, picture, step))
 
     def log_page(self, page: Path) -> None:
-        """Log a page."""
+        """Log a page of the run folder, such as report.html."""
         self._call(lambda tracker: tracker.log_page(page))
 
     def log_best_checkpoint(self, path: Path) -> None:
