@@ -24,9 +24,9 @@ from benchmarks.settings import Speed
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.splits import SPLITS, save_split
 from flowers.evaluation.metrics import score
-from flowers.evaluation.predictions import Predictions, load_run_predictions
 from flowers.evaluation.statistics import holm, mcnemar
 from flowers.evaluation.tables import format_interval, plain
+from flowers.runs.predictions import Predictions, load_run_predictions
 from flowers.runs.run_folder import provenance
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import device_name, resolve_device, resolve_trainer_config

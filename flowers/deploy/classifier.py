@@ -17,12 +17,11 @@ from flowers.data.pixels import to_upright_rgb
 from flowers.data.transforms import eval_transform
 from flowers.deploy.hub_folder import read_hub_folder
 from flowers.deploy.model_files import find_classifier, is_hub_folder
-from flowers.evaluation.predictions import predict_logits
-from flowers.evaluation.rejection import Rejection, load_rejection
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.features.int8_backbone import Int8Backbone, load_int8_backbone, resolve_engine
 from flowers.models.checkpoint_format import read_checkpoint
-from flowers.models.network import Network, load_network
+from flowers.models.network import Network, load_network, predict_logits
+from flowers.runs.rejection import Rejection, load_rejection
 from flowers.runs.run_folder import REJECTION_FILE, read_result, run_dir_of
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
 

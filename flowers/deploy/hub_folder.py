@@ -12,10 +12,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from flowers.deploy.model_files import CONFIG_FILE, WEIGHTS_FILE
-from flowers.evaluation.rejection import Rejection
 from flowers.models.network import Network
 from flowers.models.published_names import PublishedClassifier, publish, read_published
 from flowers.models.timm_backbones import pretrained_settings
+from flowers.runs.rejection import Rejection
 from flowers.runtime.files import atomic_write, open_regular, read_json, write_json
 from flowers.runtime.text import one_line
 from flowers.settings.preprocessing import Preprocessing

@@ -6,7 +6,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from flowers.evaluation.predictions import Predictions
+from flowers.runs.predictions import Predictions
 
 CALIBRATION_BINS = 15
 

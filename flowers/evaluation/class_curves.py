@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
 
-from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import score_interval
+from flowers.runs.predictions import Predictions
 
 CURVE_CLASSES = 10  # more curves in one figure cannot be told apart
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from flowers.data.corrections import Corrections, load_corrections
 from flowers.data.splits import load_split
 from flowers.evaluation.metrics import score
-from flowers.evaluation.predictions import Predictions, concat_predictions, load_run_predictions
 from flowers.evaluation.statistics import RunGroup, group_verdict, holm, mcnemar, mcnemar_verdict, selection_note
 from flowers.evaluation.tables import ranking_table, run_group_table
+from flowers.runs.predictions import Predictions, concat_predictions, load_run_predictions
 from flowers.runs.run_folder import (
     CORRECTIONS_FILE,
     RESULT_FILE,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowers.evaluation.predictions import Predictions
+from flowers.runs.predictions import Predictions
 
 MATRIX_CLASSES = 40  # more classes than these are listed by their most confused pairs, not drawn as a matrix
 

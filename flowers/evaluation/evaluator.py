@@ -17,8 +17,6 @@ from flowers.data.sources.folder import expand_image_paths
 from flowers.data.splits import load_split, split_sha256
 from flowers.evaluation.gallery import save_mistakes, score_images
 from flowers.evaluation.metrics import compute_metrics
-from flowers.evaluation.predictions import Predictions, predict_logits
-from flowers.evaluation.rejection import Rejection, load_rejection, rejection_threshold
 from flowers.evaluation.rejection_scores import rejection_scores
 from flowers.evaluation.report import write_report
 from flowers.evaluation.tables import rejection_table, score_tables
@@ -26,7 +24,9 @@ from flowers.features.extractor import FeatureExtractor
 from flowers.features.int8_backbone import check_int8, resolve_engine
 from flowers.features.strangeness import fit_strangeness
 from flowers.models.checkpoint_format import read_checkpoint
-from flowers.models.network import Network, load_network
+from flowers.models.network import Network, load_network, predict_logits
+from flowers.runs.predictions import predict_features
+from flowers.runs.rejection import Rejection, load_rejection, rejection_threshold
 from flowers.runs.run_folder import SPLIT_FILE, find_checkpoint, run_dir_of
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import resolve_device, resolve_trainer_config
@@ -264,8 +264,3 @@ def _sample(dataset: ImageDataset, count: int) -> ImageDataset:
         [each[index] for index in indices] for each in (dataset.paths, dataset.labels, dataset.digests)
     )
     return ImageDataset(dataset.root, paths, labels, digests, dataset.prepare)
-
-
-def predict_features(model: Network, features: Tensor, dataset: ImageDataset) -> Predictions:
-    """Return the predictions of a model's head for the features (N, F) of the images of `dataset`."""
-    return Predictions(dataset.paths, torch.tensor(dataset.labels), predict_logits(model, features), model.classes)

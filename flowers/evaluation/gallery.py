@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from flowers.data.images import ImageBytes, ImageRoot, read_image
 from flowers.data.remote import RemoteFileError
 from flowers.evaluation.calibration import cross_fitted_probabilities
-from flowers.evaluation.predictions import Predictions
+from flowers.runs.predictions import Predictions
 from flowers.runtime.text import one_line, write_csv
 
 THUMBNAIL_SIDE = 160  # side of a thumbnail in pixels

@@ -26,8 +26,8 @@ from flowers.evaluation.calibration import (
 )
 from flowers.evaluation.class_curves import class_areas, class_curves
 from flowers.evaluation.confusion import MATRIX_CLASSES, ConfusionCells, count_confusion
-from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import average_interval, wilson_bounds, wilson_interval
+from flowers.runs.predictions import Predictions
 from flowers.settings.registry import load_parts
 
 _MACRO = ("precision", "recall", "f1")

@@ -7,8 +7,8 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from flowers.evaluation.class_curves import auroc_interval
-from flowers.evaluation.rejection import Rejection, rejection_threshold
 from flowers.evaluation.statistics import wilson_interval
+from flowers.runs.rejection import Rejection, rejection_threshold
 
 
 def cross_fitted_rejections(scores: Tensor, share: float) -> Tensor | None:

@@ -32,8 +32,8 @@ from flowers.evaluation.gallery import (
 )
 from flowers.evaluation.metrics import is_imbalanced, sorted_metrics
 from flowers.evaluation.power_law import describe_learning_curve, read_learning_curve
-from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.tables import REJECTION_LABELS, sort_by_f1
+from flowers.runs.predictions import Predictions
 from flowers.runs.run_folder import SPLIT_FILE, read_result
 from flowers.runtime.files import atomic_write_text
 from flowers.runtime.text import one_line, printable

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.stats import binomtest, t
 
-from flowers.evaluation.predictions import Predictions
+from flowers.runs.predictions import Predictions
 
 Z = 1.959963984540054  # standard errors on each side of a 95 % interval
 

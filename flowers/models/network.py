@@ -153,3 +153,9 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, C) in float32 of images, uint8 (B, 3, H, W)."""
         return self.logits(self.features(images))
+
+
+@torch.inference_mode()
+def predict_logits(model: Network, features: Tensor) -> Tensor:
+    """Return the logits (N, C), float64 on the CPU, of a model's head for features (N, F)."""
+    return model.logits(features.float().to(model.device)).double().cpu()

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowers.evaluation.predictions import Predictions, concat_predictions, load_predictions
 from flowers.evaluation.statistics import holm, mcnemar, selection_note
 from flowers.evaluation.tables import plain
+from flowers.runs.predictions import Predictions, concat_predictions, load_predictions
 from flowers.runs.run_folder import PREDICTIONS_DIR
 from flowers.runtime.files import atomic_write
 from flowers.runtime.text import one_line, write_csv

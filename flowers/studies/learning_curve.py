@@ -24,7 +24,6 @@ from flowers.evaluation.power_law import (
     describe_learning_curve,
     fit_learning_curve,
 )
-from flowers.evaluation.predictions import load_run_predictions
 from flowers.evaluation.pretrained_features import (
     LabeledFeatures,
     device_settings,
@@ -35,6 +34,7 @@ from flowers.evaluation.pretrained_features import (
 from flowers.features.linear_probe import choose_l2, fit_linear_probe
 from flowers.models.backbones import local_weights
 from flowers.models.checkpoint_format import read_checkpoint
+from flowers.runs.predictions import load_run_predictions
 from flowers.runs.resume import read_start
 from flowers.runs.run_folder import SPLIT_FILE, START_FILE, find_checkpoint, read_result, require_run_dir
 from flowers.runtime.files import atomic_write, write_json

@@ -17,10 +17,11 @@ from flowers.data.images import ImageCheck, check_images
 from flowers.data.near_duplicates import group_hashes
 from flowers.data.sources.folder import expand_image_paths
 from flowers.data.splits import load_split
-from flowers.evaluation.evaluator import extract_features, predict_features
+from flowers.evaluation.evaluator import extract_features
 from flowers.evaluation.tables import plain
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.models.network import load_network
+from flowers.runs.predictions import predict_features
 from flowers.runs.run_folder import SPLIT_FILE, find_checkpoint, read_result, run_dir_of
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging

@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, WeightAver
 from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.evaluation.predictions import Predictions
 from flowers.features.datamodule import FeatureDataModule
 from flowers.features.extractor import FeatureExtractor
 from flowers.features.linear_probe import choose_l2, fit_linear_probe
+from flowers.runs.predictions import Predictions
 from flowers.runtime.distributed import broadcast_object
 from flowers.training.pictures import log_images, log_predictions, shows_images
 from flowers.training.task import FineTuning

@@ -16,7 +16,7 @@ from flowers.evaluation.class_curves import class_areas, class_curves
 from flowers.evaluation.confusion import count_confusion
 from flowers.evaluation.figures import plot_class_curves, plot_confusion
 from flowers.evaluation.gallery import find_mistakes, image_grid, score_images, sort_by_uncertainty
-from flowers.evaluation.predictions import Predictions
+from flowers.runs.predictions import Predictions
 from flowers.runtime.launch import is_rank_zero
 from flowers.training.trackers.tensorboard import evenly_spaced
 from flowers.training.trackers.tracker import Picture, each_tracker

@@ -10,12 +10,12 @@ from lightning import Trainer
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.calibration import fit_temperature
-from flowers.evaluation.evaluator import extract_features, fit_rejection, predict_features
+from flowers.evaluation.evaluator import extract_features, fit_rejection
 from flowers.evaluation.metrics import metric_values, score, score_line
-from flowers.evaluation.predictions import Predictions
 from flowers.features.int8_backbone import resolve_engine
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT, read_checkpoint
 from flowers.models.network import load_network
+from flowers.runs.predictions import Predictions, predict_features
 from flowers.runs.run_folder import BEST_CHECKPOINT, PREDICTIONS_DIR, REJECTION_FILE, RESULT_FILE, provenance
 from flowers.runtime.distributed import broadcast_object
 from flowers.runtime.files import write_json

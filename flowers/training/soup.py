@@ -12,13 +12,13 @@ from rich.console import Console
 from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.evaluation.evaluator import extract_features, open_run_images, predict_features
+from flowers.evaluation.evaluator import extract_features, open_run_images
 from flowers.evaluation.metrics import score, score_line
-from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import mcnemar, mcnemar_verdict
 from flowers.features.int8_backbone import resolve_engine
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.models.network import Network, load_network
+from flowers.runs.predictions import Predictions, predict_features
 from flowers.runs.run_folder import BEST_CHECKPOINT, CONFIG_FILE, SPLIT_FILE, read_result
 from flowers.runtime.files import atomic_write, atomic_write_text
 from flowers.runtime.hardware import resolve_trainer_config

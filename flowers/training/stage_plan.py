@@ -10,8 +10,8 @@ import torch
 from lightning import LightningDataModule, Trainer
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.evaluation.rejection import rejection_threshold
 from flowers.models.checkpoint_format import read_checkpoint
+from flowers.runs.rejection import rejection_threshold
 from flowers.runs.run_folder import LAST_CHECKPOINT
 from flowers.training.checkpointing import epoch_steps_key
 from flowers.training.stages import FinetuneStage, HeadStage, Stage

@@ -16,12 +16,12 @@ from torch.distributed.tensor import DTensor
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.samplers import EpochSampler
-from flowers.evaluation.evaluator import extract_features, predict_features
+from flowers.evaluation.evaluator import extract_features
 from flowers.evaluation.metrics import score
-from flowers.evaluation.predictions import load_predictions
 from flowers.models.backbones import build_backbone
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.models.network import load_network
+from flowers.runs.predictions import load_predictions, predict_features
 from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREDICTIONS_DIR, START_FILE
 from flowers.runtime.distributed import local_slice
 from flowers.runtime.files import read_json

@@ -16,8 +16,8 @@ from PIL import Image
 from flowers.data.images import check_images, read_error_reason, read_image
 from flowers.data.sources.shards import ShardSource
 from flowers.data.splits import load_split
-from flowers.evaluation.predictions import load_predictions
 from flowers.models.network import load_network
+from flowers.runs.predictions import load_predictions
 from flowers.runs.resume import read_start
 from flowers.runs.run_folder import BEST_CHECKPOINT, RESULT_FILE, START_FILE, read_result
 from flowers.runtime.files import write_json

@@ -26,7 +26,7 @@ from flowers.deploy.classifier import Classifier
 from flowers.deploy.inference_server import InferenceServer
 from flowers.deploy.page_files import SERVER_PAGE, read_page
 from flowers.deploy.web_app import build_app
-from flowers.evaluation.predictions import load_predictions
+from flowers.runs.predictions import load_predictions
 from tests.helpers import configuration
 
 ROUTES = {

@@ -7,7 +7,7 @@ import pytest
 from flowers.compare import main
 from flowers.data.corrections import Correction, Corrections
 from flowers.data.splits import load_split
-from flowers.evaluation.predictions import load_run_predictions
+from flowers.runs.predictions import load_run_predictions
 from flowers.runs.run_folder import BEST_CHECKPOINT, CORRECTIONS_FILE, SPLIT_FILE
 from tests.helpers import configuration
 

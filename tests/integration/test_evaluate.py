@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from flowers.evaluate import main
 from flowers.evaluation.metrics import METRICS, compute_metrics
-from flowers.evaluation.predictions import Predictions, load_predictions
 from flowers.evaluation.report import write_report
 from flowers.models.checkpoint_format import read_checkpoint
+from flowers.runs.predictions import Predictions, load_predictions
 from flowers.runs.run_folder import BEST_CHECKPOINT
 from flowers.runtime.files import read_json
 from tests.helpers import configuration

@@ -26,8 +26,8 @@ from flowers.deploy.export.pipeline import TrainedRun, write_programs
 from flowers.deploy.export.web_page import RUNTIME_FILES
 from flowers.deploy.inference_server import InferenceServer
 from flowers.deploy.web_app import build_app
-from flowers.evaluation.predictions import load_predictions
 from flowers.export import main
+from flowers.runs.predictions import load_predictions
 from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
 from flowers.runtime.files import read_json
 from tests.helpers import configuration

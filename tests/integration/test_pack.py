@@ -11,10 +11,11 @@ import torch
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluate import main as evaluate
-from flowers.evaluation.evaluator import extract_features, predict_features
+from flowers.evaluation.evaluator import extract_features
 from flowers.evaluation.metrics import score
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.models.network import load_network
+from flowers.runs.predictions import predict_features
 from flowers.runs.run_folder import BEST_CHECKPOINT
 from flowers.runtime.files import read_json
 from flowers.training.experiment import run_training

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from flowers.evaluation.evaluator import run_evaluation
-from flowers.evaluation.predictions import load_predictions, load_run_predictions
-from flowers.evaluation.rejection import load_rejection
 from flowers.features import int8_backbone
 from flowers.predict import main
+from flowers.runs.predictions import load_predictions, load_run_predictions
+from flowers.runs.rejection import load_rejection
 from flowers.runs.run_folder import BEST_CHECKPOINT
 from flowers.runtime.files import read_json
 from flowers.runtime.text import read_csv

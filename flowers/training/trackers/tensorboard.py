@@ -20,8 +20,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from flowers.data.images import ImageRoot
 from flowers.evaluation.gallery import thumbnail
-from flowers.evaluation.predictions import Predictions
 from flowers.models.checkpoint_format import read_checkpoint
+from flowers.runs.predictions import Predictions
 from flowers.runs.run_folder import LAST_CHECKPOINT
 from flowers.runtime.files import atomic_write, atomic_write_text
 from flowers.runtime.text import one_line, printable

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks.peer_table import SCRIPTS, Entry, epochs_within, fit_to_budget, peer_rows, run_measured
-from flowers.evaluation.predictions import Predictions
+from flowers.runs.predictions import Predictions
 
 
 def predictions(wrong: int, order: list[int]) -> Predictions:

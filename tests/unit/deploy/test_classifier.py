@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.gradcam import grad_cam
-from flowers.evaluation.predictions import load_predictions
+from flowers.runs.predictions import load_predictions
 from flowers.runs.run_folder import BEST_CHECKPOINT
 from flowers.runtime.files import read_json
 

@@ -7,7 +7,7 @@ from flowers.evaluation.calibration import (
     fit_temperature,
     reliability_bins,
 )
-from flowers.evaluation.predictions import Predictions
+from flowers.runs.predictions import Predictions
 
 
 def overconfident(n: int = 400, factor: float = 3.0) -> Predictions:

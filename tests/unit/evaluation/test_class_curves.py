@@ -14,8 +14,8 @@ from flowers.evaluation.class_curves import (
 )
 from flowers.evaluation.figures import figure_to_svg, plot_class_curves
 from flowers.evaluation.metrics import compute_metrics, is_imbalanced, sorted_metrics
-from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import wilson_interval
+from flowers.runs.predictions import Predictions
 
 
 def predict(labels: list[int], classes: int, digits: int = 1) -> Predictions:

@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 
 from flowers.evaluation.comparison import compare_with_best, group_runs, load_run_groups, pooled_predictions
-from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import group_verdict, mcnemar
 from flowers.evaluation.tables import ranking_table
+from flowers.runs.predictions import Predictions
 
 
 def test_load_run_groups_groups_by_all_overrides_but_seed_and_fold(tmp_path: Path):

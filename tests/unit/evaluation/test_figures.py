@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from flowers.evaluation.confusion import ConfusionCells, count_confusion
 from flowers.evaluation.figures import figure_to_svg, plot_confusion, plot_coverage, plot_curves, plot_reliability
-from flowers.evaluation.predictions import Predictions
+from flowers.runs.predictions import Predictions
 
 POINT = {"confidence": 0.9, "accuracy": 0.8, "coverage": 1.0, "n": 5}
 

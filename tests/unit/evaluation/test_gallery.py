@@ -14,7 +14,7 @@ from flowers.evaluation.gallery import (
     sort_by_uncertainty,
     thumbnail,
 )
-from flowers.evaluation.predictions import Predictions
+from flowers.runs.predictions import Predictions
 from flowers.runtime.text import read_csv
 
 

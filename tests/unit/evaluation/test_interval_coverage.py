@@ -15,8 +15,8 @@ from sklearn.metrics import average_precision_score
 
 from flowers.evaluation.class_curves import auroc_interval, average_precision_interval
 from flowers.evaluation.metrics import MetricInputs
-from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import difference_interval, mean_interval, paired_interval, paired_p, wilson_bounds
+from flowers.runs.predictions import Predictions
 
 Draw = Callable[[np.random.Generator], tuple[list[float], float]]  # an interval, and the true value
 

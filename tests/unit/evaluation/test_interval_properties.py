@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from flowers.evaluation.class_curves import auroc_interval, average_precision_interval
 from flowers.evaluation.metrics import compute_metrics
-from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.rejection_scores import auroc
 from flowers.evaluation.statistics import (
     difference_interval,
@@ -20,6 +19,7 @@ from flowers.evaluation.statistics import (
     unpaired_test,
     wilson_interval,
 )
+from flowers.runs.predictions import Predictions
 
 repeatable = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
 
 from flowers.evaluation.metrics import METRICS, Metric, MetricInputs, compute_metrics, metric_values, score
-from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import wilson_interval
 from flowers.evaluation.tables import score_tables, sort_by_f1
+from flowers.runs.predictions import Predictions
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ import pytest
 import torch
 from scipy.stats import binomtest, ttest_ind, ttest_rel
 
-from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import (
     DECISIVE_IMAGES,
     RunGroup,
@@ -21,6 +20,7 @@ from flowers.evaluation.statistics import (
     unpaired_test,
     wilson_interval,
 )
+from flowers.runs.predictions import Predictions
 
 
 def predictions(correct: str, prefix: str = "p") -> Predictions:

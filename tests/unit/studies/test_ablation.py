@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers.evaluation.predictions import Predictions
 from flowers.evaluation.statistics import RunGroup
+from flowers.runs.predictions import Predictions
 from flowers.settings.config_reference import options_of
 from flowers.studies.ablation import ablation_rows, arm_overrides, check_arms, make_arms
 from tests.helpers import configuration

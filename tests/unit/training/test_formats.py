@@ -11,12 +11,11 @@ import torch
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.deploy.classifier import Classifier
-from flowers.evaluation.evaluator import predict_features
 from flowers.evaluation.metrics import score
-from flowers.evaluation.predictions import load_predictions
 from flowers.features.extractor import FeatureExtractor
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT, checkpoint_state_key, read_checkpoint
 from flowers.models.network import load_network
+from flowers.runs.predictions import load_predictions, predict_features
 from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREDICTIONS_DIR, SPLIT_FILE
 from flowers.runtime.files import read_json
 from flowers.training.experiment import run_training

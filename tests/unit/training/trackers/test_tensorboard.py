@@ -7,7 +7,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from flowers.evaluation.predictions import Predictions
+from flowers.runs.predictions import Predictions
 from flowers.training.pictures import log_predictions
 from flowers.training.trackers.tensorboard import TensorBoardTracker, log_embeddings, log_hyperparameters
 from tests.helpers import composed, configuration

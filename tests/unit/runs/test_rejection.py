@@ -6,9 +6,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from flowers.evaluation.rejection import Rejection, load_rejection, rejection_threshold
 from flowers.evaluation.rejection_scores import auroc, cross_fitted_rejections, rejection_scores
 from flowers.features.strangeness import Strangeness
+from flowers.runs.rejection import Rejection, load_rejection, rejection_threshold
 from flowers.runs.run_folder import REJECTION_FILE
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers.evaluation.predictions import Predictions, load_predictions, load_run_predictions
+from flowers.runs.predictions import Predictions, load_predictions, load_run_predictions
 
 
 def test_load_predictions_returns_what_save_wrote_to_the_bit(tmp_path: Path):

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowers.models.network import Network
+from flowers.data.dataset import ImageDataset
+from flowers.models.network import Network, predict_logits
 from flowers.runs.run_folder import PREDICTIONS_DIR
 from flowers.runtime.text import read_csv, write_csv
 from flowers.settings.schema.run_files import are_classes
@@ -103,7 +104,6 @@ def load_run_predictions(run_dir: Path, split: str) -> Predictions:
     return load_predictions(path)
 
 
-@torch.inference_mode()
-def predict_logits(model: Network, features: Tensor) -> Tensor:
-    """Return the logits (N, C), float64 on the CPU, of a model's head for features (N, F)."""
-    return model.logits(features.float().to(model.device)).double().cpu()
+def predict_features(model: Network, features: Tensor, dataset: ImageDataset) -> Predictions:
+    """Return the predictions of a model's head for the features (N, F) of the images of `dataset`."""
+    return Predictions(dataset.paths, torch.tensor(dataset.labels), predict_logits(model, features), model.classes)
