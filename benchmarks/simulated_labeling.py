@@ -14,13 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.settings import LabelSimulation
-from flowers.evaluation.pretrained_features import (
-    LabeledFeatures,
-    device_settings,
-    extract_split,
-    pretrained_model_of_run,
-)
+from flowers.features.extractor import Extraction
 from flowers.features.linear_probe import L2_GRID, fit_linear_probe
+from flowers.features.pretrained import LabeledFeatures, extract_split
+from flowers.runs.run import Run
 from flowers.runtime.logging import progress_bar
 from flowers.studies.learning_curve import subset_positions
 from flowers.studies.suggestion import METHODS
@@ -38,9 +35,10 @@ def run_simulation(settings: LabelSimulation) -> None:
         ValueError: There is no such run, or it has too few photos.
     """
     start = time.perf_counter()
-    data, model = pretrained_model_of_run(settings.run, settings.root)
-    device = device_settings(settings, settings.cache_gb)
-    splits = [extract_split(data, model, split, device) for split in ("train", "val")]
+    run = Run.open(settings.run, settings.root)
+    data, model = run.data(), run.network(trained=False)
+    how = Extraction.requested(settings, settings.cache_gb)
+    splits = [extract_split(data, model, split, how) for split in ("train", "val")]
     images = LabeledFeatures(
         torch.cat([split.features for split in splits]),
         torch.cat([split.labels for split in splits]),

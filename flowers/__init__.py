@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flowers.data.datamodule import ImageDataModule
     from flowers.deploy.classifier import Classifier, Prediction
+    from flowers.runs.run import Run
     from flowers.settings.config import load_config
     from flowers.training.task import FineTuning as ImageClassifier
 
     __version__: str
 
-__all__ = ["Classifier", "ImageClassifier", "ImageDataModule", "Prediction", "load_config"]
+__all__ = ["Classifier", "ImageClassifier", "ImageDataModule", "Prediction", "Run", "load_config"]
 
 _MODULES = {
     "Classifier": "flowers.deploy.classifier",
     "ImageClassifier": "flowers.training.task",
     "ImageDataModule": "flowers.data.datamodule",
     "Prediction": "flowers.deploy.classifier",
+    "Run": "flowers.runs.run",
     "load_config": "flowers.settings.config",
 }
 

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from flowers.data.corrections import Corrections
 from flowers.data.dataset import ImageDataset, decoded_image_cache
 from flowers.data.samplers import EpochSampler, ResumableDataLoader, SampleKeys
-from flowers.data.sources.build import SOURCE_SETTINGS, build_source, is_packed
+from flowers.data.sources.build import SOURCE_SETTINGS, build_source
 from flowers.data.sources.source import ImageSource
 from flowers.data.splits import ImageRecord, SplitRecord, split_sha256
 from flowers.data.splitter import Splitter
@@ -30,43 +30,6 @@ from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.training import Pixels
 from flowers.settings.schema.values import Balance
 from flowers.settings.validation import check_values
-
-
-def inference_data_args(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data arguments of a training run that another program needs to show a model the same images."""
-    names = ("image_size", "resize", "interpolation", "batch_size", "num_workers", "on_corrupt")
-    packed = ("packed", "s3_endpoint", "retry_timeout", "cache_gb")
-    arguments = {name: settings[name] for name in (*names, *packed) if name in settings}
-    # The settings may be those of a stranger, or of another machine: they start no thousand processes here.
-    limits = {"num_workers": max(available_cores(), 8), "batch_size": 1024}
-    return arguments | {name: min(arguments[name], most) for name, most in limits.items() if arguments.get(name)}
-
-
-def run_images_args(settings: Mapping[str, Any], given: str | None, key: str = "root") -> dict[str, Any]:
-    """Return the settings of `ImageDataModule.from_settings` for the photos of a run.
-
-    A run folder may come from a stranger: it does not say where to connect. An address in its settings, and the S3
-    endpoint for it, counts only if the user gives the same address.
-
-    Args:
-        settings: The group `data` of the configuration of the run.
-        given: Where the user says that the photos are now: a folder or an address. None for where the run had them.
-        key: The setting with which the user says so, for messages.
-
-    Raises:
-        ValueError: The run had its photos at an address, and none is given.
-    """
-    arguments, stored = inference_data_args(settings), str(settings["root"])
-    if given is None:
-        if "://" in stored:
-            raise ValueError(
-                f"the photos of the run are at an address, to which a run folder alone does not connect: give "
-                f"{key}={one_line(stored)} to read them there, or {key}=FOLDER"
-            )
-        return arguments | {"root": stored}
-    if given != stored:
-        arguments |= {"packed": is_packed(given), "s3_endpoint": None}
-    return arguments | {"root": given}
 
 
 @dataclass(frozen=True)

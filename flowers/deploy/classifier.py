@@ -18,12 +18,12 @@ from flowers.data.transforms import eval_transform
 from flowers.deploy.hub_folder import read_hub_folder
 from flowers.deploy.model_files import find_classifier, is_hub_folder
 from flowers.features.frozen_backbone import FrozenBackbone
-from flowers.features.int8_backbone import Int8Backbone, load_int8_backbone, resolve_engine
-from flowers.models.checkpoint_format import read_checkpoint
-from flowers.models.network import Network, load_network, predict_logits
+from flowers.features.int8_backbone import Int8Backbone, load_int8_backbone
+from flowers.models.network import Network, predict_logits
 from flowers.runs.rejection import Rejection, load_rejection
-from flowers.runs.run_folder import REJECTION_FILE, read_result, run_dir_of
-from flowers.runtime.hardware import resolve_device, resolve_trainer_config
+from flowers.runs.run import Run
+from flowers.runs.run_folder import REJECTION_FILE
+from flowers.runtime.hardware import resolve_device_and_precision
 
 log = logging.getLogger(__name__)
 
@@ -131,9 +131,7 @@ class Classifier:
             ValueError: `path` is none of these, the accelerator is not available, the run lacks what `reject` needs, or
                 `engine` cannot be used.
         """
-        settings = {"accelerator": accelerator or "auto", "precision": precision or "auto", "deterministic": "auto"}
-        resolved = resolve_trainer_config(settings)
-        device = resolve_device(resolved["accelerator"])
+        device, precision = resolve_device_and_precision(accelerator, precision)
         found = find_classifier(path)
         if is_hub_folder(found):
             if engine == "int8":
@@ -143,19 +141,15 @@ class Classifier:
                 advice = f"python -m flowers.evaluate run=FOLDER reject={reject:g}, and export that run again"
                 raise ValueError(f"reject={reject:g}: {found} has no {REJECTION_FILE}: {advice}")
             rejection = load_rejection(found, reject, model.head.in_features)
-            return cls(model.to(device), config["temperature"], resolved["precision"], tta or config["tta"], rejection)
-        hparams = read_checkpoint(found)["hyper_parameters"]  # raises a clear error for a file of another origin
-        temperature = (read_result(run_dir_of(found)) or {}).get("temperature", 1.0)
-        model = load_network(found).to(device).eval()
-        rejection = load_rejection(run_dir_of(found), reject, model.head.in_features)
-        tta, backbone = tta or hparams["config"]["tta"], None
-        if resolve_engine(model, hparams["config"], engine) == "int8":
-            from flowers.evaluation.evaluator import open_run_images  # imports Lightning, for the images of the run
-
-            open_run = partial(open_run_images, found, hparams, root=root)
-            backbone = load_int8_backbone(model, resolved["precision"], tta, open_run)
+            return cls(model.to(device), config["temperature"], precision, tta or config["tta"], rejection)
+        run = Run(found, root, tta=tta, engine=engine, needs_settings=False)
+        temperature, tta = run.temperature, run.settings.tta
+        model = run.network().to(device)
+        rejection, backbone = run.rejection(reject), None
+        if run.engine_of(model) == "int8":
+            backbone = load_int8_backbone(model, precision, tta, run.replace(needs_settings=True).data)
             backbone.check_agreement(partial(_answers, model, rejection))
-        return cls(model, temperature, resolved["precision"], tta, rejection, backbone)
+        return cls(model, temperature, precision, tta, rejection, backbone)
 
     def __call__(self, image: str | Path | IO[bytes] | Image.Image) -> Prediction:
         """Classify one image.

@@ -5,29 +5,112 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
-from flowers.data.datamodule import ImageDataModule
 from flowers.data.dataset import ImageDataset
 from flowers.data.images import READ_VERSION
 from flowers.features.cache import FeatureCache, IndexedFeatures, concat_batches
 from flowers.features.frozen_backbone import PASS_VERSION, FrozenBackbone, precision_dtype
-from flowers.features.int8_backbone import Answers, Int8Backbone, load_int8_backbone
+from flowers.features.int8_backbone import Answers, Int8Backbone, check_int8, load_int8_backbone
 from flowers.models.backbones import timm_name
-from flowers.models.network import Network
+from flowers.models.network import Network, predict_logits
 from flowers.runtime.distributed import all_gather_object, broadcast_object, local_slice, rank_and_world_size
+from flowers.runtime.hardware import resolve_device_and_precision
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.seeding import PADDING_INDEX
+from flowers.settings.schema.training import Trainer
+from flowers.settings.schema.values import DeviceChoice
+
+if TYPE_CHECKING:
+    from flowers.data.datamodule import ImageDataModule  # imports Lightning
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Extraction:
+    """How a program computes features, and whether it keeps them.
+
+    Attributes:
+        device: What computes them.
+        precision: A Lightning precision, such as "bf16-mixed".
+        cache_gb: See `FeatureCache`.
+        cache: Whether to use the cache on disk, for a backbone that was never trained.
+        tta: See `FrozenBackbone`.
+        engine: "pytorch" or "int8".
+
+    Raises:
+        ValueError: See `check_int8`.
+    """
+
+    device: torch.device
+    precision: str
+    cache_gb: float
+    cache: bool = True
+    tta: str = "none"
+    engine: str = "pytorch"
+
+    def __post_init__(self) -> None:
+        if self.engine == "int8":
+            check_int8(self.device.type)
+
+    @classmethod
+    def requested(cls, choice: DeviceChoice, cache_gb: float, trained: Trainer | None = None) -> Self:
+        """Return what settings ask for; what they leave open is as a run was trained, or else what suits the machine.
+
+        Raises:
+            ValueError: This machine has no such device.
+        """
+        accelerator = choice.accelerator or (trained.accelerator if trained else None)
+        precision = choice.precision or (trained.precision if trained else None)
+        return cls(*resolve_device_and_precision(accelerator, precision), cache_gb)
+
+
+def extract_features(
+    model: Network,
+    data: "ImageDataModule",
+    dataset: ImageDataset,
+    name: str,
+    how: Extraction,
+    open_run: "Callable[[], ImageDataModule] | None" = None,
+) -> Tensor:
+    """Return a model's features (N, F) of images, on the CPU.
+
+    One device computes them, with the backbone frozen as in the head stage. The cache holds only features of a
+    backbone that was never trained.
+
+    Args:
+        model: Its backbone computes the features. The model stays in evaluation mode, on the device.
+        data: Loads the images.
+        dataset: The images, transformed as for validation.
+        name: The name of the images in log lines.
+        how: The device, the precision and so on.
+        open_run: See `FeatureExtractor.open_data`.
+    """
+    model.eval().to(how.device)
+    cache = how.cache and model.has_untrained_backbone()
+    extractor = FeatureExtractor(
+        data,
+        model,
+        how.precision,
+        cache,
+        how.cache_gb,
+        how.tta,
+        engine=how.engine,
+        open_data=open_run,
+        answers=lambda features: predict_logits(model, features).argmax(1),
+    )
+    return extractor.extract(dataset, name)
+
+
 def cache_key(
-    data: ImageDataModule, model: Network, precision: str, view: int | None, tta: str = "none"
+    data: "ImageDataModule", model: Network, precision: str, view: int | None, tta: str = "none"
 ) -> dict[str, str]:
     """Return all settings, except the image itself, that the features of an image depend on.
 
@@ -72,7 +155,7 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        data: ImageDataModule,
+        data: "ImageDataModule",
         model: Network,
         precision: str,
         cache: bool = True,
@@ -80,7 +163,7 @@ class FeatureExtractor:
         tta: str = "none",
         network: nn.Module | None = None,
         engine: str = "pytorch",
-        open_data: Callable[[], ImageDataModule] | None = None,
+        open_data: "Callable[[], ImageDataModule] | None" = None,
         answers: Answers | None = None,
     ) -> None:
         self.data, self.model, self.precision, self.tta, self.network = data, model, precision, tta, network

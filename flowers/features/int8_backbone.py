@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,20 +114,6 @@ def check_int8(accelerator: str) -> None:
         raise ValueError(f"engine=int8 runs on the CPU, found accelerator={accelerator}: give accelerator=cpu")
     if not has_int8_instructions():
         raise ValueError("engine=int8 needs a CPU with VNNI or AMX, found one without: use engine=pytorch")
-
-
-def resolve_engine(model: Network, config: Mapping[str, Any], engine: str | None = None) -> str:
-    """Return the engine that computes a model's features: "pytorch" or "int8".
-
-    Args:
-        model: The model.
-        config: The configuration of its run.
-        engine: The engine that is asked for. None takes that of the training: `features.engine` for a backbone that
-            was never trained, otherwise PyTorch.
-    """
-    chosen: str = engine or config.get("features", {}).get("engine", "pytorch")
-    # The weights, whose digest takes time, are asked only where they decide.
-    return chosen if engine or chosen == "pytorch" or model.has_untrained_backbone() else "pytorch"
 
 
 def load_int8_backbone(

@@ -33,9 +33,17 @@ def load_network(path: str | Path) -> "Network":
     """Return the network of a checkpoint, in evaluation mode on the CPU.
 
     Raises:
-        ValueError: See `read_checkpoint`; or the weights are incomplete, not finite, or do not fit the hyperparameters.
+        ValueError: See `read_checkpoint` and `make_network`.
     """
-    checkpoint = read_checkpoint(path)
+    return make_network(path, read_checkpoint(path))
+
+
+def make_network(path: str | Path, checkpoint: Mapping[str, Any]) -> "Network":
+    """Return the network of a checkpoint that `read_checkpoint` returned, in evaluation mode on the CPU.
+
+    Raises:
+        ValueError: The weights are incomplete, not finite, or do not fit the hyperparameters.
+    """
     hparams, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
     if not any(name.startswith("backbone.") for name in state):
         raise ValueError(

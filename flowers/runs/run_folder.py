@@ -73,8 +73,8 @@ def find_checkpoint(run: str | Path | None) -> Path:
     return checkpoint
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return the content of result.json; None if the run has not finished.
+def load_result(folder: Path) -> Result | None:
+    """Return result.json; None if the run has not finished.
 
     Raises:
         ValueError: The file is damaged.
@@ -82,9 +82,13 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     path = folder / RESULT_FILE
     if not path.is_file():
         return None
-    result = read_json(path)
-    check_file(path, result, Result, "delete it and resume the run to write it again")
-    return result
+    return check_file(path, read_json(path), Result, "delete it and resume the run to write it again")
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return `load_result` as plain Python."""
+    result = load_result(folder)
+    return None if result is None else result.to_dict()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -34,6 +34,17 @@ def resolve_trainer_config(settings: Mapping[str, Any]) -> dict[str, Any]:
     return resolved
 
 
+def resolve_device_and_precision(accelerator: str | None, precision: str | None) -> tuple[torch.device, str]:
+    """Return the device and the precision that two of Lightning's names mean here; None is "auto".
+
+    Raises:
+        ValueError: This machine has no such device.
+    """
+    asked = {"accelerator": accelerator or "auto", "precision": precision or "auto", "deterministic": False}
+    resolved = resolve_trainer_config(asked)
+    return resolve_device(resolved["accelerator"]), str(resolved["precision"])
+
+
 def available_cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -28,6 +28,8 @@ _READ_KEYS = {
 }
 
 
+_PARAMETERS = {"cls", "_fields_set"}  # of `model_construct`: keys that a group of settings cannot have
+
 S = TypeVar("S", bound=Group)
 
 
@@ -46,8 +48,7 @@ def check_values(values: Mapping[str, Any], schema: type[S], prefix: str = "") -
         ValueError: A key is unknown or missing, or a value is not valid. The message names the key, the value, and what
             was expected.
     """
-    data = values.get("data")
-    model = _narrow(schema, Shards if isinstance(data, Mapping) and "packed" in data else Folder)
+    model = _narrow(schema, _data_kind(values))
     try:
         settings: S = model.model_validate(values)
     except ValidationError as error:
@@ -57,8 +58,8 @@ def check_values(values: Mapping[str, Any], schema: type[S], prefix: str = "") -
     return settings
 
 
-def check_file(path: str | Path, content: object, schema: type[Group], advice: str = "") -> None:
-    """Check the content of a file that may come from a stranger.
+def check_file(path: str | Path, content: object, schema: type[S], advice: str = "") -> S:
+    """Return the content, typed, of a file that may come from a stranger.
 
     Args:
         path: The file, for messages.
@@ -72,9 +73,40 @@ def check_file(path: str | Path, content: object, schema: type[Group], advice: s
     try:
         if not isinstance(content, Mapping):
             raise ValueError("expected keys and values")
-        check_values(content, schema)
+        return check_values(content, schema)
     except ValueError as error:
         raise ValueError(f"{one_line(path)} is damaged: {error}{advice and f': {advice}'}") from None
+
+
+def stored_settings(config: Mapping[str, Any]) -> TrainSettings:
+    """Return the configuration that a run was trained with, typed. See `check_stored_config`, which comes first.
+
+    Nothing in it is to be built: a stranger may have written what a `_target_` names.
+
+    Args:
+        config: What a checkpoint holds. What it lacks, as that of an earlier version, is as it was then, or missing.
+    """
+    older = {
+        "tta": "none",
+        "reject": None,
+        **config,
+        "features": {"engine": "pytorch"} | (config.get("features") or {}),
+    }
+    settings: TrainSettings = _construct(_narrow(TrainSettings, _data_kind(config)), older)
+    return settings
+
+
+def _construct(schema: type[S], values: Mapping[str, Any]) -> S:
+    """Return a group of settings without checks, from values that may lack some."""
+    is_open = schema.model_config.get("extra") == "allow"
+    kept = {name: value for name, value in values.items() if name in schema.model_fields or is_open}
+    for name in kept.keys() & schema.model_fields.keys():
+        kind = _group_of(schema.model_fields[name])
+        if kind and isinstance(kept[name], Mapping):
+            kept[name] = _construct(kind, kept[name])
+    settings = schema.model_construct(**{name: each for name, each in kept.items() if name not in _PARAMETERS})
+    settings._order = tuple(kept)
+    return settings
 
 
 def check_stored_config(config: Mapping[str, Any]) -> None:
@@ -85,8 +117,7 @@ def check_stored_config(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: A value is wrong. The message names the key, the value, and what was expected.
     """
-    data = config.get("data")
-    model = _narrow(TrainSettings, Shards if isinstance(data, Mapping) and "packed" in data else Folder)
+    model = _narrow(TrainSettings, _data_kind(config))
     try:
         model.model_validate(config)
     except ValidationError as error:
@@ -111,6 +142,11 @@ def _numbers(group: object) -> Iterator[tuple[str, float]]:
         for each in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(each, float):
                 yield str(key), each
+
+
+def _data_kind(values: Mapping[str, Any]) -> type[Group]:
+    data = values.get("data")
+    return Shards if isinstance(data, Mapping) and "packed" in data else Folder
 
 
 @cache

@@ -1,6 +1,5 @@
 """The program `flowers.audit`: audit the photos of a folder, and write a table and a page for the review."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +7,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from flowers.data.datamodule import ImageDataModule, run_images_args
-from flowers.evaluation.evaluator import extract_features
-from flowers.evaluation.pretrained_features import model_before_training
+from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.tables import plain
+from flowers.features.extractor import Extraction, extract_features
 from flowers.models.backbones import check_backbone
-from flowers.models.checkpoint_format import read_checkpoint
 from flowers.models.input_settings import resolve_input_settings
-from flowers.models.network import Network, load_network
-from flowers.runs.run_folder import CORRECTIONS_FILE, find_checkpoint, run_dir_of
+from flowers.models.network import Network
+from flowers.runs.run import Run
+from flowers.runs.run_folder import CORRECTIONS_FILE
 from flowers.runtime.extras import require_extra
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
@@ -24,7 +22,7 @@ from flowers.runtime.seeding import seeded
 from flowers.runtime.text import one_line, write_csv
 from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.programs import AuditSettings
-from flowers.settings.schema.training import Resizing
+from flowers.settings.schema.training import Resizing, Shards, Trainer
 from flowers.studies.audit import KINDS, Audit, audit_images, preview_images
 from flowers.studies.review_page import review_content, write_page
 
@@ -46,10 +44,11 @@ def run_audit(settings: AuditSettings) -> int:
     configure_logging()  # Lightning is imported by now
     require_extra("an audit", "audit", "cleanlab")
     check_devices(settings.accelerator or "auto")
-    data, model, config = _open_run(settings) if settings.run else _open_folder(settings)
+    data, model, trained = _open_run(settings) if settings.run else (*_open_folder(settings), None)
+    how = Extraction.requested(settings, settings.cache_gb, trained)
     images = data.images
     dataset = data.full_dataset(model.classes)
-    features = extract_features(model, data, dataset, "all photos", config)
+    features = extract_features(model, data, dataset, "all photos", how)
     judged = {line.sha256 for line in data.corrections.lines}
     audit = audit_images(
         images,
@@ -71,8 +70,8 @@ def run_audit(settings: AuditSettings) -> int:
     return len(audit.likely("label"))
 
 
-def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network, dict[str, Any]]:
-    """Return the photos of a folder, a frozen backbone, and the settings to extract features with."""
+def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network]:
+    """Return the photos of a folder and a frozen backbone."""
     if not settings.photos:
         raise ValueError("nothing to audit: expected photos=FOLDER or run=FOLDER")
     check_backbone(settings.model.architecture, settings.model.weights, settings.model.options)
@@ -93,36 +92,20 @@ def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network, dic
         model = Network(
             model_settings.architecture, classes, model_settings.weights, model_settings.options, preprocessing
         )
-    return data, model, _feature_settings(settings, {})
+    return data, model
 
 
-def _open_run(settings: AuditSettings) -> tuple[ImageDataModule, Network, dict[str, Any]]:
-    """Return the photos of a run, with the corrections that it was trained with, and its pretrained backbone."""
-    checkpoint = find_checkpoint(settings.run)
-    hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
-    trained = hparams["config"]["data"]
-    if trained.get("packed") and not settings.photos:
+def _open_run(settings: AuditSettings) -> tuple[ImageDataModule, Network, Trainer]:
+    """Return the photos of a run, with the corrections that it was trained with, its pretrained backbone and device."""
+    run = Run.open(settings.run, settings.photos).replace(root_key="photos")
+    if isinstance(run.settings.data, Shards) and run.settings.data.packed and not settings.photos:
         raise ValueError(f"run={settings.run}: its photos are in shards: name their folder with photos=FOLDER")
-    own = run_dir_of(checkpoint) / CORRECTIONS_FILE
-    arguments = run_images_args(trained, settings.photos, "photos")
-    arguments |= {"on_corrupt": settings.on_corrupt} if settings.on_corrupt else {}
-    arguments |= {"packed": False, "corrections": settings.corrections or (own if own.is_file() else None)}
-    data = ImageDataModule.from_settings(**arguments)
+    own = run.folder / CORRECTIONS_FILE
+    changes: dict[str, Any] = {"corrections": settings.corrections or (own if own.is_file() else None)}
+    changes |= {"on_corrupt": settings.on_corrupt} if settings.on_corrupt else {}
+    data = run.data(run.photos, **changes)
     # Random features tell nothing of the labels: without weights, only the trained backbone can.
-    is_pretrained = hparams["config"]["model"]["weights"] is not None
-    model = model_before_training(checkpoint, hparams) if is_pretrained else load_network(checkpoint)
-    return data, model, _feature_settings(settings, hparams["config"]["trainer"])
-
-
-def _feature_settings(settings: AuditSettings, trainer: Mapping[str, Any]) -> dict[str, Any]:
-    usual = (
-        {"deterministic": "auto"} if trainer else dict.fromkeys(("deterministic", "accelerator", "precision"), "auto")
-    )
-    return {
-        "trainer": {**usual, **trainer, **settings.requested_device()},
-        "features": {"cache": True, "cache_gb": settings.cache_gb},
-        "tta": "none",
-    }
+    return data, run.network(trained=run.settings.model.weights is None), run.settings.trainer
 
 
 def save_audit(audit: Audit, path: Path) -> None:

@@ -30,7 +30,7 @@ from flowers.models.backbones import check_backbone, timm_name
 from flowers.models.input_settings import check_image_size, input_settings, resize_for
 from flowers.models.network import Network
 from flowers.runtime.files import atomic_write, atomic_write_text, cache_dir, optional_cache, read_json, write_json
-from flowers.runtime.hardware import check_devices, device_name, resolve_device, resolve_trainer_config
+from flowers.runtime.hardware import device_name, resolve_device_and_precision
 from flowers.runtime.logging import configure_logging
 from flowers.runtime.seeding import seeded
 from flowers.runtime.text import one_line
@@ -108,19 +108,15 @@ def run_probe(settings: ProbeSettings) -> float:
     """
     configure_logging()  # Lightning is imported by now
     candidates = [parse_candidate(entry) for entry in settings.models]
-    check_devices(settings.accelerator or "auto")
-    resolved = resolve_trainer_config(
-        dict.fromkeys(("accelerator", "precision", "deterministic"), "auto") | settings.requested_device()
-    )
+    device, precision = resolve_device_and_precision(settings.accelerator, settings.precision)
     size = {"resize": settings.data.image_size, "interpolation": "bilinear"}  # of each backbone: see _probe
     data = ImageDataModule.from_settings(**build_parts(settings.data) | size)
     images = ProbeImages(data, settings.folds, settings.seed, settings.data.resize, settings.data.interpolation)
-    device = resolve_device(resolved["accelerator"])
     console = Console(highlight=False, markup=False, emoji=False)
     results, reasons = [], []
     for candidate in candidates:
         try:
-            result = _probe(candidate, images, device, resolved["precision"], settings.seed, settings.cache_gb)
+            result = _probe(candidate, images, device, precision, settings.seed, settings.cache_gb)
             console.print(f"{one_line(result.name)}: accuracy {result.accuracy:.4f}", soft_wrap=True)
             results.append(result)
         except (ValueError, RuntimeError) as error:  # RuntimeError: a network that does not take these images
@@ -138,9 +134,7 @@ def run_probe(settings: ProbeSettings) -> float:
         soft_wrap=True,
     )
     n = len(images.labels)
-    console.print(
-        f"{n:,} images, {settings.folds} folds, {device_name(device)}, {resolved['precision']}", soft_wrap=True
-    )
+    console.print(f"{n:,} images, {settings.folds} folds, {device_name(device)}, {precision}", soft_wrap=True)
     if any(result.is_remembered for result in results):
         console.print("* measured earlier, on this machine", soft_wrap=True)
     if settings.output:

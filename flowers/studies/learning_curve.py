@@ -15,7 +15,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flowers.data.datamodule import run_images_args
 from flowers.data.splits import SplitRecord, load_split, save_split
 from flowers.evaluation.figures import plot_learning_curve
 from flowers.evaluation.power_law import (
@@ -24,19 +23,14 @@ from flowers.evaluation.power_law import (
     describe_learning_curve,
     fit_learning_curve,
 )
-from flowers.evaluation.pretrained_features import (
-    LabeledFeatures,
-    device_settings,
-    extract_split,
-    pretrained_model,
-    pretrained_model_of_run,
-)
+from flowers.features.extractor import Extraction
 from flowers.features.linear_probe import choose_l2, fit_linear_probe
+from flowers.features.pretrained import LabeledFeatures, extract_split, pretrained_model
 from flowers.models.backbones import local_weights
-from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.predictions import load_run_predictions
 from flowers.runs.resume import read_start
-from flowers.runs.run_folder import SPLIT_FILE, START_FILE, find_checkpoint, read_result, require_run_dir
+from flowers.runs.run import Run
+from flowers.runs.run_folder import SPLIT_FILE, START_FILE, read_result, require_run_dir
 from flowers.runtime.files import atomic_write, write_json
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.logging import configure_logging, progress_bar
@@ -75,12 +69,13 @@ def run_learning_curve(settings: LearningCurveSettings) -> float:
             Path(settings.run), Path(output or settings.run, "learning_curve"), fractions, seeds, settings.root
         )
     else:
-        images = device_settings(settings, settings.cache_gb)
+        how = Extraction.requested(settings, settings.cache_gb)
         if settings.run:
-            data, model = pretrained_model_of_run(settings.run, settings.root)
+            run = Run.open(settings.run, settings.root)
+            data, model = run.data(), run.network(trained=False)
         else:
             data, model = pretrained_model(settings.data, settings.model, settings.seed)
-        train, val = (extract_split(data, model, split, images) for split in ("train", "val"))
+        train, val = (extract_split(data, model, split, how) for split in ("train", "val"))
         photos, correct = probed_curve(train, val, len(data.classes), fractions, seeds)
     content = {"stage": settings.stage, "seeds": seeds, **summarize_curve(photos, correct)}
     console = Console(highlight=False, markup=False, emoji=False)
@@ -202,12 +197,11 @@ def finetuned_curve(
     fractions = distinct_fractions(positions[0], fractions)
     cwd, stored = read_start(run)
     overrides = _absolute_paths(plain_overrides(stored, str(run)), cwd)
-    hparams = read_checkpoint(find_checkpoint(run), is_run=True)["hyper_parameters"]
-    settings = hparams["config"]["data"]
-    images = run_images_args(settings, root)
-    if images.get("packed"):
+    opened = Run.open(run, root)
+    photos = opened.photos
+    if opened.image_settings.get("packed"):
         raise ValueError(f"run={run}: stage=finetune needs a run on a folder of images, and not on shards")
-    data_root = Path(_below(cwd, images["root"])).resolve()
+    data_root = Path(_below(cwd, photos)).resolve()
     overrides += [f"data.root={quote_override(data_root)}", "data.source=null"]
     model = compose_settings(
         check_overrides(overrides, "train"), TrainSettings

@@ -1,7 +1,7 @@
 """Which unlabeled photos to label next: methods of active learning on the features of a trained run."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,18 +11,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from flowers.data.datamodule import ImageDataModule, inference_data_args, run_images_args
 from flowers.data.dataset import ImageDataset
 from flowers.data.images import ImageCheck, check_images
 from flowers.data.near_duplicates import group_hashes
+from flowers.data.sources.build import build_source
 from flowers.data.sources.folder import expand_image_paths
 from flowers.data.splits import load_split
-from flowers.evaluation.evaluator import extract_features
 from flowers.evaluation.tables import plain
-from flowers.models.checkpoint_format import read_checkpoint
-from flowers.models.network import load_network
+from flowers.features.extractor import extract_features
 from flowers.runs.predictions import predict_features
-from flowers.runs.run_folder import SPLIT_FILE, find_checkpoint, read_result, run_dir_of
+from flowers.runs.run import Run
+from flowers.runs.run_folder import SPLIT_FILE
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
 from flowers.runtime.text import one_line, write_csv
@@ -84,15 +83,16 @@ def run_suggestion(settings: SuggestSettings) -> int:
     check_devices(settings.accelerator or "auto")
     if not settings.pool:
         raise ValueError("which photos? Give pool=FOLDER, a folder of photos without labels")
-    device = settings.requested_device()
-    rows, classes = suggest_photos(
-        settings.run, settings.pool, settings.count, settings.method, settings.seed, device, settings.root
+    run = Run.open(settings.run, settings.root).replace(
+        accelerator=settings.accelerator, precision=settings.precision, engine="pytorch"
     )
+    rows = suggest_photos(run, settings.pool, settings.count, settings.method, settings.seed)
     if settings.output:
         table_file = Path(settings.output)
         page = table_file.with_suffix(".html")
         write_csv(table_file, [["rank", "path", "class", "probability", "uncertainty"], *map(_cells, rows)])
         previews = preview_images(Path(), [row.path for row in rows], side=_THUMBNAIL_SIDE)
+        classes = run.hparams.classes
         guesses = [(classes.index(row.label), row.probability) for row in rows]
         write_page(page, labeling_content([(row.path, row.sha256) for row in rows], previews, guesses, classes))
         console.print(
@@ -113,48 +113,34 @@ def _cells(row: Suggestion) -> list[object]:
     return [row.rank, row.path, row.label, f"{row.probability:.6f}", f"{row.uncertainty:.6f}"]
 
 
-def suggest_photos(
-    run: str | Path | None,
-    pool: str | Path,
-    count: int,
-    method: str,
-    seed: int = 0,
-    device: Mapping[str, str] | None = None,
-    root: str | None = None,
-) -> tuple[list[Suggestion], list[str]]:
-    """Return which photos of a folder to label next, the first one first; and the names of the classes.
+def suggest_photos(run: Run, pool: str | Path, count: int, method: str, seed: int = 0) -> list[Suggestion]:
+    """Return which photos of a folder to label next, the first one first.
 
     Photos that the run already has, near duplicates of these, and all but one of the near duplicates in the folder are
     left out. So are files that cannot be read. Lines in the log name or count them.
 
     Args:
-        run: A run folder or a checkpoint in it. Its trained model is used.
+        run: The run, whose trained model is used.
         pool: The folder; its subfolders are searched too.
         count: How many photos, at most.
         method: A name in METHODS.
         seed: Of what the method draws at random.
-        device: `accelerator` and `precision` as in a configuration; None for those of the training.
-        root: Where the photos of the run are now; see `run_images_args`.
 
     Raises:
-        ValueError: There is no such run or folder, or nothing is left of it.
+        ValueError: The run is damaged, there is no such folder, or nothing is left of it.
     """
-    checkpoint = find_checkpoint(run)
-    hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
-    config = hparams["config"]
-    config |= {"trainer": config["trainer"] | dict(device or {}), "engine": "pytorch"}
+    _ = run.settings  # a damaged run is refused before photos are read
     checks = _readable(Path(pool))
-    names = _unknown(checks, checkpoint, config["data"], Path(pool), root)
-    data = ImageDataModule.from_settings(pool, **inference_data_args(config["data"]) | {"packed": False})
+    names = _unknown(checks, run, Path(pool))
+    data = run.data(pool)
     digests = [checks[name].sha256 for name in names]
     dataset = ImageDataset(Path(pool).resolve(), names, [0] * len(names), digests, data.eval_transform)
-    model = load_network(checkpoint)
-    features = extract_features(model, data, dataset, "pool", config)
-    temperature = (read_result(run_dir_of(checkpoint)) or {}).get("temperature", 1.0)
-    probabilities = predict_features(model, features, dataset).probabilities(temperature).numpy()
+    model = run.network()
+    features = extract_features(model, data, dataset, "pool", run.extraction(model))
+    probabilities = predict_features(model, features, dataset).probabilities(run.temperature).numpy()
     chosen = METHODS[method](features.float().numpy(), probabilities, min(count, len(names)), seed)
     doubts = uncertainty(probabilities)
-    rows = [
+    return [
         Suggestion(
             rank,
             str(Path(pool, names[index])),
@@ -165,7 +151,6 @@ def suggest_photos(
         )
         for rank, index in enumerate(chosen, start=1)
     ]
-    return rows, list(model.classes)
 
 
 def _readable(pool: Path) -> dict[str, ImageCheck]:
@@ -182,16 +167,13 @@ def _readable(pool: Path) -> dict[str, ImageCheck]:
     return {name: check for name, check in checks.items() if not check.reason}
 
 
-def _unknown(
-    checks: dict[str, ImageCheck], checkpoint: Path, settings: dict[str, Any], pool: Path, root: str | None
-) -> list[str]:
+def _unknown(checks: dict[str, ImageCheck], run: Run, pool: Path) -> list[str]:
     """Return the files that show something else than the photos of the run and than each other."""
-    split_file = run_dir_of(checkpoint) / SPLIT_FILE
+    split_file = run.folder / SPLIT_FILE
     known = {record.sha256 for record in load_split(split_file)} if split_file.is_file() else set()
     hashes = list[str]()
     try:
-        images = ImageDataModule.from_settings(**run_images_args(settings, root)).source.images
-        hashes = [image.phash for image in images if image.sha256 in known]
+        hashes = [image.phash for image in build_source(run.image_settings).images if image.sha256 in known]
     except (ValueError, OSError) as error:
         reason = one_line(str(error).splitlines()[0])
         log.warning("near duplicates of the photos of the run are not recognized, only copies: %s", reason)

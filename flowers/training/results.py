@@ -10,12 +10,12 @@ from lightning import Trainer
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.calibration import fit_temperature
-from flowers.evaluation.evaluator import extract_features, fit_rejection
+from flowers.evaluation.evaluator import fit_rejection
 from flowers.evaluation.metrics import metric_values, score, score_line
-from flowers.features.int8_backbone import resolve_engine
-from flowers.models.checkpoint_format import CHECKPOINT_FORMAT, read_checkpoint
-from flowers.models.network import load_network
+from flowers.features.extractor import extract_features
+from flowers.models.checkpoint_format import CHECKPOINT_FORMAT
 from flowers.runs.predictions import Predictions, predict_features
+from flowers.runs.run import Run
 from flowers.runs.run_folder import BEST_CHECKPOINT, PREDICTIONS_DIR, REJECTION_FILE, RESULT_FILE, provenance
 from flowers.runtime.distributed import broadcast_object
 from flowers.runtime.files import write_json
@@ -44,21 +44,21 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
         log.warning("%s is missing: the last epoch takes its place", run_dir / BEST_CHECKPOINT)
         trainer.save_checkpoint(run_dir / BEST_CHECKPOINT, weights_only=True)
         trainer.strategy.checkpoint_io.teardown()  # writes what waits in memory
-    checkpoint = read_checkpoint(run_dir / BEST_CHECKPOINT)
-    config = checkpoint["hyper_parameters"]["config"]
+    run = Run(run_dir / BEST_CHECKPOINT)
     if isinstance(trainer.strategy, FSDP2Strategy):  # the trainer's model is in shards
-        model = load_network(run_dir / BEST_CHECKPOINT)
+        model = run.network()
     else:
         model = cast(FineTuning, trainer.lightning_module).network
-        model.load_state_dict(checkpoint["state_dict"])
+        model.load_state_dict(run.content["state_dict"])
+    how = run.extraction(model)
     datasets = {split: data.dataset(split) for split in ("val", "test") if data.counts(split)}
-    features = {split: extract_features(model, data, dataset, split, config) for split, dataset in datasets.items()}
+    features = {split: extract_features(model, data, dataset, split, how) for split, dataset in datasets.items()}
     predictions = {split: predict_features(model, features[split], dataset) for split, dataset in datasets.items()}
-    reject = config["reject"]
-    rejection = fit_rejection(model, data, features["val"], config, reject) if reject else None
+    reject = run.settings.reject
+    rejection = fit_rejection(model, data, features["val"], how, reject) if reject else None
     photos_per_second = {stage: timer.images[stage] / timer.training[stage] for stage in timer.images}
-    device, engine = trainer.strategy.root_device, resolve_engine(model, config)
-    result = make_result(predictions, checkpoint, device, str(trainer.precision), engine, timer.seconds)
+    device = trainer.strategy.root_device
+    result = make_result(predictions, run, device, str(trainer.precision), how.engine, timer.seconds)
     result["cost"]["photos_per_second"] = photos_per_second
     if is_rank_zero():
         (run_dir / REJECTION_FILE).unlink(missing_ok=True)  # of another best checkpoint, if this run was resumed
@@ -68,7 +68,7 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
     if any(isinstance(callback, ImageLogger) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         log_embeddings(trainer, features["val"], predictions["val"], data.source)
         log_class_curves(trainer, predictions["val"])
-    log_hyperparameters(trainer, config, metric_values(predictions["val"]))
+    log_hyperparameters(trainer, run.settings.to_dict(), metric_values(predictions["val"]))
     each_tracker(trainer, lambda tracker: tracker.log_best_checkpoint(run_dir / BEST_CHECKPOINT))
     for logger in trainer.loggers:
         logger.finalize("success")  # its thread would write later, when the folder may be gone
@@ -81,7 +81,7 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
 
 def make_result(
     predictions: Mapping[str, Predictions],
-    checkpoint: Mapping[str, Any],
+    run: Run,
     device: torch.device,
     precision: str,
     engine: str,
@@ -91,21 +91,21 @@ def make_result(
 
     Args:
         predictions: The predictions of the best checkpoint by split; "val" is one of them.
-        checkpoint: The best checkpoint.
+        run: The run with the best checkpoint.
         device: The device that computed the predictions.
         precision: The precision that they were computed in; with int8, that of its reference.
-        engine: "pytorch" or "int8"; see `resolve_engine`.
+        engine: "pytorch" or "int8"; see `Run.engine_of`.
         seconds: The seconds of each stage.
     """
-    hparams, val = checkpoint["hyper_parameters"], predictions["val"]
+    hparams, val = run.hparams, predictions["val"]
     return {
         "format_version": CHECKPOINT_FORMAT,
         **{split: score(predicted) for split, predicted in predictions.items()},
         "temperature": fit_temperature(val.logits, val.labels),
-        "best_epoch": checkpoint["epoch"] + 1,
-        "classes": list(hparams["classes"]),
-        "seed": hparams["config"]["seed"],
-        "digest": {"split": hparams["split_digest"], "weights": hparams["weights_digest"]},
+        "best_epoch": run.content["epoch"] + 1,
+        "classes": hparams.classes,
+        "seed": run.settings.seed,
+        "digest": {"split": hparams.split_digest, "weights": hparams.weights_digest},
         "device": device_name(device),
         "precision": precision,
         "engine": engine,

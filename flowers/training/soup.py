@@ -12,16 +12,14 @@ from rich.console import Console
 from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.evaluation.evaluator import extract_features, open_run_images
 from flowers.evaluation.metrics import score, score_line
 from flowers.evaluation.statistics import mcnemar, mcnemar_verdict
-from flowers.features.int8_backbone import resolve_engine
-from flowers.models.checkpoint_format import read_checkpoint
-from flowers.models.network import Network, load_network
+from flowers.features.extractor import Extraction, extract_features
+from flowers.models.network import Network
 from flowers.runs.predictions import Predictions, predict_features
+from flowers.runs.run import Run
 from flowers.runs.run_folder import BEST_CHECKPOINT, CONFIG_FILE, SPLIT_FILE, read_result
 from flowers.runtime.files import atomic_write, atomic_write_text
-from flowers.runtime.hardware import resolve_trainer_config
 from flowers.runtime.text import one_line
 from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.programs import SoupSettings
@@ -50,38 +48,38 @@ def run_soup(settings: SoupSettings) -> float:
     output = Path(settings.output).resolve()
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"output={settings.output}: the folder is not empty: give a new one")
-    runs = rank_runs(settings.runs, settings.multirun)
-    checkpoints = [read_checkpoint(run / BEST_CHECKPOINT, is_run=True) for run in runs]
-    check_members(runs, checkpoints)
-    hparams = checkpoints[0]["hyper_parameters"]
-    config = hparams["config"] | {"trainer": hparams["config"]["trainer"] | settings.requested_device()}
-    data = open_run_images(runs[0] / BEST_CHECKPOINT, hparams, settings.root)
-    model = load_network(runs[0] / BEST_CHECKPOINT)
+    folders = rank_runs(settings.runs, settings.multirun)
+    runs = [
+        Run(folder / BEST_CHECKPOINT, settings.root, settings.accelerator, settings.precision) for folder in folders
+    ]
+    check_members(runs)
+    data, model = runs[0].data(), runs[0].network()
+    how = runs[0].extraction(model)
 
     console = Console(highlight=False, markup=False, emoji=False)
-    states = [checkpoint["state_dict"] for checkpoint in checkpoints]
+    states = [run.content["state_dict"] for run in runs]
     members: list[int] = []
     predictions: dict[str, Predictions] = {}
     first: Predictions | None = None
     for index, run in enumerate(runs):
-        tried = predict(model, average_weights([states[each] for each in (*members, index)]), data, "val", config)
+        tried = predict(model, average_weights([states[each] for each in (*members, index)]), data, "val", how)
         accuracy = score(tried)["accuracy"]
         is_added = not members or accuracy >= score(predictions["val"])["accuracy"]
         if is_added:
             members.append(index)
             predictions["val"] = tried
         first = first or tried
-        console.print(f"{'added' if is_added else 'left out'} {one_line(run)}: accuracy {accuracy:.4f}", soft_wrap=True)
+        console.print(
+            f"{'added' if is_added else 'left out'} {one_line(run.folder)}: accuracy {accuracy:.4f}", soft_wrap=True
+        )
 
-    weights, best_member = average_weights([states[each] for each in members]), checkpoints[members[0]]
+    weights, best_member = average_weights([states[each] for each in members]), runs[members[0]]
     if data.counts("test"):
-        predictions["test"] = predict(model, weights, data, "test", config)
-    trainer = resolve_trainer_config(config["trainer"])
+        predictions["test"] = predict(model, weights, data, "test", how)
     seconds = {"soup": time.perf_counter() - start}
-    engine = resolve_engine(model, config)
-    result = make_result(predictions, best_member, model.device, str(trainer["precision"]), engine, seconds)
-    result["soup"] = {"members": [str(runs[each]) for each in members], "tried": len(runs)}
-    _write_run(output, {**best_member, "state_dict": weights}, runs[0] / SPLIT_FILE)
+    result = make_result(predictions, best_member, model.device, how.precision, how.engine, seconds)
+    result["soup"] = {"members": [str(folders[each]) for each in members], "tried": len(runs)}
+    _write_run(output, {**best_member.content, "state_dict": weights}, folders[0] / SPLIT_FILE)
     write_result(output, result, predictions)
     console.print(f"{len(members)} of {len(runs)} runs are in the soup")
     for split in predictions:
@@ -133,30 +131,28 @@ def rank_runs(runs: Sequence[str], multirun: str | None) -> list[Path]:
     return sorted(results, key=lambda folder: (-results[folder]["accuracy"], results[folder]["loss"], str(folder)))
 
 
-def check_members(runs: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> None:
+def check_members(runs: Sequence[Run]) -> None:
     """Check that the weights of runs can be averaged, and that their accuracies compare.
 
     Raises:
         ValueError: A run has another network, start, split or input than the first one.
     """
-    first = checkpoints[0]["hyper_parameters"]
-    for run, checkpoint in zip(runs, checkpoints, strict=True):
-        hparams = checkpoint["hyper_parameters"]
+    for run in runs:
         for name in _SHARED_HPARAMS:
-            if hparams.get(name) != first.get(name):  # older checkpoints have no interpolation
+            if getattr(run.hparams, name) != getattr(runs[0].hparams, name):
                 raise ValueError(
-                    f"{run} has another {name} than {runs[0]}: only runs of the same network, initial weights and "
-                    "split can be averaged"
+                    f"{run.folder} has another {name} than {runs[0].folder}: only runs of the same network, initial "
+                    "weights and split can be averaged"
                 )
 
 
 def predict(
-    model: Network, weights: Mapping[str, Tensor], data: ImageDataModule, split: str, config: Mapping[str, Any]
+    model: Network, weights: Mapping[str, Tensor], data: ImageDataModule, split: str, how: Extraction
 ) -> Predictions:
     """Return the predictions of a model with other weights for a split."""
     model.load_state_dict(weights)
     dataset = data.dataset(split)
-    return predict_features(model, extract_features(model, data, dataset, split, config), dataset)
+    return predict_features(model, extract_features(model, data, dataset, split, how), dataset)
 
 
 def _write_run(output: Path, checkpoint: Mapping[str, Any], split_file: Path) -> None:

@@ -5,6 +5,7 @@ import itertools
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from flowers.data.datamodule import ImageDataModule
 from flowers.data.samplers import EpochSampler
-from flowers.evaluation.evaluator import extract_features
 from flowers.evaluation.metrics import score
+from flowers.features.extractor import extract_features
 from flowers.models.backbones import build_backbone
 from flowers.models.checkpoint_format import read_checkpoint
-from flowers.models.network import load_network
 from flowers.runs.predictions import load_predictions, predict_features
+from flowers.runs.run import Run
 from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREDICTIONS_DIR, START_FILE
 from flowers.runtime.distributed import local_slice
 from flowers.runtime.files import read_json
@@ -167,15 +167,12 @@ def test_a_network_in_shards_has_the_gradients_of_the_whole(architecture: str, t
 
 
 def test_the_result_of_two_processes_is_that_of_their_checkpoint(together: Path):
-    config = read_checkpoint(together / BEST_CHECKPOINT)["hyper_parameters"]["config"]
-    model = load_network(together / BEST_CHECKPOINT)
-    settings = {
-        name: config["data"][name] for name in ("root", "val_fraction", "test_fraction", "image_size", "resize")
-    }
-    data = ImageDataModule.from_settings(**settings, num_workers=0)
+    run = Run.open(together)
+    model, data = run.network(), run.data(num_workers=0)
+    how = replace(run.extraction(model), cache=False)
     for split, count in (("val", 15), ("test", 5)):
         dataset = data.dataset(split)
-        features = extract_features(model, data, dataset, split, config | {"features": {"cache": False, "cache_gb": 1}})
+        features = extract_features(model, data, dataset, split, how)
         expected = predict_features(model, features, dataset)
         said = load_predictions(together / PREDICTIONS_DIR / f"{split}.csv")
         assert said.paths == expected.paths

@@ -22,12 +22,13 @@ from flowers.deploy.app_settings import ServerSettings
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.export.formats import EXPORTERS, ExportSource, ImageProgram, OnnxExporter, TorchExportExporter
 from flowers.deploy.export.model_card import render_model_card
-from flowers.deploy.export.pipeline import TrainedRun, write_programs
+from flowers.deploy.export.pipeline import Reference, write_programs
 from flowers.deploy.export.web_page import RUNTIME_FILES
 from flowers.deploy.inference_server import InferenceServer
 from flowers.deploy.web_app import build_app
 from flowers.export import main
 from flowers.runs.predictions import load_predictions
+from flowers.runs.run import Run
 from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
 from flowers.runtime.files import read_json
 from tests.helpers import configuration
@@ -257,7 +258,7 @@ def test_export_writes_nothing_if_a_version_disagrees(exporters: list[Any], trai
 
 def test_export_writes_odd_class_names(exporters: list[Any], trained: Path, tmp_path: Path):
     names = ["=1+1", "$a$_b_ [/b]", "\x1b[31m\r", os.fsdecode(b"caf\xe9"), "<b>|`"]
-    run = TrainedRun(trained / BEST_CHECKPOINT)
+    run = Reference(Run.open(trained))
     run.classifier.classes[:] = names
     write_programs(run, EXPORTERS[:2], tmp_path, 1, reduce_range=False)
     stored = {prop.key: prop.value for prop in onnx.load(tmp_path / "model.onnx").metadata_props}
@@ -265,7 +266,7 @@ def test_export_writes_odd_class_names(exporters: list[Any], trained: Path, tmp_
     files = {"classes": ""}
     torch.export.load(tmp_path / "model.pt2", extra_files=files)
     assert json.loads(files["classes"]) == names
-    facts = run.hparams | {
+    facts = run.run.content["hyper_parameters"] | {
         "temperature": 1.0,
         "scores": {},
         "photos": {"train": 1, "val": 1},

@@ -11,12 +11,10 @@ import torch
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluate import main as evaluate
-from flowers.evaluation.evaluator import extract_features
 from flowers.evaluation.metrics import score
-from flowers.models.checkpoint_format import read_checkpoint
-from flowers.models.network import load_network
+from flowers.features.extractor import Extraction, extract_features
 from flowers.runs.predictions import predict_features
-from flowers.runs.run_folder import BEST_CHECKPOINT
+from flowers.runs.run import Run
 from flowers.runtime.files import read_json
 from flowers.training.experiment import run_training
 from tests.helpers import SMALL, configuration, packed, program, weights
@@ -57,16 +55,14 @@ def test_checkpoint_has_the_same_scores_on_shards_as_on_the_folder(painted: Path
     look: dict[str, Any] = {"image_size": 32, "resize": 32, "batch_size": 16, "num_workers": 0}
     recipe = [*SMALL, f"run_dir={tmp_path / 'folder'}", f"data.root={painted}", "data.test_fraction=0.1"]
     run_training(configuration(*recipe, "head.epochs=1", "finetune.epochs=0"))
-    config = read_checkpoint(tmp_path / "folder" / BEST_CHECKPOINT)["hyper_parameters"]["config"]
-    model = load_network(tmp_path / "folder" / BEST_CHECKPOINT)
+    model = Run.open(tmp_path / "folder").network()
     folder = ImageDataModule.from_settings(painted, test_fraction=0.1, **look)
     shards = ImageDataModule.from_settings("s3://garden/packed", packed=True, s3_endpoint=s3, retry_timeout=5, **look)
     scores = []
     for data in (folder, shards):
         dataset = data.dataset("val")
-        features = extract_features(
-            model, data, dataset, "val", config | {"features": config["features"] | {"cache": False}}
-        )
+        how = Extraction(torch.device("cpu"), "32-true", cache_gb=0, cache=False)
+        features = extract_features(model, data, dataset, "val", how)
         scores.append(score(predict_features(model, features, dataset)))
     assert scores[0] == scores[1]
 

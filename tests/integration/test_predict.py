@@ -12,6 +12,7 @@ from flowers.features import int8_backbone
 from flowers.predict import main
 from flowers.runs.predictions import load_predictions, load_run_predictions
 from flowers.runs.rejection import load_rejection
+from flowers.runs.run import Run
 from flowers.runs.run_folder import BEST_CHECKPOINT
 from flowers.runtime.files import read_json
 from flowers.runtime.text import read_csv
@@ -179,7 +180,7 @@ def test_int8_run_is_scored_and_used_in_8_bits_and_says_so(
     accuracy = run_training(configuration(*settings))
     assert read_json(run / "result.json")["engine"] == "int8"
     # From here on, the program is in the cache, and the images of the run are not opened for it.
-    monkeypatch.setattr("flowers.evaluation.evaluator.open_run_images", open_no_images)
+    monkeypatch.setattr(Run, "data", open_no_images)
     for name, engine in (("a.csv", "null"), ("a.json", "int8"), ("b.csv", "pytorch"), ("b.json", "pytorch")):
         predict(f"run={run}", f"photos={painted}/tulip", f"engine={engine}", f"output={tmp_path / name}")
     header, *rows = read_csv(tmp_path / "a.csv")

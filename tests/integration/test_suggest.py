@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from flowers.runs.run import Run
 from flowers.runtime.text import read_csv, write_csv
 from flowers.studies.suggestion import suggest_photos
 from flowers.suggest import main
@@ -41,7 +42,7 @@ def test_suggest_leaves_out_what_the_run_has_and_writes_names_that_are_no_formul
     assert {Path(row[1]).name for row in rows} == {"=1+1.png", "a.png", "b.png", "c.png"}
     doubts = [float(row[4]) for row in rows]
     assert doubts == sorted(doubts, reverse=True)
-    assert [row.path for row in suggest_photos(trained, pool, 9, "margin")[0]] == [row[1] for row in rows]
+    assert [row.path for row in suggest_photos(Run.open(trained), pool, 9, "margin")] == [row[1] for row in rows]
     page = (tmp_path / "next.html").read_text(encoding="utf-8")
     shown = json.loads(re.findall(r'id="data">(.*?)</script>', page)[0])
     assert [photo[:2] for photo in shown["photos"]] == [[row[1], None] for row in rows]

@@ -15,7 +15,14 @@ def test_importing_flowers_imports_neither_torch_nor_hydra():
 
 
 def test_each_public_name_is_listed_and_can_be_imported():
-    assert set(flowers.__all__) == {"Classifier", "ImageClassifier", "ImageDataModule", "Prediction", "load_config"}
+    assert set(flowers.__all__) == {
+        "Classifier",
+        "ImageClassifier",
+        "ImageDataModule",
+        "Prediction",
+        "Run",
+        "load_config",
+    }
     assert set(flowers.__all__) <= set(dir(flowers))
     assert all(callable(getattr(flowers, name)) for name in flowers.__all__)
     assert flowers.ImageClassifier is FineTuning

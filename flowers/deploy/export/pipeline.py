@@ -16,7 +16,6 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from flowers.data.datamodule import ImageDataModule, run_images_args
 from flowers.data.dataset import ImageDataset
 from flowers.data.remote import is_remote
 from flowers.data.transforms import eval_transform
@@ -42,15 +41,11 @@ from flowers.deploy.export.parity import (
 )
 from flowers.deploy.export.web_page import read_web_runtime, write_web_page
 from flowers.deploy.model_files import CONFIG_FILE, WEIGHTS_FILE
-from flowers.evaluation.evaluator import find_split_file
-from flowers.models.checkpoint_format import read_checkpoint
+from flowers.runs.run import Run
 from flowers.runs.run_folder import (
     BEST_CHECKPOINT,
     RESULT_FILE,
-    find_checkpoint,
     provenance,
-    read_result,
-    run_dir_of,
 )
 from flowers.runtime.extras import require_extra
 from flowers.runtime.files import atomic_directory, atomic_write_text, cache_dir, cache_lock, read_json, write_json
@@ -82,24 +77,25 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
     output = Path(settings.output).resolve()
     _check_settings(settings, exporters, output)
     web_runtime = read_web_runtime(settings.web_runtime) if "web" in settings.formats else None
-    run = TrainedRun(find_checkpoint(settings.run), settings.photos, settings.on_corrupt, settings.tta, settings.reject)
+    run = Run.open(settings.run, settings.photos).replace(root_key="photos", tta=settings.tta)
+    reference = Reference(run, settings.on_corrupt, settings.reject)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     # One export at a time: two would distort each other's speeds.
     waiting = "another export measures its speed: waiting for it"
     with cache_lock(cache_dir() / "export.lock", waiting), atomic_directory(output) as folder:
-        write_programs(run, exporters, folder, settings.calibration_images, settings.reduce_range)
+        write_programs(reference, exporters, folder, settings.calibration_images, settings.reduce_range)
         programs = {exporter.name: exporter.load(folder / exporter.file_name) for exporter in exporters}
-        rejection = run.classifier.rejection
+        rejection = reference.classifier.rejection
         threshold = None if rejection is None else rejection.threshold
-        rows = compare_outputs(run_all_programs(run, programs), run.labels, threshold)
+        rows = compare_outputs(run_all_programs(reference, programs), reference.labels, threshold)
         keys = [key for exporter in exporters for key in (exporter.agreement_key, exporter.rejection_key)]
         minimums = {key: options[key] for key in keys if rejection is not None or key != "min_rejection_agreement"}
-        check_agreement(rows, exporters, minimums, len(run.labels))
-        speeds = measure_programs(run, programs, settings.batch, settings.rounds, settings.seconds)
+        check_agreement(rows, exporters, minimums, len(reference.labels))
+        speeds = measure_programs(reference, programs, settings.batch, settings.rounds, settings.seconds)
         report = build_parity_report(folder, exporters, rows, speeds) | {"limits": minimums}
         write_json(report, folder / "parity.json")
-        facts = write_model_files(run, exporters, folder, report)
+        facts = write_model_files(reference, exporters, folder, report)
         if web_runtime is not None:
             write_web_page(folder / "web", facts, web_runtime)
     console = Console()
@@ -118,44 +114,29 @@ def _check_settings(settings: ExportSettings, exporters: Sequence[Exporter], out
         raise ValueError(f"output={settings.output}: exists already; give a new folder or remove this one")
 
 
-class TrainedRun:
-    """A finished run: its result, its model on the CPU, and its images.
+class Reference:
+    """What exported programs are compared with: the classifiers of a finished run on its validation images, on a CPU.
 
     Args:
-        checkpoint: The run's best checkpoint, inside its run folder.
-        root: Where the run's images are now. None if they are where they were in training.
+        run: A finished run, by its best checkpoint, with the test-time augmentation of the programs.
         on_corrupt: "error" or "skip". None to do as in training.
-        tta: See `Classifier.load`.
         reject: See `Classifier.load`.
 
     Raises:
         ValueError: The checkpoint is not the best one of a finished run, or the images of its split are gone.
     """
 
-    def __init__(
-        self,
-        checkpoint: Path,
-        root: str | None = None,
-        on_corrupt: str | None = None,
-        tta: str | None = None,
-        reject: float | None = None,
-    ) -> None:
-        self.hparams = read_checkpoint(checkpoint, is_run=True)["hyper_parameters"]
-        self.result = _read_result(checkpoint)
-        settings = self.hparams["config"]["data"]
-        args = run_images_args(settings, root, "photos")
-        self.root = str(args["root"])
-        if not (is_remote(self.root) or Path(self.root).is_dir()):
+    def __init__(self, run: Run, on_corrupt: str | None = None, reject: float | None = None) -> None:
+        self.run, self.result = run, _read_result(run)
+        if not (is_remote(run.photos) or Path(run.photos).is_dir()):
             raise ValueError(
-                f"the images of the run are no longer in {self.root}: the exported files are compared on them; give "
+                f"the images of the run are no longer in {run.photos}: the exported files are compared on them; give "
                 "photos=FOLDER, where they are now"
             )
-        args |= {"on_corrupt": on_corrupt} if on_corrupt else {}
-        split_file = find_split_file(checkpoint, self.hparams)
-        self.data = ImageDataModule.from_settings(split_file=split_file, **args)
+        self.data = run.data(**({"on_corrupt": on_corrupt} if on_corrupt else {}))
         self.val = self.data.dataset("val")
         self.labels = torch.tensor(self.val.labels)
-        self.classifier = classifier = Classifier.load(checkpoint, "cpu", "32-true", tta, reject)
+        self.classifier = classifier = Classifier.load(run.checkpoint, "cpu", "32-true", run.tta, reject)
         self.classifiers = {REFERENCE: classifier}
         if has_native_bf16("cpu"):  # the default precision of this project on such a CPU
             settings = classifier.model, classifier.temperature, "bf16-mixed", classifier.tta, classifier.rejection
@@ -179,37 +160,34 @@ class TrainedRun:
         return (image.numpy() for image, _ in self.data.batches(images, indices, batch_size=1))
 
 
-def _read_result(checkpoint: Path) -> dict[str, Any]:
-    """Return result.json of the run folder that holds `checkpoint`."""
-    folder = run_dir_of(checkpoint)
-    if checkpoint.resolve() != folder / BEST_CHECKPOINT:
+def _read_result(run: Run) -> dict[str, Any]:
+    if run.checkpoint.resolve() != run.folder / BEST_CHECKPOINT:
         raise ValueError(
-            f"run={checkpoint}: expected a run folder or its {BEST_CHECKPOINT}: an export needs the scores and the "
+            f"run={run.checkpoint}: expected a run folder or its {BEST_CHECKPOINT}: an export needs the scores and the "
             "split of the run, which a checkpoint alone lacks"
         )
-    result = read_result(folder)
-    if result is None:
-        raise ValueError(f"{folder} has no {RESULT_FILE}: finish the training first, with resume={folder}")
-    return result
+    if run.result is None:
+        raise ValueError(f"{run.folder} has no {RESULT_FILE}: finish the training first, with resume={run.folder}")
+    return run.result.to_dict()
 
 
 def write_programs(
-    run: TrainedRun, exporters: Sequence[Exporter], folder: Path, calibration_images: int, reduce_range: bool
+    reference: Reference, exporters: Sequence[Exporter], folder: Path, calibration_images: int, reduce_range: bool
 ) -> None:
     """Write the file of each exporter to `folder`.
 
     Args:
-        run: The run.
+        reference: The run.
         exporters: The formats, in the order in which they are written.
         folder: The output folder.
         calibration_images: How many training images determine the ranges of a quantized format.
         reduce_range: Whether to quantize weights to 7 bits.
     """
-    classifier, facts = run.classifier, describe_run(run)
+    classifier, facts = reference.classifier, describe_run(reference)
     metadata = {
         "classes": json.dumps(classifier.classes),  # in ASCII: the formats take no bytes that are not UTF-8
         "temperature": repr(classifier.temperature),
-        "architecture": run.hparams["architecture"],
+        "architecture": reference.run.hparams.architecture,
     }
     rejection = classifier.rejection
     if rejection is not None:
@@ -223,36 +201,36 @@ def write_programs(
         )
 
     def images() -> Iterator[npt.NDArray[np.uint8]]:
-        return run.calibration_images(calibration_images)
+        return reference.calibration_images(calibration_images)
 
     source = ExportSource(classifier, facts, program, metadata, folder, images, reduce_range)
     for exporter in exporters:
         exporter.write(source, folder / exporter.file_name)
 
 
-def run_all_programs(run: TrainedRun, programs: Mapping[str, ImageProgram]) -> dict[str, Tensor]:
+def run_all_programs(reference: Reference, programs: Mapping[str, ImageProgram]) -> dict[str, Tensor]:
     """Run the classifiers of this project and the exported programs on the validation images.
 
     Returns:
         The probabilities (N, C) by version, the reference first.
     """
-    classifiers = {name: classifier.outputs for name, classifier in run.classifiers.items()}
-    images = run.data.batches(run.val, batch_size=1)
+    classifiers = {name: classifier.outputs for name, classifier in reference.classifiers.items()}
+    images = reference.data.batches(reference.val, batch_size=1)
     outputs = collect_probabilities(classifiers, (image for image, _ in images), len(images))
-    return outputs | collect_probabilities(programs, run.decoded_val_images(), len(run.val))
+    return outputs | collect_probabilities(programs, reference.decoded_val_images(), len(reference.val))
 
 
 def measure_programs(
-    run: TrainedRun, programs: Mapping[str, ImageProgram], batch: int, rounds: int, seconds: float
+    reference: Reference, programs: Mapping[str, ImageProgram], batch: int, rounds: int, seconds: float
 ) -> dict[str, Any]:
     """Measure the speed of each version on a batch of the median image size, resizing and cropping included.
 
     Returns:
         The images per second by version, and the conditions of the measurement.
     """
-    height, width = median_size(run.decoded_val_images())
+    height, width = median_size(reference.decoded_val_images())
     images = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
-    classifiers = {name: classifier.outputs_of_images for name, classifier in run.classifiers.items()}
+    classifiers = {name: classifier.outputs_of_images for name, classifier in reference.classifiers.items()}
     return {
         "photos_per_second": measure_speeds(classifiers | dict(programs), images, rounds, seconds),
         **{"rounds": rounds, "batch": batch, "height": height, "width": width},
@@ -280,30 +258,30 @@ def build_parity_report(
     return {"versions": versions} | {name: value for name, value in speeds.items() if name != "photos_per_second"}
 
 
-def describe_run(run: TrainedRun) -> dict[str, Any]:
+def describe_run(reference: Reference) -> dict[str, Any]:
     """Return what model.json says about the run: its classes, its images, its scores, and what trained it."""
-    result = run.result
-    counts = {split: run.data.counts(split).total() for split in ("train", "val", "test")}
+    result = reference.result
+    counts = {split: reference.data.counts(split).total() for split in ("train", "val", "test")}
     facts = {
-        **{name: run.hparams[name] for name in ("architecture", "classes")},
-        **run.classifier.model.preprocessing.to_dict(),
-        "temperature": run.classifier.temperature,
+        **{name: getattr(reference.run.hparams, name) for name in ("architecture", "classes")},
+        **reference.classifier.model.preprocessing.to_dict(),
+        "temperature": reference.classifier.temperature,
         "scores": {split: result[split] for split in ("val", "test") if split in result},
         "photos": {split: count for split, count in counts.items() if count},
-        "folder": Path(run.root).name,
+        "folder": Path(reference.run.photos).name,
         "trained": {name: result[name] for name in ("digest", "seed", "best_epoch", "precision", "versions", "git")},
     }
-    if (rejection := run.classifier.rejection) is not None:
+    if (rejection := reference.classifier.rejection) is not None:
         facts["rejection"] = {"reject": rejection.share, "strangeness_threshold": rejection.threshold}
     return facts
 
 
 def write_model_files(
-    run: TrainedRun, exporters: Sequence[Exporter], folder: Path, report: Mapping[str, Any]
+    reference: Reference, exporters: Sequence[Exporter], folder: Path, report: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write model.json, the model card and the license note; return the content of model.json."""
     files = [exporter.file_name for exporter in exporters]
-    facts = describe_run(run) | {
+    facts = describe_run(reference) | {
         "input": "photos: uint8 (B, 3, H, W), RGB, upright, of any size",
         "output": "probabilities: float32 (B, C), calibrated, in the order of classes",
         "files": {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in files},
@@ -316,7 +294,7 @@ def write_model_files(
     packages = dict.fromkeys(package for exporter in exporters for package in exporter.packages)
     facts["exported"]["versions"] |= {package: importlib.metadata.version(package) for package in packages}
     write_json(facts, folder / "model.json")
-    atomic_write_text(folder / "LICENSE.txt", render_license_note(run.hparams["config"]["model"]["weights"]))
+    atomic_write_text(folder / "LICENSE.txt", render_license_note(reference.run.settings.model.weights))
     descriptions = [exporter.description for exporter in exporters]
     library = read_json(folder / CONFIG_FILE)["library"] if WEIGHTS_FILE in files else None
     card = render_model_card(facts, report, parity_rows(report["versions"]), descriptions, library)

@@ -115,11 +115,6 @@ class DeviceChoice(Group):
     accelerator: Device | None
     precision: Precision | None
 
-    def requested_device(self) -> dict[str, str]:
-        """Return what was asked for."""
-        choice = {"accelerator": self.accelerator, "precision": self.precision}
-        return {key: value for key, value in choice.items() if value is not None}
-
 
 class Target(Group):
     """A group that names what it calls (`_target_`); its other keys are the arguments, see `check_targets`."""

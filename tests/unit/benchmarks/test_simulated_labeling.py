@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.label_simulation import main
 from benchmarks.simulated_labeling import labels_needed, simulate_labeling
-from flowers.evaluation.pretrained_features import LabeledFeatures
+from flowers.features.pretrained import LabeledFeatures
 from flowers.studies.suggestion import METHODS
 from tests.helpers import configuration
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flowers.data.datamodule import ImageDataModule, run_images_args
+from flowers.data.datamodule import ImageDataModule
 from flowers.data.splits import save_split
 from flowers.training.experiment import run_training
 from tests.helpers import SMALL as TRAINING
@@ -169,23 +169,3 @@ def test_constructor_refuses_invalid_arguments_before_it_reads_or_downloads(sett
     arguments: dict[str, Any] = {"root": "missing", "source": source} | settings
     with pytest.raises(ValueError, match=message):
         ImageDataModule.from_settings(**arguments)
-
-
-def test_run_images_args_connect_to_no_address_that_only_the_run_names(tmp_path: Path):
-    stored = {"root": "s3://garden/packed", "packed": True, "s3_endpoint": "http://lab:9000", "image_size": 32}
-    with pytest.raises(
-        ValueError, match=r"does not connect: give root=s3://garden/packed to read them there, or root=F"
-    ):
-        run_images_args(stored, None)
-    with pytest.raises(ValueError, match="give photos=s3://garden/packed"):
-        run_images_args(stored, None, "photos")
-    assert run_images_args(stored, "s3://garden/packed") == stored
-    other = run_images_args(stored, "s3://elsewhere/packed")
-    assert (other["root"], other["packed"], other["s3_endpoint"]) == ("s3://elsewhere/packed", True, None)
-    assert run_images_args(stored, str(tmp_path))["packed"] is False
-    (tmp_path / "shards.json").touch()
-    assert run_images_args(stored, str(tmp_path))["packed"] is True
-    folder = {"root": "garden", "image_size": 32, "num_workers": 10**6, "batch_size": 10**9}
-    assert run_images_args(folder, None)["root"] == "garden"
-    assert run_images_args(folder, None)["num_workers"] < 10**4
-    assert run_images_args(folder, None)["batch_size"] == 1024

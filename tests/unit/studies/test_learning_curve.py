@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowers.evaluation.pretrained_features import LabeledFeatures
+from flowers.features.pretrained import LabeledFeatures
 from flowers.studies.learning_curve import distinct_fractions, probed_curve, subset_positions
 
 LABELS = ["rose"] * 100 + ["tulip"] * 20 + ["lily"] * 5
