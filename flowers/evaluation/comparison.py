@@ -50,10 +50,11 @@ def run_comparison(settings: CompareSettings) -> None:
     runs = settings.runs
     if len(runs) < 2:
         raise ValueError(f"runs={runs or ''}: expected at least two runs, runs='[A,B]', or multirun=FOLDER")
-    predictions = {str(run): load_run_predictions(_run_dir(str(run)), settings.split) for run in runs}
+    checkpoints = {run: find_checkpoint(run) for run in runs}
+    folders = {run: run_dir_of(file) if Path(run).is_file() else Path(run) for run, file in checkpoints.items()}
+    predictions = {run: load_run_predictions(folder, settings.split) for run, folder in folders.items()}
     if len(predictions) < 2:
         raise ValueError(f"runs={runs}: the same run twice: expected at least two runs")
-    folders = {run: _run_dir(run) for run in predictions}
     if settings.corrections:
         predictions = correct_predictions(predictions, folders, load_corrections(settings.corrections))
     else:
@@ -270,11 +271,6 @@ def _shorten_paths(runs: Sequence[str]) -> tuple[str, dict[str, str]]:
     except ValueError:  # absolute and relative paths
         folder = ""
     return folder, {run: os.path.relpath(run, folder) if folder else run for run in runs}
-
-
-def _run_dir(run: str) -> Path:
-    checkpoint = find_checkpoint(run)
-    return run_dir_of(checkpoint) if Path(run).is_file() else Path(run)
 
 
 def _list_paths(paths: Sequence[str], max_listed: int) -> str:

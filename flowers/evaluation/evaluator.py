@@ -1,7 +1,6 @@
 """Score a trained run on its own split or on other images."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -48,15 +47,17 @@ def run_evaluation(settings: EvaluateSettings) -> float:
     )
     model = run.network()
     how = run.extraction(model)  # fails before any image is read
-    data, dataset, name = _open_images(settings, run)
+    data = run.data(settings.photos, corrections=settings.corrections, on_corrupt=settings.on_corrupt)
+    dataset = data.full_dataset(run.hparams.classes) if settings.photos else data.dataset(settings.split)
+    name = settings.photos or settings.split
     features = extract_features(model, data, dataset, name, how, run.data)
     predictions = predict_features(model, features, dataset)
-    scores = compute_metrics(predictions) | {"engine": how.engine}
-    rejection = _find_rejection(settings, run, model, data, features)
+    scores = compute_metrics(predictions) | {"engine": how.settings.engine}
+    rejection = _find_rejection(settings, run, model, how, data, features)
     if rejection is not None:
         strangers = None
         if settings.strangers:
-            strangers = rejection.strangeness(_stranger_features(settings.strangers, run, model))
+            strangers = rejection.strangeness(_stranger_features(settings.strangers, run, model, how))
         scores["rejection"] = rejection_scores(rejection, strangers)
     console = Console(highlight=False, markup=False, emoji=False)
     for table in score_tables(name, scores, console.width):
@@ -68,7 +69,7 @@ def run_evaluation(settings: EvaluateSettings) -> float:
     if page := report_page(settings):
         mistakes = page.with_name(page.name.replace("report", "mistakes", 1)).with_suffix(".csv")
         save_mistakes(score_images(predictions), mistakes)
-        config = run.settings.to_dict() | {"engine": how.engine}
+        config = run.settings.to_dict() | {"engine": how.settings.engine}
         write_report(page, run.folder, config, name, data.source, predictions, scores)
         console.print(f"details: {one_line(page)} and {mistakes.name}", soft_wrap=True)
     return float(scores["accuracy"])
@@ -83,13 +84,12 @@ def report_page(settings: EvaluateSettings) -> Path | None:
 
 
 def _find_rejection(
-    settings: EvaluateSettings, run: Run, model: Network, data: ImageDataModule, features: Tensor
+    settings: EvaluateSettings, run: Run, model: Network, how: Extraction, data: ImageDataModule, features: Tensor
 ) -> Rejection | None:
     """Return what the run rejects images with; with `reject`, make it and keep it in the run folder."""
     if not settings.reject or settings.photos:
         rejection = run.rejection(settings.reject)
     else:
-        how = run.extraction(model)
         if settings.split != "val":
             features = extract_features(model, data, data.dataset("val"), "val", how)
         rejection = fit_rejection(model, data, features, how, settings.reject)
@@ -99,14 +99,14 @@ def _find_rejection(
     return rejection
 
 
-def _stranger_features(folder: str, run: Run, model: Network) -> Tensor:
+def _stranger_features(folder: str, run: Run, model: Network, how: Extraction) -> Tensor:
     """Return the features of all images below a folder."""
     data = run.data(folder)
     files = expand_image_paths(folder)
     digests = [_stranger_sha256(file) for file in files]
     names = [str(file.absolute()) for file in files]
     dataset = ImageDataset(Path("/"), names, [0] * len(files), digests, data.eval_transform)
-    return extract_features(model, data, dataset, "strangers", run.extraction(model), run.data)
+    return extract_features(model, data, dataset, "strangers", how, run.data)
 
 
 def _stranger_sha256(file: Path) -> str:
@@ -114,16 +114,6 @@ def _stranger_sha256(file: Path) -> str:
         return image_sha256(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"strangers={one_line(file)}: {read_error_reason(error)}: remove it") from error
-
-
-def _open_images(settings: EvaluateSettings, run: Run) -> tuple[ImageDataModule, ImageDataset, str]:
-    """Return the data module and the dataset to score, and its name for tables."""
-    changes: dict[str, Any] = {"corrections": settings.corrections}
-    changes |= {"on_corrupt": settings.on_corrupt} if settings.on_corrupt else {}
-    data = run.data(settings.photos, **changes)
-    if settings.photos:
-        return data, data.full_dataset(run.hparams.classes), settings.photos
-    return data, data.dataset(settings.split), settings.split
 
 
 def fit_rejection(

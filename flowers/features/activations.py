@@ -14,7 +14,7 @@ from flowers.data.datamodule import ImageDataModule, batches_done
 from flowers.data.dataset import ImageDataset
 from flowers.data.samplers import ResumableDataLoader
 from flowers.features.datamodule import FeatureDataModule, FeatureDataset, keep_batch
-from flowers.features.extractor import FeatureExtractor
+from flowers.features.extractor import UNCACHED, FeatureExtractor
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.models.network import Network
 from flowers.models.parameter_groups import backbone_blocks
@@ -100,7 +100,7 @@ class ActivationDataModule(FeatureDataModule):
     """
 
     def __init__(self, data: ImageDataModule, model: Network, views: int, first_blocks: fx.GraphModule) -> None:
-        super().__init__(data, model, views, cache=False)
+        super().__init__(data, model, views)
         self.first_blocks = first_blocks.eval()
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -154,7 +154,7 @@ class ActivationDataModule(FeatureDataModule):
         """Return activations (N, …) on the CPU; those of a CNN as (N, H, W, C)."""
         assert self.trainer is not None, "the precision is that of the Trainer"
         precision = str(self.trainer.precision)
-        extractor = FeatureExtractor(self.data, self.model, precision, cache=False, network=self.first_blocks)
+        extractor = FeatureExtractor(self.data, self.model, precision, UNCACHED, network=self.first_blocks)
         name = f"{split}, first blocks" if view is None else f"{split}, first blocks, view {view + 1} of {self.views}"
         activations = extractor.extract(dataset, name, view)
         return activations.permute(0, 2, 3, 1).contiguous() if activations.ndim == 4 else activations

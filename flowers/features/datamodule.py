@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.samplers import EpochSampler
-from flowers.features.extractor import FeatureExtractor
+from flowers.features.extractor import CACHED, FeatureExtractor
 from flowers.features.linear_probe import L2_GRID, fit_linear_probe
 from flowers.models.network import Network
 from flowers.runtime.distributed import local_slice, rank_and_world_size
 from flowers.runtime.seeding import PADDING_INDEX
+from flowers.settings.schema.training import Features
 
 
 class FeatureDataModule(LightningDataModule):
@@ -25,9 +26,7 @@ class FeatureDataModule(LightningDataModule):
         data: The images.
         model: The classifier; its backbone is frozen.
         views: 1 takes each training image as in validation; V > 1 takes one of V augmented views in each epoch.
-        cache: See `FeatureExtractor`.
-        cache_gb: See `FeatureExtractor`.
-        engine: See `FeatureExtractor`.
+        settings: See `FeatureExtractor`.
         steps_per_batch: Optimizer steps for which a training batch holds images.
     """
 
@@ -36,14 +35,12 @@ class FeatureDataModule(LightningDataModule):
         data: ImageDataModule,
         model: Network,
         views: int = 1,
-        cache: bool = True,
-        cache_gb: float = 10.0,
-        engine: str = "pytorch",
+        settings: Features = CACHED,
         steps_per_batch: int = 1,
     ) -> None:
         super().__init__()
         self.data, self.model, self.views, self.steps_per_batch = data, model, views, steps_per_batch
-        self.cache_settings = {"cache": cache, "cache_gb": cache_gb, "engine": engine}
+        self.settings = settings
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Load the features of the training images, shuffled.
@@ -71,7 +68,7 @@ class FeatureDataModule(LightningDataModule):
     @cached_property
     def _extractor(self) -> FeatureExtractor:
         assert self.trainer is not None, "the precision is that of the Trainer"
-        return FeatureExtractor(self.data, self.model, str(self.trainer.precision), **self.cache_settings)  # type: ignore[arg-type]
+        return FeatureExtractor(self.data, self.model, str(self.trainer.precision), self.settings)
 
 
 class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):

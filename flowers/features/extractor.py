@@ -24,13 +24,16 @@ from flowers.runtime.distributed import all_gather_object, broadcast_object, loc
 from flowers.runtime.hardware import resolve_device_and_precision
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.seeding import PADDING_INDEX
-from flowers.settings.schema.training import Trainer
+from flowers.settings.schema.training import Features, Trainer
 from flowers.settings.schema.values import DeviceChoice
 
 if TYPE_CHECKING:
     from flowers.data.datamodule import ImageDataModule  # imports Lightning
 
 log = logging.getLogger(__name__)
+
+CACHED = Features(cache=True, cache_gb=10.0, engine="pytorch")
+UNCACHED = CACHED.replace(cache=False)
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,8 @@ class Extraction:
     Attributes:
         device: What computes them.
         precision: A Lightning precision, such as "bf16-mixed".
-        cache_gb: See `FeatureCache`.
-        cache: Whether to use the cache on disk, for a backbone that was never trained.
+        settings: The cache, which holds only features of a backbone that was never trained, and the engine.
         tta: See `FrozenBackbone`.
-        engine: "pytorch" or "int8".
 
     Raises:
         ValueError: See `check_int8`.
@@ -51,13 +52,11 @@ class Extraction:
 
     device: torch.device
     precision: str
-    cache_gb: float
-    cache: bool = True
+    settings: Features = CACHED
     tta: str = "none"
-    engine: str = "pytorch"
 
     def __post_init__(self) -> None:
-        if self.engine == "int8":
+        if self.settings.engine == "int8":
             check_int8(self.device.type)
 
     @classmethod
@@ -69,7 +68,7 @@ class Extraction:
         """
         accelerator = choice.accelerator or (trained.accelerator if trained else None)
         precision = choice.precision or (trained.precision if trained else None)
-        return cls(*resolve_device_and_precision(accelerator, precision), cache_gb)
+        return cls(*resolve_device_and_precision(accelerator, precision), CACHED.replace(cache_gb=cache_gb))
 
 
 def extract_features(
@@ -82,8 +81,7 @@ def extract_features(
 ) -> Tensor:
     """Return a model's features (N, F) of images, on the CPU.
 
-    One device computes them, with the backbone frozen as in the head stage. The cache holds only features of a
-    backbone that was never trained.
+    One device computes them, with the backbone frozen as in the head stage.
 
     Args:
         model: Its backbone computes the features. The model stays in evaluation mode, on the device.
@@ -94,18 +92,9 @@ def extract_features(
         open_run: See `FeatureExtractor.open_data`.
     """
     model.eval().to(how.device)
-    cache = how.cache and model.has_untrained_backbone()
-    extractor = FeatureExtractor(
-        data,
-        model,
-        how.precision,
-        cache,
-        how.cache_gb,
-        how.tta,
-        engine=how.engine,
-        open_data=open_run,
-        answers=lambda features: predict_logits(model, features).argmax(1),
-    )
+    settings = how.settings.replace(cache=how.settings.cache and model.has_untrained_backbone())
+    answers = lambda features: predict_logits(model, features).argmax(1)  # noqa: E731
+    extractor = FeatureExtractor(data, model, how.precision, settings, how.tta, open_data=open_run, answers=answers)
     return extractor.extract(dataset, name)
 
 
@@ -140,12 +129,10 @@ class FeatureExtractor:
         data: Reads and transforms the images.
         model: The model whose backbone is used, on its current device.
         precision: A Lightning precision, such as "bf16-mixed".
-        cache: Whether to use the cache on disk. The backbone must then match the `weights_digest` of the model.
-        cache_gb: See `FeatureCache`.
+        settings: The cache, for which the backbone must match the `weights_digest` of the model, and the engine.
         tta: See `FrozenBackbone`.
         network: See `FrozenBackbone`; the cache on disk holds only features of the whole backbone.
-        engine: "pytorch", or "int8" for the program of `load_int8_backbone`.
-        open_data: Returns the images of the run for that program; None if they are `data`.
+        open_data: Returns the images of the run for `load_int8_backbone`; None if they are `data`.
         answers: See `Int8Backbone.check_agreement`, which is called first. None if the caller does so, once it has
             the features to train a head on.
 
@@ -158,18 +145,16 @@ class FeatureExtractor:
         data: "ImageDataModule",
         model: Network,
         precision: str,
-        cache: bool = True,
-        cache_gb: float = 10.0,
+        settings: Features = CACHED,
         tta: str = "none",
         network: nn.Module | None = None,
-        engine: str = "pytorch",
         open_data: "Callable[[], ImageDataModule] | None" = None,
         answers: Answers | None = None,
     ) -> None:
         self.data, self.model, self.precision, self.tta, self.network = data, model, precision, tta, network
-        self.cache, self.cache_gb = cache, cache_gb
+        self.settings = settings
         self.int8: Int8Backbone | None = None
-        if engine == "int8":
+        if settings.engine == "int8":
             self.int8 = load_int8_backbone(model, precision, tta, open_data or (lambda: data))
             if answers is not None:
                 self.int8.check_agreement(answers)
@@ -229,14 +214,14 @@ class FeatureExtractor:
         view: int | None,
         compute: Callable[[Sequence[int] | None], Iterator[IndexedFeatures]],
     ) -> Tensor:
-        if not self.cache:
+        if not self.settings.cache:
             indices, features = concat_batches(compute(range(len(dataset))))
             return features[torch.tensor(indices).argsort()]
         if rank_and_world_size()[0] == 0:
             key = cache_key(self.data, self.model, self.precision, view, self.tta)
             if self.int8 is not None:
                 key["precision"] = f"int8 {self.int8.key}"
-            cache = FeatureCache(key, self.model.head.in_features, self.cache_gb)
+            cache = FeatureCache(key, self.model.head.in_features, self.settings.cache_gb)
             # While rank 0 waits for a lock, it tells the others so: a collective that waits for long times out.
             return broadcast_object(cache.fetch(dataset.digests, compute, lambda: broadcast_object(None)))
         deque(compute(None), maxlen=0)  # compute a slice of what rank 0 does not find in the cache

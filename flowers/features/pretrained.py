@@ -1,5 +1,6 @@
 """Features by the backbone as it is before training, for programs that train many linear probes on them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from flowers.models.network import Network
 from flowers.runtime.seeding import seeded
 from flowers.settings.config import build_parts
 from flowers.settings.preprocessing import Preprocessing
-from flowers.settings.schema.training import Folder, Model, Shards
+from flowers.settings.schema.training import Folder, Model, Resizing, Shards
 
 
 class LabeledFeatures(NamedTuple):
@@ -37,9 +38,14 @@ def pretrained_model(data: Folder | Shards, model: Model, seed: int) -> tuple[Im
     """
     model, data = resolve_input_settings(model, data)
     images = ImageDataModule.from_settings(**build_parts(data))
+    return images, pretrained_network(model, data, images.classes, seed)
+
+
+def pretrained_network(model: Model, pixels: Resizing, classes: Sequence[str], seed: int) -> Network:
+    """Return a network before training, of settings that `resolve_input_settings` returned."""
     with seeded(seed):
-        preprocessing = Preprocessing.from_settings(data, model)
-        return images, Network(model.architecture, images.classes, model.weights, model.options, preprocessing)
+        preprocessing = Preprocessing.from_settings(pixels, model)
+        return Network(model.architecture, classes, model.weights, model.options, preprocessing)
 
 
 def extract_split(data: ImageDataModule, model: Network, split: str, how: Extraction) -> LabeledFeatures:

@@ -63,7 +63,10 @@ def read_checkpoint(path: str | Path, mmap: bool = True, is_run: bool = False) -
         raise ValueError(f"{path} cannot be read: not a checkpoint of flowers") from error
     check_registered(path, checkpoint["hyper_parameters"])
     if is_run or checkpoint["hyper_parameters"].get("config"):
-        check_run_config(path, upgraded["hyper_parameters"]["config"])
+        try:
+            check_stored_config(upgraded["hyper_parameters"]["config"] or {})
+        except ValueError as error:
+            raise ValueError(f"{one_line(path)} is damaged: {error}") from None
     return upgraded
 
 
@@ -124,18 +127,6 @@ def check_hyperparameters(path: str | Path, hparams: Mapping[str, Any]) -> dict[
     return plain
 
 
-def check_run_config(path: str | Path, config: Mapping[str, Any]) -> None:
-    """Check what programs read of the configuration of a run; see `check_stored_config`.
-
-    Raises:
-        ValueError: A value is wrong.
-    """
-    try:
-        check_stored_config(config)
-    except ValueError as error:
-        raise ValueError(f"{one_line(path)} is damaged: {error}") from None
-
-
 def upgrade_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checkpoint of any format as one of `CHECKPOINT_FORMAT`."""
     upgraded = dict(checkpoint)
@@ -155,8 +146,6 @@ def upgrade_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         defaults = {name: field.default for name, field in fields if not field.is_required()}
         upgraded["hyper_parameters"] = defaults | upgraded["hyper_parameters"]
         upgraded["format_version"] = 3
-    hparams = upgraded["hyper_parameters"]  # without tta and reject if they are older than these settings
-    upgraded["hyper_parameters"] = hparams | {"config": {"tta": "none", "reject": None} | (hparams["config"] or {})}
     return upgraded
 
 

@@ -16,7 +16,6 @@ from flowers.models.backbones import (
     state_dict_sha256,
     weights_problem,
 )
-from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runtime.seeding import seeded
 from flowers.settings.preprocessing import Preprocessing
 
@@ -27,15 +26,6 @@ def normalize(preprocessing: Preprocessing) -> v2.Transform:
     """Return a transform of uint8 (B, 3, H, W) to float32 of about zero mean and unit variance."""
     mean, std = list(preprocessing.mean), list(preprocessing.std)
     return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
-
-
-def load_network(path: str | Path) -> "Network":
-    """Return the network of a checkpoint, in evaluation mode on the CPU.
-
-    Raises:
-        ValueError: See `read_checkpoint` and `make_network`.
-    """
-    return make_network(path, read_checkpoint(path))
 
 
 def make_network(path: str | Path, checkpoint: Mapping[str, Any]) -> "Network":

@@ -38,22 +38,10 @@ class Run:
 
     Use `Run.open` to make one. `run.replace(tta="flip")` is the run as it computes in another way.
 
-    Example:
-        ```python
-        from flowers import Run
-
-        run = Run.open("outputs/2026-01-31/12-00-00", root="/data/photos")
-        print(run.settings.model.architecture, run.predictions("val").correct.float().mean())
-        features = run.replace(accelerator="cpu").features("test")  # (N, F)
-        ```
-
     Attributes:
         checkpoint: The checkpoint whose weights count.
         root: Where the photos are now, a folder or an address; None for where they were in training.
-        accelerator: What computes features, "cpu", "gpu" and so on; None: as in training.
-        precision: "32-true", "bf16-mixed" or "16-mixed"; None: as in training.
-        tta: Test-time augmentation, "none", "flip" or "five_crop"; None: as in training.
-        engine: "pytorch" or "int8"; None: as in training.
+        accelerator: What computes features; None: as in training. Likewise `precision`, `tta` and `engine`.
         root_key: The setting that `root` comes from, for messages.
         needs_settings: Whether a checkpoint without settings, which Lightning alone has trained, is refused.
     """
@@ -69,11 +57,7 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path | None, root: str | None = None) -> Self:
-        """Return the run of a folder, or of a checkpoint in one.
-
-        Args:
-            path: A run folder, whose best checkpoint counts, or a checkpoint.
-            root: Where the photos of the run are now, a folder or an address. None for where they were in training.
+        """Return the run of a folder, with its best checkpoint, or of a checkpoint.
 
         Raises:
             ValueError: There is no run. Each attribute raises one for a file that is missing or damaged.
@@ -102,7 +86,7 @@ class Run:
     @cached_property
     def settings(self) -> TrainSettings:
         """The settings of the training, but for what is replaced; see `stored_settings`."""
-        trained = stored_settings(self.content["hyper_parameters"]["config"])
+        trained = stored_settings(self.content["hyper_parameters"]["config"] or {})
         device = {"accelerator": self.accelerator, "precision": self.precision}
         if asked := {name: value for name, value in device.items() if value}:
             trained = trained.replace(trainer=trained.trainer.replace(**asked))
@@ -206,13 +190,14 @@ class Run:
 
         Args:
             photos: A folder with one subfolder for each class, in place of the photos of the run.
-            changes: Other settings of `ImageDataModule.from_settings` than in training.
+            changes: Other settings of `ImageDataModule.from_settings`; None is as in training.
 
         Raises:
             ValueError: The photos or their split are gone, or they are at an address that `root` does not name.
         """
         from flowers.data.datamodule import ImageDataModule
 
+        changes = {name: value for name, value in changes.items() if value is not None}
         if photos is not None:
             return ImageDataModule.from_settings(photos, **self._preparation | {"packed": False} | changes)
         settings, _ = self.image_settings, self.split  # the file must be that of the checkpoint
@@ -228,8 +213,7 @@ class Run:
 
         trainer, features = self.settings.trainer, self.settings.features
         device, precision = resolve_device_and_precision(trainer.accelerator, trainer.precision)
-        engine = self.engine_of(network)
-        return Extraction(device, precision, features.cache_gb, features.cache, self.settings.tta, engine)
+        return Extraction(device, precision, features.replace(engine=self.engine_of(network)), self.settings.tta)
 
     def engine_of(self, network: Network) -> str:
         """Return what computes features: that of the training only for a backbone that was never trained."""

@@ -86,12 +86,9 @@ def stored_settings(config: Mapping[str, Any]) -> TrainSettings:
     Args:
         config: What a checkpoint holds. What it lacks, as that of an earlier version, is as it was then, or missing.
     """
-    older = {
-        "tta": "none",
-        "reject": None,
-        **config,
-        "features": {"engine": "pytorch"} | (config.get("features") or {}),
-    }
+    features = config.get("features") or {}
+    features = {**features, "engine": features.get("engine", "pytorch")}
+    older = {"tta": "none", "reject": None, **config, "features": features}
     settings: TrainSettings = _construct(_narrow(TrainSettings, _data_kind(config)), older)
     return settings
 
@@ -99,12 +96,12 @@ def stored_settings(config: Mapping[str, Any]) -> TrainSettings:
 def _construct(schema: type[S], values: Mapping[str, Any]) -> S:
     """Return a group of settings without checks, from values that may lack some."""
     is_open = schema.model_config.get("extra") == "allow"
-    kept = {name: value for name, value in values.items() if name in schema.model_fields or is_open}
-    for name in kept.keys() & schema.model_fields.keys():
-        kind = _group_of(schema.model_fields[name])
-        if kind and isinstance(kept[name], Mapping):
-            kept[name] = _construct(kind, kept[name])
-    settings = schema.model_construct(**{name: each for name, each in kept.items() if name not in _PARAMETERS})
+    kept = {}
+    for name, value in values.items():
+        if name in schema.model_fields or (is_open and name not in _PARAMETERS):
+            kind = _group_of(schema.model_fields.get(name))
+            kept[name] = _construct(kind, value) if kind and isinstance(value, Mapping) else value
+    settings = schema.model_construct(**kept)
     settings._order = tuple(kept)
     return settings
 

@@ -1,7 +1,6 @@
 """The program `flowers.audit`: audit the photos of a folder, and write a table and a page for the review."""
 
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -10,6 +9,7 @@ from rich.table import Column, Table
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.tables import plain
 from flowers.features.extractor import Extraction, extract_features
+from flowers.features.pretrained import pretrained_network
 from flowers.models.backbones import check_backbone
 from flowers.models.input_settings import resolve_input_settings
 from flowers.models.network import Network
@@ -18,9 +18,7 @@ from flowers.runs.run_folder import CORRECTIONS_FILE
 from flowers.runtime.extras import require_extra
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
-from flowers.runtime.seeding import seeded
 from flowers.runtime.text import one_line, write_csv
-from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.programs import AuditSettings
 from flowers.settings.schema.training import Resizing, Shards, Trainer
 from flowers.studies.audit import KINDS, Audit, audit_images, preview_images
@@ -75,24 +73,16 @@ def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network]:
     if not settings.photos:
         raise ValueError("nothing to audit: expected photos=FOLDER or run=FOLDER")
     check_backbone(settings.model.architecture, settings.model.weights, settings.model.options)
-    model_settings, pixels = resolve_input_settings(
+    model, pixels = resolve_input_settings(
         settings.model, Resizing(image_size=settings.image_size, resize=None, interpolation=None)
     )
-    preprocessing = Preprocessing.from_settings(pixels, model_settings)
     data = ImageDataModule.from_settings(
         settings.photos,
         corrections=settings.corrections,
         on_corrupt=settings.on_corrupt or "skip",
-        image_size=preprocessing.image_size,
-        resize=preprocessing.resize,
-        interpolation=preprocessing.interpolation,
+        **pixels.given(),
     )
-    classes = sorted({image.label for image in data.images})
-    with seeded(settings.seed):
-        model = Network(
-            model_settings.architecture, classes, model_settings.weights, model_settings.options, preprocessing
-        )
-    return data, model
+    return data, pretrained_network(model, pixels, sorted({image.label for image in data.images}), settings.seed)
 
 
 def _open_run(settings: AuditSettings) -> tuple[ImageDataModule, Network, Trainer]:
@@ -101,9 +91,8 @@ def _open_run(settings: AuditSettings) -> tuple[ImageDataModule, Network, Traine
     if isinstance(run.settings.data, Shards) and run.settings.data.packed and not settings.photos:
         raise ValueError(f"run={settings.run}: its photos are in shards: name their folder with photos=FOLDER")
     own = run.folder / CORRECTIONS_FILE
-    changes: dict[str, Any] = {"corrections": settings.corrections or (own if own.is_file() else None)}
-    changes |= {"on_corrupt": settings.on_corrupt} if settings.on_corrupt else {}
-    data = run.data(run.photos, **changes)
+    corrections = settings.corrections or (own if own.is_file() else None)
+    data = run.data(run.photos, corrections=corrections, on_corrupt=settings.on_corrupt)
     # Random features tell nothing of the labels: without weights, only the trained backbone can.
     return data, run.network(trained=run.settings.model.weights is None), run.settings.trainer
 

@@ -23,7 +23,7 @@ from flowers.data.splits import assign_folds
 from flowers.evaluation.figures import plot_accuracy_cost
 from flowers.evaluation.statistics import holm, mcnemar_p, wilson_interval
 from flowers.evaluation.tables import format_interval, plain
-from flowers.features.extractor import FeatureExtractor
+from flowers.features.extractor import CACHED, FeatureExtractor
 from flowers.features.frozen_backbone import PASS_VERSION, FrozenBackbone
 from flowers.features.linear_probe import cross_validated_logits
 from flowers.models.backbones import check_backbone, timm_name
@@ -213,7 +213,7 @@ def _probe(
     with seeded(seed):
         model = Network(architecture, data.classes, weights, options, preprocessing)
     model.eval().to(device)
-    extractor = FeatureExtractor(data, model, precision, cache_gb=cache_gb)
+    extractor = FeatureExtractor(data, model, precision, CACHED.replace(cache_gb=cache_gb))
     name = one_line(architecture)
     features = torch.cat([extractor.extract(data.dataset(split), f"{name}, {split}") for split in images.splits])
     milliseconds = _measure(model, data, images.splits[0], precision)

@@ -30,7 +30,7 @@ from flowers.models.backbones import local_weights
 from flowers.runs.predictions import load_run_predictions
 from flowers.runs.resume import read_start
 from flowers.runs.run import Run
-from flowers.runs.run_folder import SPLIT_FILE, START_FILE, read_result, require_run_dir
+from flowers.runs.run_folder import SPLIT_FILE, START_FILE, read_result
 from flowers.runtime.files import atomic_write, write_json
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.logging import configure_logging, progress_bar
@@ -62,19 +62,17 @@ def run_learning_curve(settings: LearningCurveSettings) -> float:
     start = time.perf_counter()
     fractions, seeds = sorted({*settings.fractions}), list(dict.fromkeys(settings.seeds))
     output = settings.output or settings.run
+    run = Run.open(settings.run, settings.root) if settings.run else None
     if settings.stage == "finetune":
-        if not settings.run:
+        if run is None or output is None:
             raise ValueError("stage=finetune trains with the settings of a run: give run=FOLDER")
-        photos, correct = finetuned_curve(
-            Path(settings.run), Path(output or settings.run, "learning_curve"), fractions, seeds, settings.root
-        )
+        photos, correct = finetuned_curve(run, Path(output, "learning_curve"), fractions, seeds)
     else:
         how = Extraction.requested(settings, settings.cache_gb)
-        if settings.run:
-            run = Run.open(settings.run, settings.root)
-            data, model = run.data(), run.network(trained=False)
-        else:
+        if run is None:
             data, model = pretrained_model(settings.data, settings.model, settings.seed)
+        else:
+            data, model = run.data(), run.network(trained=False)
         train, val = (extract_split(data, model, split, how) for split in ("train", "val"))
         photos, correct = probed_curve(train, val, len(data.classes), fractions, seeds)
     content = {"stage": settings.stage, "seeds": seeds, **summarize_curve(photos, correct)}
@@ -168,40 +166,38 @@ def _mean_sizes(positions: Sequence[NDArray[np.float64]], fractions: Sequence[fl
 
 
 def finetuned_curve(
-    run: Path, folder: Path, fractions: Sequence[float], seeds: Sequence[int], root: str | None = None
+    run: Run, folder: Path, fractions: Sequence[float], seeds: Sequence[int]
 ) -> tuple[list[int], NDArray[np.bool_]]:
     """Train a run's recipe on each subset of its training images. Started again, train what is left.
 
     Args:
-        run: The run folder, whose settings and split are used.
+        run: The run, whose settings and split are used.
         folder: For the runs.
         fractions: See `probed_curve`.
         seeds: Of the subsets and of the training.
-        root: The folder where the photos of the run are now; None for that of the training.
 
     Returns:
         See `probed_curve`.
 
     Raises:
-        ValueError: There is no such run, or it has no folder of images; or a training fails.
+        ValueError: The run is damaged, or has no folder of images; or a training fails.
     """
     if links := [path for path in (folder, *folder.rglob("*")) if path.is_symlink()]:
         raise ValueError(
             f"{one_line(links[0])} is a link, through which nothing is written: delete it, or give output="
         )
-    run, folder = require_run_dir(run).resolve(), folder.resolve()
-    records = load_split(run / SPLIT_FILE)
+    folder = folder.resolve()
+    records = load_split(run.folder / SPLIT_FILE)
     train = [record for record in records if record.split == "train"]
     labels, groups = [record.label for record in train], [record.group for record in train]
     positions = [subset_positions(labels, groups, seed) for seed in seeds]
     fractions = distinct_fractions(positions[0], fractions)
-    cwd, stored = read_start(run)
-    overrides = _absolute_paths(plain_overrides(stored, str(run)), cwd)
-    opened = Run.open(run, root)
-    photos = opened.photos
-    if opened.image_settings.get("packed"):
-        raise ValueError(f"run={run}: stage=finetune needs a run on a folder of images, and not on shards")
-    data_root = Path(_below(cwd, photos)).resolve()
+    cwd, stored = read_start(run.folder)
+    overrides = _absolute_paths(plain_overrides(stored, str(run.folder)), cwd)
+    images = run.image_settings
+    if images.get("packed"):
+        raise ValueError(f"run={run.folder}: stage=finetune needs a run on a folder of images, and not on shards")
+    data_root = Path(_below(cwd, images["root"])).resolve()
     overrides += [f"data.root={quote_override(data_root)}", "data.source=null"]
     model = compose_settings(
         check_overrides(overrides, "train"), TrainSettings

@@ -62,7 +62,7 @@ def make_stages(settings: TrainSettings) -> tuple[HeadStage, FinetuneStage]:
     head, finetune = settings.head, settings.finetune
     mixing = settings.mixing.build() if settings.mixing else None
     return (
-        HeadStage(head.epochs, head.cached_views, settings.features.to_dict(), mixing),
+        HeadStage(head.epochs, head.cached_views, settings.features, mixing),
         FinetuneStage(
             epochs=finetune.epochs,
             cached_views=finetune.cached_views,

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -16,6 +15,7 @@ from flowers.features.extractor import FeatureExtractor
 from flowers.features.linear_probe import choose_l2, fit_linear_probe
 from flowers.runs.predictions import Predictions
 from flowers.runtime.distributed import broadcast_object
+from flowers.settings.schema.training import Features
 from flowers.training.pictures import log_images, log_predictions, shows_images
 from flowers.training.task import FineTuning
 
@@ -58,8 +58,8 @@ class ProbeHead(Callback):
         features: The settings of the feature cache.
     """
 
-    def __init__(self, data: ImageDataModule, features: Mapping[str, Any]) -> None:
-        self.data, self.features = data, dict(features)
+    def __init__(self, data: ImageDataModule, features: Features) -> None:
+        self.data, self.features = data, features
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the weights of the head if the run begins here. The model is on its device by now."""
@@ -69,7 +69,7 @@ class ProbeHead(Callback):
         model = task.network
         dataset = self.data.dataset("train")
         model.backbone.eval()
-        extractor = FeatureExtractor(self.data, model, str(trainer.precision), **self.features)
+        extractor = FeatureExtractor(self.data, model, str(trainer.precision), self.features)
         features, labels = extractor.extract(dataset, "train"), torch.tensor(dataset.labels)
         start, weights = time.perf_counter(), self.data.class_weights()
         class_weights = None if weights is None else torch.tensor(weights)

@@ -54,7 +54,7 @@ def _run_stages(settings: TrainSettings, run_dir: Path, extra_callbacks: Sequenc
     if settings.finetune.cuda_graph and not settings.finetune.compile:
         own_callbacks.append(GraphTraining())
     if settings.head.init == "probe":
-        own_callbacks.append(ProbeHead(data, settings.features.to_dict()))
+        own_callbacks.append(ProbeHead(data, settings.features))
     trainer = make_trainer(settings, run_dir, own_callbacks, extra_callbacks)
     seed_everything(settings.seed)
     task = make_task(settings, data, trainer)  # the first use of the images: downloads, verifies and splits them

@@ -83,7 +83,7 @@ def find_learning_rates(settings: TrainSettings) -> dict[str, float]:
     trainer = _make_trainer(settings, [])
     task = make_task(settings, data, trainer)
     check_stages(plans, data, trainer)
-    probe = [ProbeHead(data, settings.features.to_dict())] if settings.head.init == "probe" else []
+    probe = [ProbeHead(data, settings.features)] if settings.head.init == "probe" else []
     tests: dict[str, RangeTest] = {}
     for plan in plans:
         setting = plan.stage.rate_setting

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning import Trainer
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluation.calibration import fit_temperature
 from flowers.evaluation.evaluator import fit_rejection
 from flowers.evaluation.metrics import metric_values, score, score_line
-from flowers.features.extractor import extract_features
+from flowers.features.extractor import Extraction, extract_features
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT
 from flowers.runs.predictions import Predictions, predict_features
 from flowers.runs.run import Run
@@ -57,8 +56,7 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
     reject = run.settings.reject
     rejection = fit_rejection(model, data, features["val"], how, reject) if reject else None
     photos_per_second = {stage: timer.images[stage] / timer.training[stage] for stage in timer.images}
-    device = trainer.strategy.root_device
-    result = make_result(predictions, run, device, str(trainer.precision), how.engine, timer.seconds)
+    result = make_result(predictions, run, how, timer.seconds)
     result["cost"]["photos_per_second"] = photos_per_second
     if is_rank_zero():
         (run_dir / REJECTION_FILE).unlink(missing_ok=True)  # of another best checkpoint, if this run was resumed
@@ -80,21 +78,14 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
 
 
 def make_result(
-    predictions: Mapping[str, Predictions],
-    run: Run,
-    device: torch.device,
-    precision: str,
-    engine: str,
-    seconds: Mapping[str, float],
+    predictions: Mapping[str, Predictions], run: Run, how: Extraction, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return the content of result.json.
 
     Args:
         predictions: The predictions of the best checkpoint by split; "val" is one of them.
         run: The run with the best checkpoint.
-        device: The device that computed the predictions.
-        precision: The precision that they were computed in; with int8, that of its reference.
-        engine: "pytorch" or "int8"; see `Run.engine_of`.
+        how: How the predictions were computed; with int8, the precision is that of its reference.
         seconds: The seconds of each stage.
     """
     hparams, val = run.hparams, predictions["val"]
@@ -106,11 +97,11 @@ def make_result(
         "classes": hparams.classes,
         "seed": run.settings.seed,
         "digest": {"split": hparams.split_digest, "weights": hparams.weights_digest},
-        "device": device_name(device),
-        "precision": precision,
-        "engine": engine,
+        "device": device_name(how.device),
+        "precision": how.precision,
+        "engine": how.settings.engine,
         **provenance(),
-        "cost": {"seconds": dict(seconds), "peak_memory_bytes": peak_memory_bytes(device)},
+        "cost": {"seconds": dict(seconds), "peak_memory_bytes": peak_memory_bytes(how.device)},
     }
 
 

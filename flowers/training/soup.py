@@ -18,7 +18,7 @@ from flowers.features.extractor import Extraction, extract_features
 from flowers.models.network import Network
 from flowers.runs.predictions import Predictions, predict_features
 from flowers.runs.run import Run
-from flowers.runs.run_folder import BEST_CHECKPOINT, CONFIG_FILE, SPLIT_FILE, read_result
+from flowers.runs.run_folder import BEST_CHECKPOINT, CONFIG_FILE, SPLIT_FILE
 from flowers.runtime.files import atomic_write, atomic_write_text
 from flowers.runtime.text import one_line
 from flowers.settings.preprocessing import Preprocessing
@@ -48,10 +48,7 @@ def run_soup(settings: SoupSettings) -> float:
     output = Path(settings.output).resolve()
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"output={settings.output}: the folder is not empty: give a new one")
-    folders = rank_runs(settings.runs, settings.multirun)
-    runs = [
-        Run(folder / BEST_CHECKPOINT, settings.root, settings.accelerator, settings.precision) for folder in folders
-    ]
+    runs = rank_runs(settings)
     check_members(runs)
     data, model = runs[0].data(), runs[0].network()
     how = runs[0].extraction(model)
@@ -77,9 +74,9 @@ def run_soup(settings: SoupSettings) -> float:
     if data.counts("test"):
         predictions["test"] = predict(model, weights, data, "test", how)
     seconds = {"soup": time.perf_counter() - start}
-    result = make_result(predictions, best_member, model.device, how.precision, how.engine, seconds)
-    result["soup"] = {"members": [str(folders[each]) for each in members], "tried": len(runs)}
-    _write_run(output, {**best_member.content, "state_dict": weights}, folders[0] / SPLIT_FILE)
+    result = make_result(predictions, best_member, how, seconds)
+    result["soup"] = {"members": [str(runs[each].folder) for each in members], "tried": len(runs)}
+    _write_run(output, {**best_member.content, "state_dict": weights}, runs[0].folder / SPLIT_FILE)
     write_result(output, result, predictions)
     console.print(f"{len(members)} of {len(runs)} runs are in the soup")
     for split in predictions:
@@ -104,31 +101,26 @@ def average_weights(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor
     return mean
 
 
-def rank_runs(runs: Sequence[str], multirun: str | None) -> list[Path]:
-    """Return the folders of finished runs that have a best checkpoint, best validation accuracy first.
-
-    Args:
-        runs: Run folders.
-        multirun: Instead of them, the folder of a multirun or of a search: all runs below it.
+def rank_runs(settings: SoupSettings) -> list[Run]:
+    """Return the finished runs that have a best checkpoint, best validation accuracy first.
 
     Raises:
         ValueError: A run is not finished, or there are fewer than two.
     """
-    folders = [Path(run) for run in runs]
-    if multirun:
-        folders = [path.parents[1] for path in sorted(Path(multirun).glob(f"**/{BEST_CHECKPOINT}"))]
-    results: dict[Path, dict[str, Any]] = {}
+    folders = [Path(run) for run in settings.runs]
+    if settings.multirun:
+        folders = [path.parents[1] for path in sorted(Path(settings.multirun).glob(f"**/{BEST_CHECKPOINT}"))]
+    found: dict[str, tuple[float, float, Run]] = {}
     for folder in folders:
-        result = read_result(folder)
-        if result is None or not (folder / BEST_CHECKPOINT).is_file():
-            if not multirun:
-                raise ValueError(f"{folder} is not a finished run with a {BEST_CHECKPOINT}: finish it, or leave it out")
-            continue
-        results[folder.resolve()] = result["val"]
-    if len(results) < 2:
-        where = f"multirun={multirun}" if multirun else f"runs={list(runs)}"
-        raise ValueError(f"{where}: found {len(results)} finished runs with a checkpoint, expected at least two")
-    return sorted(results, key=lambda folder: (-results[folder]["accuracy"], results[folder]["loss"], str(folder)))
+        run = Run(folder / BEST_CHECKPOINT, settings.root, settings.accelerator, settings.precision)
+        if run.result is not None and run.checkpoint.is_file():
+            found[str(run.folder)] = -run.result.val.accuracy, run.result.val.loss, run
+        elif not settings.multirun:
+            raise ValueError(f"{folder} is not a finished run with a {BEST_CHECKPOINT}: finish it, or leave it out")
+    if len(found) < 2:
+        where = f"multirun={settings.multirun}" if settings.multirun else f"runs={settings.runs}"
+        raise ValueError(f"{where}: found {len(found)} finished runs with a checkpoint, expected at least two")
+    return [found[name][2] for name in sorted(found, key=lambda name: (*found[name][:2], name))]
 
 
 def check_members(runs: Sequence[Run]) -> None:

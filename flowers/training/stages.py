@@ -6,7 +6,7 @@ or on cached activations.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -20,11 +20,13 @@ from torchvision.transforms import v2
 from flowers.data.datamodule import ImageDataModule
 from flowers.features.activations import ActivationDataModule, split_backbone
 from flowers.features.datamodule import FeatureDataModule
+from flowers.features.extractor import CACHED
 from flowers.models.mixing import Mixing
 from flowers.models.network import Network
 from flowers.models.parameter_groups import backbone_groups, freeze_first_blocks, frozen_modules
 from flowers.runtime.distributed import rank_and_world_size
 from flowers.runtime.seeding import PADDING_INDEX
+from flowers.settings.schema.training import Features as FeatureSettings
 
 if TYPE_CHECKING:
     from flowers.training.task import FineTuning
@@ -144,7 +146,7 @@ class HeadStage:
 
     epochs: int = 1
     cached_views: int = 0
-    features: Mapping[str, Any] = field(default_factory=dict)
+    features: FeatureSettings = CACHED
     mixing: Mixing | None = None
 
     @property
@@ -201,7 +203,7 @@ class HeadStage:
         """
         if not self.cached_views:
             return self.image_inputs(network), data
-        loader = FeatureDataModule(data, network, self.cached_views, **self.features, steps_per_batch=steps)
+        loader = FeatureDataModule(data, network, self.cached_views, self.features, steps)
         if steps == 1:
             return Features(), loader
         epoch_steps = math.ceil(data.counts("train").total() / data.batch_size)

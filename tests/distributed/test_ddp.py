@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from flowers.data.samplers import EpochSampler
 from flowers.evaluation.metrics import score
-from flowers.features.extractor import extract_features
+from flowers.features.extractor import UNCACHED, extract_features
 from flowers.models.backbones import build_backbone
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.predictions import load_predictions, predict_features
@@ -169,7 +169,7 @@ def test_a_network_in_shards_has_the_gradients_of_the_whole(architecture: str, t
 def test_the_result_of_two_processes_is_that_of_their_checkpoint(together: Path):
     run = Run.open(together)
     model, data = run.network(), run.data(num_workers=0)
-    how = replace(run.extraction(model), cache=False)
+    how = replace(run.extraction(model), settings=UNCACHED)
     for split, count in (("val", 15), ("test", 5)):
         dataset = data.dataset(split)
         features = extract_features(model, data, dataset, split, how)

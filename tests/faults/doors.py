@@ -17,8 +17,8 @@ from torchvision.models import get_model
 from flowers.data.corrections import CORRECTION_COLUMNS
 from flowers.data.synthetic import generate_dataset
 from flowers.deploy.hub_folder import write_hub_folder
-from flowers.models.network import load_network
 from flowers.runs.resume import write_start
+from flowers.runs.run import Run
 from flowers.runs.run_folder import BEST_CHECKPOINT, HYDRA_OVERRIDES_FILE, SPLIT_FILE, TRACKERS_FILE
 from flowers.settings.programs import CONFIGURED, settings_type
 from flowers.studies.review_page import LABEL_COLUMNS
@@ -243,7 +243,7 @@ def collect_exhibits(folder: Path, run: Path, shards: Path) -> None:
         (folder / name / HYDRA_OVERRIDES_FILE).write_text(f"- seed={name[-1]}\n")
     shutil.copy(run / SPLIT_FILE, folder / "split.csv")
     (folder / "hub").mkdir()
-    model = load_network(run / BEST_CHECKPOINT)
+    model = Run(run / BEST_CHECKPOINT).network()
     write_hub_folder(folder / "hub", model.eval(), {"temperature": 1.0, "tta": "none", "split_digest": ""}, None)
 
 

@@ -16,9 +16,9 @@ from PIL import Image
 from flowers.data.images import check_images, read_error_reason, read_image
 from flowers.data.sources.shards import ShardSource
 from flowers.data.splits import load_split
-from flowers.models.network import load_network
 from flowers.runs.predictions import load_predictions
 from flowers.runs.resume import read_start
+from flowers.runs.run import Run
 from flowers.runs.run_folder import BEST_CHECKPOINT, RESULT_FILE, START_FILE, read_result
 from flowers.runtime.files import write_json
 from flowers.runtime.text import read_csv
@@ -114,7 +114,7 @@ def test_mutated_image_is_checked(photo: Callable[..., Image.Image], tmp_path: P
 def test_mutated_checkpoint_is_read_or_refused(trained: Path, tmp_path: Path):
     path = tmp_path / "best.ckpt"
     original = (Path(__file__).parents[1] / "fixtures" / "run_format_1" / BEST_CHECKPOINT).read_bytes()
-    fuzz(original, from_file(path, lambda: load_network(path)))
+    fuzz(original, from_file(path, lambda: Run(path, needs_settings=False).network()))
 
 
 def test_mutated_split_is_read_or_refused(trained: Path, tmp_path: Path):

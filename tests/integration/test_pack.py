@@ -12,7 +12,7 @@ import torch
 from flowers.data.datamodule import ImageDataModule
 from flowers.evaluate import main as evaluate
 from flowers.evaluation.metrics import score
-from flowers.features.extractor import Extraction, extract_features
+from flowers.features.extractor import UNCACHED, Extraction, extract_features
 from flowers.runs.predictions import predict_features
 from flowers.runs.run import Run
 from flowers.runtime.files import read_json
@@ -61,7 +61,7 @@ def test_checkpoint_has_the_same_scores_on_shards_as_on_the_folder(painted: Path
     scores = []
     for data in (folder, shards):
         dataset = data.dataset("val")
-        how = Extraction(torch.device("cpu"), "32-true", cache_gb=0, cache=False)
+        how = Extraction(torch.device("cpu"), "32-true", UNCACHED)
         features = extract_features(model, data, dataset, "val", how)
         scores.append(score(predict_features(model, features, dataset)))
     assert scores[0] == scores[1]

@@ -18,8 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flowers.data.datamodule import ImageDataModule
 from flowers.models.backbones import build_backbone, state_dict_sha256
 from flowers.models.checkpoint_format import read_checkpoint
-from flowers.models.network import load_network
 from flowers.runs.resume import expand_resume_args
+from flowers.runs.run import Run
 from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, short_name
 from flowers.runtime.files import read_json
 from flowers.runtime.seeding import seeded
@@ -50,7 +50,7 @@ REPRODUCIBLE = (
 
 def backbone_is_unchanged(run: Path, name: str) -> tuple[bool, int]:
     """Return whether the backbone is the one that the run started from, and the epochs of the checkpoint."""
-    model = load_network(run / name)
+    model = Run(run / name).network()
     epochs = read_checkpoint(run / name)["epoch"] + 1
     return state_dict_sha256(model.backbone) == model.hparams["weights_digest"], epochs
 
@@ -96,13 +96,13 @@ def test_head_stage_last_checkpoint_needs_the_initial_backbone(painted: Path, tm
     run_training(configuration(*recipe, f"run_dir={tmp_path}"))
     assert not [name for name in weights(tmp_path) if name.startswith("backbone.")]
     with pytest.raises(ValueError, match=r"head-stage checkpoint needs the backbone .* use best\.ckpt"):
-        load_network(tmp_path / LAST_CHECKPOINT)
+        Run(tmp_path / LAST_CHECKPOINT).network()
     run_training(configuration(*recipe, f"run_dir={tmp_path}", f"resume={tmp_path}", "head.epochs=3"))
     assert read_checkpoint(tmp_path / LAST_CHECKPOINT)["epoch"] + 1 == 3
 
 
 def test_checkpoint_alone_classifies_an_image(trained: Path):
-    model = load_network(trained / BEST_CHECKPOINT).eval()
+    model = Run(trained / BEST_CHECKPOINT).network().eval()
     assert model.classes == ["daisy", "dandelion", "rose", "sunflower", "tulip"]
     assert (model.hparams["image_size"], model.hparams["resize"]) == (32, 32)
     assert model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 5)
@@ -436,7 +436,7 @@ def test_best_checkpoint_of_an_average_holds_the_weights_that_were_validated(pai
     printed = dict(curves(tmp_path)["val/loss"])[best["progress"]["steps"] - 1]
     data = ImageDataModule.from_settings(**build_parts(cfg.data), seed=0)
     trainer = Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
-    scores = trainer.validate(FineTuning(load_network(tmp_path / BEST_CHECKPOINT)), data, verbose=False)[0]
+    scores = trainer.validate(FineTuning(Run(tmp_path / BEST_CHECKPOINT).network()), data, verbose=False)[0]
     assert scores["val/loss"] == pytest.approx(printed, rel=1e-7)
     evaluated = read_json(tmp_path / "result.json")["val"]["accuracy"]
     assert evaluated == pytest.approx(scores["val/accuracy"], abs=1e-7)
@@ -524,7 +524,7 @@ def test_a_step_on_cached_activations_is_that_on_images(painted: Path, tmp_path:
 def test_depth_trains_the_last_blocks_only(painted: Path, tmp_path: Path):
     overrides = [*SMALL, "finetune.depth=1", "head.epochs=0", "finetune.epochs=1", f"data.root={painted}"]
     run_training(configuration(*overrides, f"run_dir={tmp_path}"))
-    model = load_network(tmp_path / BEST_CHECKPOINT)
+    model = Run(tmp_path / BEST_CHECKPOINT).network()
     with seeded(0):
         start = build_backbone("resnet18", None, {})[0].state_dict()
     weights = model.backbone.state_dict().items()

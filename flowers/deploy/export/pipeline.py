@@ -127,13 +127,20 @@ class Reference:
     """
 
     def __init__(self, run: Run, on_corrupt: str | None = None, reject: float | None = None) -> None:
-        self.run, self.result = run, _read_result(run)
+        if run.checkpoint.resolve() != run.folder / BEST_CHECKPOINT:
+            raise ValueError(
+                f"run={run.checkpoint}: expected a run folder or its {BEST_CHECKPOINT}: an export needs the scores and "
+                "the split of the run, which a checkpoint alone lacks"
+            )
+        if run.result is None:
+            raise ValueError(f"{run.folder} has no {RESULT_FILE}: finish the training first, with resume={run.folder}")
+        self.run, self.result = run, run.result.to_dict()
         if not (is_remote(run.photos) or Path(run.photos).is_dir()):
             raise ValueError(
                 f"the images of the run are no longer in {run.photos}: the exported files are compared on them; give "
                 "photos=FOLDER, where they are now"
             )
-        self.data = run.data(**({"on_corrupt": on_corrupt} if on_corrupt else {}))
+        self.data = run.data(on_corrupt=on_corrupt)
         self.val = self.data.dataset("val")
         self.labels = torch.tensor(self.val.labels)
         self.classifier = classifier = Classifier.load(run.checkpoint, "cpu", "32-true", run.tta, reject)
@@ -158,17 +165,6 @@ class Reference:
         images = ImageDataset(train.root, train.paths, train.labels, train.digests, resized)
         indices = np.random.default_rng(0).permutation(len(images))[:count].tolist()
         return (image.numpy() for image, _ in self.data.batches(images, indices, batch_size=1))
-
-
-def _read_result(run: Run) -> dict[str, Any]:
-    if run.checkpoint.resolve() != run.folder / BEST_CHECKPOINT:
-        raise ValueError(
-            f"run={run.checkpoint}: expected a run folder or its {BEST_CHECKPOINT}: an export needs the scores and the "
-            "split of the run, which a checkpoint alone lacks"
-        )
-    if run.result is None:
-        raise ValueError(f"{run.folder} has no {RESULT_FILE}: finish the training first, with resume={run.folder}")
-    return run.result.to_dict()
 
 
 def write_programs(

@@ -204,7 +204,17 @@ class Result(RunFile):
     soup: SoupMembers | None = None
 
 
-class Hyperparameters(RunFile):
+class StoredPixels(RunFile):
+    """How images are prepared."""
+
+    image_size: ImageSide
+    resize: Annotated[int, Field(ge=1, le=8192)]
+    interpolation: Interpolation
+    mean: Triple
+    std: PositiveTriple
+
+
+class Hyperparameters(StoredPixels):
     """What a checkpoint says of its network. `config` is checked by `check_stored_config`.
 
     `package` is what registers the architecture, if neither torchvision nor timm has it. It is shown, not imported.
@@ -214,25 +224,11 @@ class Hyperparameters(RunFile):
     package: PlainName | None = None
     classes: ClassNames
     options: Options | None = None
-    image_size: ImageSide
-    resize: Annotated[int, Field(ge=1, le=8192)]
     interpolation: Interpolation = "bilinear"
-    mean: Triple
-    std: PositiveTriple
     split_digest: Digest = ""
     weights_digest: Sha256 | None = None
     config: dict[Any, Any] | None = None
     seed: Seed = 0
-
-
-class HubPixels(RunFile):
-    """pixels."""
-
-    image_size: ImageSide
-    resize: Annotated[int, Field(ge=1, le=8192)]
-    interpolation: Interpolation
-    mean: Triple
-    std: PositiveTriple
 
 
 class Hub(RunFile):
@@ -247,7 +243,7 @@ class Hub(RunFile):
     pretrained_cfg: dict[Any, Any] | None = None
     library: Literal["torchvision", "timm"]
     classifier: Annotated[list[PlainName], Field(min_length=1, max_length=4), Expected("the names of the last layers")]
-    pixels: HubPixels
+    pixels: StoredPixels
     temperature: Positive
     tta: TestTimeAugmentation
     split_digest: Annotated[

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.images import READ_VERSION, read_image
-from flowers.features.extractor import FeatureExtractor, cache_key
+from flowers.features.extractor import CACHED, FeatureExtractor, cache_key
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.models.network import Network
 
@@ -45,7 +45,7 @@ def features_of(root: Path, seed: int = 0, view: int | None = None, cache: bool 
     torch.manual_seed(0)
     model = Network("resnet18", data.classes).eval()
     dataset = data.dataset("train", augmented=view is not None)
-    return FeatureExtractor(data, model, "32-true", cache).extract(dataset, "train", view)
+    return FeatureExtractor(data, model, "32-true", CACHED.replace(cache=cache)).extract(dataset, "train", view)
 
 
 def test_extract_finds_features_of_other_seeds_and_folds_in_the_cache(square: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.features.extractor import FeatureExtractor
+from flowers.features.extractor import CACHED, FeatureExtractor
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.features.int8_backbone import Int8Backbone, check_int8, load_int8_backbone
 from flowers.models.network import Network
@@ -109,7 +109,7 @@ def test_features_of_engines_are_cached_apart(int8: Int8Backbone, model: Network
     expected = {"pytorch": FrozenBackbone(model, "32-true")(images), "int8": int8(images)}
     assert not torch.equal(expected["pytorch"], expected["int8"])
     for engine in ("int8", "pytorch", "int8"):
-        extractor = FeatureExtractor(data, model, "32-true", engine=engine)
+        extractor = FeatureExtractor(data, model, "32-true", CACHED.replace(engine=engine))
         assert torch.equal(extractor.extract(data.dataset("val"), "val"), expected[engine])
 
 

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from flowers.features.frozen_backbone import FrozenBackbone
 from flowers.models.backbones import build_backbone, check_backbone, timm_name
-from flowers.models.network import Network, load_network
+from flowers.models.network import Network
+from flowers.runs.run import Run
 from flowers.settings.preprocessing import Preprocessing
 from tests.helpers import configuration
 
@@ -125,6 +126,6 @@ def test_a_checkpoint_restores_a_timm_network(tmp_path: Path):
     content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "format_version": 2}
     content |= {"progress": {"epochs_done": 0, "steps": 0}}
     torch.save(content, tmp_path / "a.ckpt")
-    restored = load_network(tmp_path / "a.ckpt")
+    restored = Run(tmp_path / "a.ckpt", needs_settings=False).network()
     assert restored.hparams["interpolation"] == "bicubic"
     assert torch.equal(restored.backbone.state_dict()["stem.0.weight"], model.backbone.state_dict()["stem.0.weight"])

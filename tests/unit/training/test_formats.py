@@ -12,10 +12,10 @@ import torch
 from flowers.data.datamodule import ImageDataModule
 from flowers.deploy.classifier import Classifier
 from flowers.evaluation.metrics import score
-from flowers.features.extractor import FeatureExtractor
+from flowers.features.extractor import UNCACHED, FeatureExtractor
 from flowers.models.checkpoint_format import CHECKPOINT_FORMAT, checkpoint_state_key, read_checkpoint
-from flowers.models.network import load_network
 from flowers.runs.predictions import load_predictions, predict_features
+from flowers.runs.run import Run
 from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREDICTIONS_DIR, SPLIT_FILE
 from flowers.runtime.files import read_json
 from flowers.training.experiment import run_training
@@ -29,8 +29,8 @@ def test_format_1_checkpoint_predicts_what_it_predicted_then(painted: Path):
     data = ImageDataModule.from_settings(
         painted, split_file=FORMAT_1 / SPLIT_FILE, image_size=32, resize=32, num_workers=0
     )
-    model, dataset = load_network(FORMAT_1 / BEST_CHECKPOINT), data.dataset("val")
-    features = FeatureExtractor(data, model, "32-true", cache=False).extract(dataset, "val")
+    model, dataset = Run(FORMAT_1 / BEST_CHECKPOINT).network(), data.dataset("val")
+    features = FeatureExtractor(data, model, "32-true", UNCACHED).extract(dataset, "val")
     found, expected = (
         predict_features(model, features, dataset),
         load_predictions(FORMAT_1 / PREDICTIONS_DIR / "val.csv"),
@@ -112,7 +112,7 @@ def test_format_2_checkpoint_gets_the_hyperparameters_that_are_younger(tmp_path:
     for name in ("options", "interpolation"):
         del checkpoint["hyper_parameters"][name]
     torch.save(checkpoint, tmp_path / "old.ckpt")
-    assert load_network(tmp_path / "old.ckpt").preprocessing.interpolation == "bilinear"
+    assert Run(tmp_path / "old.ckpt").network().preprocessing.interpolation == "bilinear"
 
 
 def write_changed(path: Path, **changes: Any) -> Path:
@@ -157,7 +157,7 @@ def write_changed(path: Path, **changes: Any) -> Path:
 )
 def test_load_network_refuses_a_checkpoint_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message) as error:
-        load_network(write_changed(tmp_path / "changed.ckpt", **changes))
+        Run(write_changed(tmp_path / "changed.ckpt", **changes)).network()
     assert str(error.value).startswith(str(tmp_path))
     assert "\n" not in str(error.value)
 
