@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from flowers.data.sources.folder import expand_image_paths
+from flowers.data.sources.listing import expand_image_paths
 from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.model_files import find_classifier
 from flowers.runtime.files import atomic_write
