@@ -56,8 +56,9 @@ def run_images_args(settings: Mapping[str, Any], given: str | None, key: str = "
     Raises:
         ValueError: The run had its photos at an address, and none is given.
     """
-    # None for a run that is older than the setting: its folders were never asked about.
-    arguments, stored = inference_data_args(settings) | {"layout": settings.get("layout")}, str(settings["root"])
+    arguments, stored = inference_data_args(settings), str(settings["root"])
+    if not settings.get("packed"):
+        arguments["layout"] = settings.get("layout")  # None for a run that is older than the setting
     if given is None:
         if "://" in stored:
             raise ValueError(

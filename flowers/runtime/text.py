@@ -59,6 +59,14 @@ def escape_markdown(text: object) -> str:
     return _MARKDOWN.sub(r"\\\g<0>", one_line(text))
 
 
+def class_columns(quantity: str, classes: Iterable[str]) -> list[str]:
+    """Return the names of the columns with a quantity of each class: `probability_rose`.
+
+    A class may be called as another column is, such as path; no other column of a table begins as these do.
+    """
+    return [f"{quantity}_{name}" for name in classes]
+
+
 def to_csv(rows: Iterable[Sequence[object]]) -> str:
     r"""Return rows as CSV that `read_csv` restores and that a spreadsheet shows without running a formula.
 
