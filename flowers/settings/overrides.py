@@ -97,7 +97,12 @@ def hydra_context() -> Iterator[Any]:
 def quote_override(value: object) -> str:
     """Return `value` as a quoted string of Hydra's override grammar, whatever characters it contains."""
     escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), str(value))
-    return "'" + escaped.replace("${", "\\${") + "'"
+    return "'" + escape_interpolations(escaped) + "'"
+
+
+def escape_interpolations(text: str) -> str:
+    """Return a text that OmegaConf resolves to `text`: a backslash hides `${`, those before it are doubled."""
+    return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
