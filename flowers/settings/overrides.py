@@ -225,7 +225,11 @@ def last_value(overrides: Sequence[str], key: str) -> str | None:
     """Return the value that the last override of `key` gives, as a text; None if there is none."""
     given = [override for override in parse_overrides(overrides) if override.key_or_group == key]
     values = [value for override in given for value in _override_values(override)]
-    return None if not values or values[-1] is None else str(values[-1])
+    if not values or values[-1] is None:
+        return None
+    return re.sub(
+        r"(\\+)\$\{", lambda match: match[1][: len(match[1]) // 2] + "${", str(values[-1])
+    )  # see quote_override
 
 
 def _register_options() -> None:

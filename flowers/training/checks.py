@@ -46,8 +46,8 @@ def prepare_run(settings: TrainSettings) -> tuple[TrainSettings, Path]:
         settings = settings.replace(logger=settings.logger.replace(mlflow=local))
     if is_rank_zero() and (run_dir / START_FILE).exists() and not settings.resume:
         raise ValueError(
-            f"{run_dir} already holds a run: {shell_setting('resume', run_dir)} continues it, hydra.run.dir=FOLDER starts "
-            "another one"
+            f"{run_dir} already holds a run: {shell_setting('resume', run_dir)} continues it, "
+            "hydra.run.dir=FOLDER starts another one"
         )
     return settings, run_dir
 
