@@ -72,7 +72,10 @@ def has_meaning(name: str) -> bool:
 def resolved(line: str) -> str:
     """Return the value of an override as a configuration has it."""
     (override,) = parse_overrides([line])
-    value = last_value([line], override.key_or_group)
+    value = override.value()
+    value = getattr(value, "text", value)
+    if "${" not in str(value).replace("\\${", ""):
+        assert last_value([line], override.key_or_group) == OmegaConf.create({"value": value}).value
     return str(OmegaConf.create({"value": value}).value)
 
 
