@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -58,6 +59,11 @@ def listed_names(names: Iterable[str], count: int = 10) -> str:
     """Return names for a message: the first `count`, and how many more there are."""
     shown = [one_line(name) for name in names]
     return ", ".join(shown[:count]) + (f" and {len(shown) - count:,} more" if len(shown) > count else "")
+
+
+def shell_setting(key: str, value: object) -> str:
+    """Return `key=value` as one pastes it into a shell, whatever characters the value has."""
+    return shlex.quote(f"{key}={value}")
 
 
 def mask_password(url: str) -> str:

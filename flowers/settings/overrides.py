@@ -97,7 +97,12 @@ def hydra_context() -> Iterator[Any]:
 def quote_override(value: object) -> str:
     """Return `value` as a quoted string of Hydra's override grammar, whatever characters it contains."""
     escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), str(value))
-    return "'" + escaped.replace("${", "\\${") + "'"
+    return "'" + escape_interpolations(escaped) + "'"
+
+
+def escape_interpolations(text: str) -> str:
+    """Return a text that OmegaConf resolves to `text`: a backslash hides `${`, those before it are doubled."""
+    return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -220,7 +225,11 @@ def last_value(overrides: Sequence[str], key: str) -> str | None:
     """Return the value that the last override of `key` gives, as a text; None if there is none."""
     given = [override for override in parse_overrides(overrides) if override.key_or_group == key]
     values = [value for override in given for value in _override_values(override)]
-    return None if not values or values[-1] is None else str(values[-1])
+    if not values or values[-1] is None:
+        return None
+    return re.sub(
+        r"(\\+)\$\{", lambda match: match[1][: len(match[1]) // 2] + "${", str(values[-1])
+    )  # see quote_override
 
 
 def _register_options() -> None:

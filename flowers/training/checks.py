@@ -15,6 +15,7 @@ from flowers.runs.run_folder import LOCK_FILE, START_FILE, own_run_dir
 from flowers.runtime.extras import require_extra
 from flowers.runtime.hardware import check_devices, resolve_trainer_config
 from flowers.runtime.launch import is_rank_zero
+from flowers.runtime.text import shell_setting
 from flowers.settings.config import check_targets
 from flowers.settings.schema.training import TrainSettings
 from flowers.training.trackers.mlflow import local_tracking_uri
@@ -45,7 +46,8 @@ def prepare_run(settings: TrainSettings) -> tuple[TrainSettings, Path]:
         settings = settings.replace(logger=settings.logger.replace(mlflow=local))
     if is_rank_zero() and (run_dir / START_FILE).exists() and not settings.resume:
         raise ValueError(
-            f"{run_dir} already holds a run: resume={run_dir} continues it, hydra.run.dir=FOLDER starts another one"
+            f"{run_dir} already holds a run: {shell_setting('resume', run_dir)} continues it, "
+            "hydra.run.dir=FOLDER starts another one"
         )
     return settings, run_dir
 

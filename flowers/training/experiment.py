@@ -12,6 +12,7 @@ from flowers.runtime.distributed import broadcast_object
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.logging import configure_logging
+from flowers.runtime.text import shell_setting
 from flowers.settings.config import build_parts
 from flowers.settings.schema.training import TrainSettings
 from flowers.settings.schema.values import parse_duration
@@ -61,7 +62,7 @@ def _run_stages(settings: TrainSettings, run_dir: Path, extra_callbacks: Sequenc
     check_stages(plans, data, trainer, settings.reject)
     write_run_manifest(settings, run_dir, data)
     log_run_summary(data, task, plans, trainer)
-    with resumable(f"python -m flowers.train resume={run_dir}"), tracked(trainer, settings):
+    with resumable(f"python -m flowers.train {shell_setting('resume', run_dir)}"), tracked(trainer, settings):
         for plan in plans:
             trainer.profiler = make_profiler(settings.trainer.profiler, run_dir, plan.stage.name)  # type: ignore[attr-defined]
             train_stage(plan, task, data, trainer)

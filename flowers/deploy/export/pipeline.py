@@ -55,7 +55,7 @@ from flowers.runs.run_folder import (
 from flowers.runtime.extras import require_extra
 from flowers.runtime.files import atomic_directory, atomic_write_text, cache_dir, cache_lock, read_json, write_json
 from flowers.runtime.hardware import device_name, has_native_bf16
-from flowers.runtime.text import one_line
+from flowers.runtime.text import one_line, shell_setting
 from flowers.settings.schema.programs import ExportSettings
 from flowers.settings.validation import format_setting
 
@@ -189,7 +189,9 @@ def _read_result(checkpoint: Path) -> dict[str, Any]:
         )
     result = read_result(folder)
     if result is None:
-        raise ValueError(f"{folder} has no {RESULT_FILE}: finish the training first, with resume={folder}")
+        raise ValueError(
+            f"{folder} has no {RESULT_FILE}: finish the training first, with {shell_setting('resume', folder)}"
+        )
     return result
 
 

@@ -13,6 +13,7 @@ from flowers.settings.schema.values import (
     Count,
     Engine,
     Expected,
+    FilePath,
     Fraction,
     Group,
     ImageSide,
@@ -42,8 +43,8 @@ class Split(Group):
     folds: Literal[0] | Annotated[int, Field(ge=2)]
     fold: Count
     split_seed: Count
-    split_file: Text | None
-    corrections: Text | None
+    split_file: FilePath | None
+    corrections: FilePath | None
     on_corrupt: OnCorrupt
     layout: Layout
     merge_similar_names: bool
@@ -100,7 +101,7 @@ class Augmentation(Target):
 class Source(Group):
     """Where images come from."""
 
-    root: Text
+    root: FilePath
     source: Target | None
     augmentation: Augmentation | None = None
 
@@ -114,7 +115,7 @@ class Shards(Remote, ModelPixels, Source):
 
     balance: Literal["none", "weights"]
     packed: bool
-    corrections: Text | None
+    corrections: FilePath | None
     s3_endpoint: Text | None
 
 
@@ -122,7 +123,7 @@ class Model(Group):
     """model."""
 
     architecture: Text
-    weights: Text | None
+    weights: FilePath | None
     options: dict[str, Any]
     mean: Annotated[list[float], Field(min_length=3, max_length=3), Expected("three numbers")] | None = None
     std: Annotated[list[Positive], Field(min_length=3, max_length=3), Expected("three numbers above 0")] | None = None
@@ -314,6 +315,6 @@ class TrainSettings(Group):
     reject: Fraction | None
     seed: Seed
     group: Text | None
-    resume: Text | None
+    resume: FilePath | None
     find_lr: bool
-    run_dir: Text
+    run_dir: FilePath

@@ -1,5 +1,6 @@
 """Types of settings, with their ranges."""
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -52,6 +53,14 @@ def check_duration(text: str) -> str:
     """Return a text that `parse_duration` reads."""
     parse_duration(text)
     return text
+
+
+def expand_home(text: str) -> str:
+    """Return a path with the home folder in place of `~`, unless there is a folder of that name."""
+    return text if os.path.lexists(text) else os.path.expanduser(text)  # noqa: PTH111  # an address stays as it is
+
+
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(expand_home)]
 
 
 class Expected(NamedTuple):
