@@ -174,7 +174,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         source, digest = self.root / self.paths[index], self.digests[index]
         content = source.content() if isinstance(source, ImageBytes) else read_unchanged(source, digest)
         try:
-            return read_image(io.BytesIO(content))
+            return read_image(io.BytesIO(content), is_checked=True)  # the digest is that of the check
         except ImageMemoryError:
             raise
         except Exception as error:  # shards that others have packed: their images were not checked here

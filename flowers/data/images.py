@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import IO, NamedTuple, Protocol, runtime_checkable
 
 import imagehash
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from flowers.data.image_bombs import check_scans, limit_tags
+from flowers.data.image_damage import find_damage
 from flowers.data.pixels import to_rgb
+from flowers.data.raw_photos import check_not_raw
 from flowers.runtime.files import cache_dir, cache_lock, chunk_by_time, open_regular, read_cache, write_cache
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.machine_errors import is_memory_error
@@ -36,10 +39,16 @@ DECODE_BYTES = 2**30  # what all threads of the process together take to decode 
 # The most that decoding takes, measured by the peak of the process. Pillow has 4 bytes for a pixel of most modes, and
 # so has the result. A progressive JPEG has its coefficients beside them, an animated WebP two frames.
 _PEAK_BYTES_PER_PIXEL = {"PNG": 9, "BMP": 9, "GIF": 9, "JPEG": 13, "MPO": 13, "TIFF": 13, "WEBP": 17}
+# How files of these formats start.
+_SIGNATURE = re.compile(
+    rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG)|(?P<GIF>GIF8)|(?P<BMP>BM.{4}\0{4})|(?P<WebP>RIFF.{4}WEBP)|(?P<TIFF>II\*\0|MM\0\*)",
+    re.DOTALL,
+)
 _decoding = MemoryBudget(DECODE_BYTES)
 limit_tags()
 
-_CHECKS_FORMAT = 1  # of the cached checks; another number makes all of them stale
+_CHECKS_FORMAT = 2  # of the cached checks; another number makes all of them stale
+_NAMES = {"MPO": "JPEG", "WEBP": "WebP"}  # of formats, where they are not those of Pillow
 _CHUNK_BYTES = 1 << 20
 _EMPTY_SHA256 = hashlib.sha256().hexdigest()
 _MORE_MEMORY = "make it smaller, end other programs, or set fewer workers"
@@ -94,7 +103,9 @@ class ImageCheck(NamedTuple):
     reason: str
 
 
-def read_image(source: str | Path | IO[bytes] | ImageBytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(
+    source: str | Path | IO[bytes] | ImageBytes, max_pixels: int = MAX_PIXELS, is_checked: bool = False
+) -> Image.Image:
     """Return an image as RGB with 8 bits per channel, rotated as its EXIF tag says.
 
     Transparency becomes white. Grayscale of 16 bits is scaled to 8 bits. Of an animation, the first frame is read. All
@@ -103,25 +114,27 @@ def read_image(source: str | Path | IO[bytes] | ImageBytes, max_pixels: int = MA
     Args:
         source: A path, an open binary file, or an image in a shard.
         max_pixels: The limit of width x height.
+        is_checked: Whether the same bytes were read before, so that damage that Pillow does not find is not looked for.
 
     Raises:
         ImageMemoryError: There is not enough memory.
-        ValueError: For more than `max_pixels` pixels or MAX_FILE_BYTES bytes.
-        OSError: For a file that cannot be opened or read, or is not a regular file; for damaged files, Pillow raises
-            various other exceptions.
+        ValueError: For more than `max_pixels` pixels or MAX_FILE_BYTES bytes; for a damaged file or a raw photo.
+        OSError: For a file that cannot be opened or read, or is not a regular file, or not an image.
     """
     if isinstance(source, (str, Path)):
         with named_memory_error(source), _open_image(source) as file:
-            return _decode(file, max_pixels)
-    return _decode(io.BytesIO(source.content()) if isinstance(source, ImageBytes) else source, max_pixels)
+            return _decode(file, max_pixels, is_checked)
+    file = io.BytesIO(source.content()) if isinstance(source, ImageBytes) else source
+    return _decode(file, max_pixels, is_checked)
 
 
-def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
+def _decode(file: IO[bytes], max_pixels: int, is_checked: bool) -> Image.Image:
     if not file.seekable():
         file = io.BytesIO(file.read(MAX_FILE_BYTES + 1))
     file_bytes = file.seek(0, os.SEEK_END)
     _check_size(file_bytes)
-    with Image.open(file, formats=IMAGE_FORMATS) as image:
+    check_not_raw(file)
+    with _open_format(file) as image:
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {max_pixels:,}")
         # Some decoders copy the whole file.
@@ -130,7 +143,7 @@ def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
             try:
                 if "progressive" in image.info:
                     check_scans(file)
-                image.load()
+                _load(image, file, is_checked)
                 ImageOps.exif_transpose(image, in_place=True)
                 return to_rgb(image)
             except Exception as error:
@@ -138,6 +151,44 @@ def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
                     raise
                 size = f"{image.width} x {image.height} pixels, which take up to {needed / 1e6:,.0f} MB"
                 raise ImageMemoryError(f"not enough memory to decode {size}: {_MORE_MEMORY}") from error
+
+
+def _open_format(file: IO[bytes]) -> ImageFile.ImageFile:
+    """Read the header of an image file.
+
+    Raises:
+        UnidentifiedImageError: It is of none of IMAGE_FORMATS.
+        ValueError: It starts as one of them, and goes on in another way.
+    """
+    try:
+        return Image.open(file, formats=IMAGE_FORMATS)
+    except OSError as error:
+        file.seek(0)
+        if error.errno or is_memory_error(error) or (found := _SIGNATURE.match(file.read(16))) is None:
+            raise
+        raise ValueError(f"a damaged {found.lastgroup}: its header cannot be read") from error
+
+
+def _load(image: ImageFile.ImageFile, file: IO[bytes], is_checked: bool) -> None:
+    """Decode the pixels of an image.
+
+    Raises:
+        ValueError: The file is damaged, with what is lost as far as that is known.
+    """
+    kind, failure = str(image.format), None
+    try:
+        image.load()
+    except Exception as error:  # on a damaged file, Pillow raises anything from EOFError to struct.error
+        if is_memory_error(error) or isinstance(error, (ValueError, Image.DecompressionBombError, Warning)):
+            raise
+        failure = error
+    if is_checked and failure is None:
+        return
+    file.seek(0)
+    loss = find_damage(file.read(), kind, image.mode)
+    if loss or failure:
+        reasons = ([read_error_reason(failure)] if failure else []) + ([loss] if loss else [])
+        raise ValueError(f"a damaged {_NAMES.get(kind, kind)}: {', '.join(reasons)}") from failure
 
 
 def _open_image(path: str | Path) -> IO[bytes]:
