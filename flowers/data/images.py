@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol, runtime_checkable
+from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
 import imagehash
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from flowers.data.image_bombs import check_scans, limit_tags
 from flowers.data.image_damage import find_damage
-from flowers.data.pixels import to_rgb
+from flowers.data.pixels import PEAK, GrayBits, to_rgb
 from flowers.data.raw_photos import check_not_raw
 from flowers.runtime.files import cache_dir, cache_lock, chunk_by_time, open_regular, read_cache, write_cache
 from flowers.runtime.logging import progress_bar
@@ -47,7 +47,7 @@ _SIGNATURE = re.compile(
 _decoding = MemoryBudget(DECODE_BYTES)
 limit_tags()
 
-_CHECKS_FORMAT = 2  # of the cached checks; another number makes all of them stale
+_CHECKS_FORMAT = 3  # of the cached checks; another number makes all of them stale
 _NAMES = {"MPO": "JPEG", "WEBP": "WebP"}  # of formats, where they are not those of Pillow
 _CHUNK_BYTES = 1 << 20
 _EMPTY_SHA256 = hashlib.sha256().hexdigest()
@@ -96,25 +96,32 @@ class ImageCheck(NamedTuple):
         sha256: SHA-256 of the file, hexadecimal; empty if it cannot be opened.
         phash: Perceptual hash of the image, hexadecimal; empty if it cannot be read.
         reason: Why the image cannot be read; empty if it can.
+        gray_peak: The largest value of grayscale of more than 8 bits, but for a thousandth of the pixels; 0 of others.
     """
 
     sha256: str
     phash: str
     reason: str
+    gray_peak: int = 0
 
 
 def read_image(
-    source: str | Path | IO[bytes] | ImageBytes, max_pixels: int = MAX_PIXELS, is_checked: bool = False
+    source: str | Path | IO[bytes] | ImageBytes,
+    max_pixels: int = MAX_PIXELS,
+    is_checked: bool = False,
+    bit_depth: GrayBits = "auto",
 ) -> Image.Image:
     """Return an image as RGB with 8 bits per channel, rotated as its EXIF tag says.
 
-    Transparency becomes white. Grayscale of 16 bits is scaled to 8 bits. Of an animation, the first frame is read. All
-    threads of the process together decode DECODE_BYTES at a time; whoever needs more waits until the others are done.
+    Transparency becomes white. Grayscale of more than 8 bits is scaled to 8 bits. Of an animation, the first frame is
+    read. All threads of the process together decode DECODE_BYTES at a time; whoever needs more waits until the others
+    are done.
 
     Args:
         source: A path, an open binary file, or an image in a shard.
         max_pixels: The limit of width x height.
         is_checked: Whether the same bytes were read before, so that damage that Pillow does not find is not looked for.
+        bit_depth: Of grayscale of more than 8 bits; see `flowers.settings.preprocessing.Preprocessing`.
 
     Raises:
         ImageMemoryError: There is not enough memory.
@@ -123,12 +130,12 @@ def read_image(
     """
     if isinstance(source, (str, Path)):
         with named_memory_error(source), _open_image(source) as file:
-            return _decode(file, max_pixels, is_checked)
+            return _decode(file, max_pixels, is_checked, bit_depth)
     file = io.BytesIO(source.content()) if isinstance(source, ImageBytes) else source
-    return _decode(file, max_pixels, is_checked)
+    return _decode(file, max_pixels, is_checked, bit_depth)
 
 
-def _decode(file: IO[bytes], max_pixels: int, is_checked: bool) -> Image.Image:
+def _decode(file: IO[bytes], max_pixels: int, is_checked: bool, bit_depth: GrayBits) -> Image.Image:
     if not file.seekable():
         file = io.BytesIO(file.read(MAX_FILE_BYTES + 1))
     file_bytes = file.seek(0, os.SEEK_END)
@@ -145,7 +152,7 @@ def _decode(file: IO[bytes], max_pixels: int, is_checked: bool) -> Image.Image:
                     check_scans(file)
                 _load(image, file, is_checked)
                 ImageOps.exif_transpose(image, in_place=True)
-                return to_rgb(image)
+                return to_rgb(image, bit_depth)
             except Exception as error:
                 if not is_memory_error(error):
                     raise
@@ -292,7 +299,7 @@ def check_images(root: str | Path, files: Sequence[str]) -> dict[str, ImageCheck
     return {file: ImageCheck(*checks[file][1:]) for file in files}
 
 
-def _check_new_files(root: Path, files: Sequence[str], cache: Path) -> dict[str, list[str]]:
+def _check_new_files(root: Path, files: Sequence[str], cache: Path) -> dict[str, list[Any]]:
     checks = _load_checks(cache)
     states = {file: _file_state(f"{root}/{file}") for file in files}  # a path object takes longer than the question
     new = [file for file in files if checks.get(file, [None])[0] != states[file]]
@@ -313,8 +320,8 @@ def _check_new_files(root: Path, files: Sequence[str], cache: Path) -> dict[str,
     return checks
 
 
-def _load_checks(path: Path) -> dict[str, list[str]]:
-    """Return the cached checks `{path: [state, sha256, phash, reason]}`; none if the file is missing or damaged."""
+def _load_checks(path: Path) -> dict[str, list[Any]]:
+    """Return the cached checks `{path: [state, *check]}`; none if the file is missing or damaged."""
     content = json.loads(read_cache(path) or "{}")
     return dict(content["verdicts"]) if content.get("format") == _CHECKS_FORMAT else {}
 
@@ -341,7 +348,8 @@ def _check_file(path: Path) -> ImageCheck:
         if digest == _EMPTY_SHA256:
             return ImageCheck(digest, "", "empty")
         try:
-            return ImageCheck(digest, str(imagehash.phash(read_image(file), hash_size=_HASH_SIZE)), "")
+            image = read_image(file)
+            return ImageCheck(digest, str(imagehash.phash(image, hash_size=_HASH_SIZE)), "", image.info.get(PEAK, 0))
         except Exception as error:  # damaged files make Pillow raise anything from EOFError to struct.error
             if is_memory_error(error):
                 raise
