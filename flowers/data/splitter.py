@@ -94,13 +94,24 @@ class Splitter:
                 f"no usable image of the class(es) {listed_names(empty)}: repair one, or remove the folder"
             )
         if any(image.split for image in images):
-            return _split_of_source(images)
+            return self._split_of_source(images)
         return assign_splits(images, self.val_fraction, self.test_fraction, self.folds, self.fold, self.split_seed)
 
+    def _split_of_source(self, images: Sequence[ImageRecord]) -> list[SplitRecord]:
+        """Return the split that images have. Where none is in val, val is drawn from train."""
+        group_of = group_near_duplicates(images)
+        split_of = {image.path: image.split for image in images}
+        if "val" not in split_of.values():
+            log.info("no folder is val: drawing it from train")
+            train = [image for image in images if image.split == "train"]
+            drawn = assign_splits(train, self.val_fraction, 0.0, self.folds, self.fold, self.split_seed)
+            split_of |= {record.path: record.split for record in drawn}
+        return _warn_of_leaks(
+            [SplitRecord(i.path, i.label, split_of[i.path], group_of[i.path], i.sha256) for i in images]
+        )
 
-def _split_of_source(images: Sequence[ImageRecord]) -> list[SplitRecord]:
-    group_of = group_near_duplicates(images)
-    records = [SplitRecord(i.path, i.label, i.split, group_of[i.path], i.sha256) for i in images]
+
+def _warn_of_leaks(records: list[SplitRecord]) -> list[SplitRecord]:
     if leaks := find_leaks(records):
         example = " and ".join(one_line(record.path) for record in leaks[0][:2])
         log.warning("%d group(s) of duplicates are in several splits, such as %s", len(leaks), example)

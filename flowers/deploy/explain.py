@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from flowers.data.images import ImageMemoryError, read_error_reason, read_image
 from flowers.data.pixels import GrayBits
-from flowers.data.sources.folder import expand_image_paths
+from flowers.data.sources.listing import expand_image_paths
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.gradcam import grad_cam

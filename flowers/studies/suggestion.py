@@ -15,7 +15,7 @@ from flowers.data.datamodule import ImageDataModule, inference_data_args, run_im
 from flowers.data.dataset import ImageDataset
 from flowers.data.images import ImageCheck, check_images
 from flowers.data.near_duplicates import group_hashes
-from flowers.data.sources.folder import expand_image_paths
+from flowers.data.sources.listing import expand_image_paths
 from flowers.data.splits import load_split
 from flowers.evaluation.evaluator import extract_features, predict_features
 from flowers.evaluation.tables import plain

@@ -18,6 +18,7 @@ from flowers.settings.schema.values import (
     Group,
     ImageSide,
     Interpolation,
+    Layout,
     NotNegative,
     OnCorrupt,
     Parts,
@@ -45,6 +46,8 @@ class Split(Group):
     split_file: Text | None
     corrections: Text | None
     on_corrupt: OnCorrupt
+    layout: Layout
+    merge_similar_names: bool
 
 
 class Resizing(Group):

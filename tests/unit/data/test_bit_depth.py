@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,14 @@ from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.programs import PackSettings
 from flowers.settings.schema.training import Split
 
-SETTINGS = {"image_size": 32, "resize": 32, "num_workers": 0, "batch_size": 4, "decoded_cache_fraction": 0.0}
-SPLIT = {"val_fraction": 0.5, "test_fraction": 0.0, "folds": 0, "fold": 0, "split_seed": 0}
+SETTINGS: dict[str, Any] = {
+    "image_size": 32,
+    "resize": 32,
+    "num_workers": 0,
+    "batch_size": 4,
+    "decoded_cache_fraction": 0.0,
+}
+SPLIT: dict[str, Any] = {"val_fraction": 0.5, "test_fraction": 0.0, "folds": 0, "fold": 0, "split_seed": 0}
 
 
 def make_folder(root: Path, peaks: dict[str, int], dtype: type = np.uint16) -> Path:
@@ -76,7 +83,8 @@ def test_data_takes_the_bit_depth_that_is_given_and_says_what_is_nearly_black(
 
 def test_shards_keep_the_bit_depth_of_the_photos_that_were_packed(tmp_path: Path):
     root = make_folder(tmp_path / "photos", {"a": 255, "b": 4000, "c": 250, "d": 240})
-    split = Split(**SPLIT, split_file=None, corrections=None, on_corrupt="error")
+    others = {"split_file": None, "corrections": None, "on_corrupt": "error", "layout": "auto"}
+    split = Split.model_validate(SPLIT | others | {"merge_similar_names": False})
     run_packing(PackSettings(photos=str(root), output=str(tmp_path / "shards"), shard_mb=1.0, workers=1, data=split))
     data = ImageDataModule.from_settings(tmp_path / "shards", packed=True, bit_depth="auto", **SETTINGS)
     assert data.bit_depth == 12

@@ -1,6 +1,7 @@
 import io
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from flowers.data.image_damage import find_damage
 from flowers.data.images import check_images, read_image
 
-KINDS = [
+KINDS: list[dict[str, Any]] = [
     {},
     {"optimize": True},
     {"progressive": True},
@@ -55,7 +56,7 @@ def reason(content: bytes) -> str:
 
 
 @given(st.sampled_from(KINDS), st.integers(0, 99), st.sampled_from([50, 75, 90, 100]), st.floats(0.05, 0.8))
-def test_read_image_refuses_a_jpeg_whose_end_is_lost(kind: dict, seed: int, quality: int, share: float):
+def test_read_image_refuses_a_jpeg_whose_end_is_lost(kind: dict[str, Any], seed: int, quality: int, share: float):
     content = encoded(seed, quality=quality, **kind)
     cut = cut_of(content, share)
     assert not reason(content)
@@ -79,7 +80,7 @@ def test_read_image_names_the_share_that_is_lost():
 
 
 @given(st.sampled_from(KINDS), st.integers(0, 99), st.sampled_from([30, 75, 95]), st.binary(max_size=2000))
-def test_read_image_takes_a_whole_jpeg_with_bytes_around_it(kind: dict, seed: int, quality: int, more: bytes):
+def test_read_image_takes_a_whole_jpeg_with_bytes_around_it(kind: dict[str, Any], seed: int, quality: int, more: bytes):
     content = encoded(seed, quality=quality, **kind)
     thumbnail = encoded(seed + 1, size=(16, 12))
     embedded = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
@@ -91,7 +92,7 @@ def test_read_image_takes_a_whole_jpeg_with_bytes_around_it(kind: dict, seed: in
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (17, 3), (64, 64)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_read_image_takes_jpegs_of_one_color(size: tuple[int, int], kind: dict):
+def test_read_image_takes_jpegs_of_one_color(size: tuple[int, int], kind: dict[str, Any]):
     options = dict(kind)
     content = io.BytesIO()
     Image.new("RGB", size, "white").convert(options.pop("mode", "RGB")).save(content, "JPEG", **options)
@@ -131,7 +132,7 @@ def test_read_image_calls_a_damaged_png_so():
     st.sampled_from([("PNG", {}), ("GIF", {}), ("WEBP", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("BMP", {})]),
     st.floats(0.1, 0.9),
 )
-def test_read_image_calls_a_cut_file_damaged(kind: tuple[str, dict], share: float):
+def test_read_image_calls_a_cut_file_damaged(kind: tuple[str, dict[str, Any]], share: float):
     content = encoded(form=kind[0], **kind[1])
     assert reason(content) == ""
     assert reason(content[: max(16, int(share * len(content)))]).upper().startswith(f"A DAMAGED {kind[0]}: ")
@@ -139,7 +140,7 @@ def test_read_image_calls_a_cut_file_damaged(kind: tuple[str, dict], share: floa
 
 @settings(max_examples=20)
 @given(st.sampled_from([("PNG", {}), ("WEBP", {"quality": 90}), ("WEBP", {"lossless": True})]), st.floats(0.2, 0.7))
-def test_read_image_finds_an_end_of_zeros_where_the_format_allows_it(kind: tuple[str, dict], share: float):
+def test_read_image_finds_an_end_of_zeros_where_the_format_allows_it(kind: tuple[str, dict[str, Any]], share: float):
     content = encoded(form=kind[0], size=(240, 180), **kind[1])
     cut = int(share * len(content))
     assert "damaged" in reason(content[:cut] + bytes(len(content) - cut))

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 
 from flowers.data.images import check_images
 from flowers.data.near_duplicates import NEAR_DUPLICATE_BITS, group_hashes
-from flowers.data.sources.folder import find_images
+from flowers.data.sources.layout import find_images
 from flowers.data.splits import (
     ImageRecord,
     SplitRecord,
