@@ -119,11 +119,13 @@ def _stranger_features(
     folder: str, model: Network, config: Mapping[str, Any], open_run: Callable[[], ImageDataModule]
 ) -> Tensor:
     """Return the features of all images below a folder."""
-    data = ImageDataModule.from_settings(folder, **inference_data_args(config["data"]) | {"packed": False})
+    depth = model.preprocessing.known_bit_depth
+    changes = {"packed": False, "bit_depth": depth}
+    data = ImageDataModule.from_settings(folder, **inference_data_args(config["data"]) | changes)
     files = expand_image_paths(folder)
     digests = [_stranger_sha256(file) for file in files]
     names = [str(file.absolute()) for file in files]
-    dataset = ImageDataset(Path("/"), names, [0] * len(files), digests, data.eval_transform)
+    dataset = ImageDataset(Path("/"), names, [0] * len(files), digests, data.eval_transform, bit_depth=depth)
     return extract_features(model, data, dataset, "strangers", config, open_run)
 
 
@@ -263,7 +265,7 @@ def _sample(dataset: ImageDataset, count: int) -> ImageDataset:
     paths, labels, digests = (
         [each[index] for index in indices] for each in (dataset.paths, dataset.labels, dataset.digests)
     )
-    return ImageDataset(dataset.root, paths, labels, digests, dataset.prepare)
+    return ImageDataset(dataset.root, paths, labels, digests, dataset.prepare, bit_depth=dataset.bit_depth)
 
 
 def predict_features(model: Network, features: Tensor, dataset: ImageDataset) -> Predictions:

@@ -87,6 +87,7 @@ def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network, dic
         image_size=preprocessing.image_size,
         resize=preprocessing.resize,
         interpolation=preprocessing.interpolation,
+        bit_depth="auto",
     )
     classes = sorted({image.label for image in data.images})
     with seeded(settings.seed):

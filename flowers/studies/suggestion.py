@@ -144,10 +144,13 @@ def suggest_photos(
     config |= {"trainer": config["trainer"] | dict(device or {}), "engine": "pytorch"}
     checks = _readable(Path(pool))
     names = _unknown(checks, checkpoint, config["data"], Path(pool), root)
-    data = ImageDataModule.from_settings(pool, **inference_data_args(config["data"]) | {"packed": False})
-    digests = [checks[name].sha256 for name in names]
-    dataset = ImageDataset(Path(pool).resolve(), names, [0] * len(names), digests, data.eval_transform)
     model = load_network(checkpoint)
+    depth = model.preprocessing.known_bit_depth
+    changes = {"packed": False, "bit_depth": depth}
+    data = ImageDataModule.from_settings(pool, **inference_data_args(config["data"]) | changes)
+    digests = [checks[name].sha256 for name in names]
+    folder, labels = Path(pool).resolve(), [0] * len(names)
+    dataset = ImageDataset(folder, names, labels, digests, data.eval_transform, bit_depth=depth)
     features = extract_features(model, data, dataset, "pool", config)
     temperature = (read_result(run_dir_of(checkpoint)) or {}).get("temperature", 1.0)
     probabilities = predict_features(model, features, dataset).probabilities(temperature).numpy()

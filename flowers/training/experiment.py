@@ -58,7 +58,9 @@ def _run_stages(settings: TrainSettings, run_dir: Path, extra_callbacks: Sequenc
         own_callbacks.append(ProbeHead(data, settings.features.to_dict()))
     trainer = make_trainer(settings, run_dir, own_callbacks, extra_callbacks)
     seed_everything(settings.seed)
-    task = make_task(settings, data, trainer)  # the first use of the images: downloads, verifies and splits them
+    # The first use of the images: downloads, verifies and splits them.
+    settings = settings.replace(data=settings.data.replace(bit_depth=data.bit_depth or settings.data.bit_depth))
+    task = make_task(settings, data, trainer)
     check_stages(plans, data, trainer, settings.reject)
     write_run_manifest(settings, run_dir, data)
     log_run_summary(data, task, plans, trainer)

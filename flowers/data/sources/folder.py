@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import BatchSampler
 
-from flowers.data.images import check_images
+from flowers.data.images import ImageCheck, check_images
 from flowers.data.samplers import EpochSampler, SampleKeys
 from flowers.data.sources.layout import ImageFile, find_images
 from flowers.data.splits import ImageRecord, SplitRecord
@@ -54,12 +54,12 @@ class FolderSource:
 
     def __getstate__(self) -> dict[str, Any]:
         # Spawned workers read single files. The lists would take as long to send as the rest of the dataset.
-        return {name: value for name, value in self.__dict__.items() if name not in ("images", "_files")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("images", "_files", "_checks")}
 
     @cached_property
     def images(self) -> list[ImageRecord]:
         """The images that can be read, with the split of their folder if the folder is split."""
-        checks = check_images(self.path, [file.path for file in self._files])
+        checks = self._checks
         reasons = {file.path: checks[file.path].reason for file in self._files if checks[file.path].reason}
         bad = [f"  {one_line(path)}: {reason}" for path, reason in reasons.items()]
         if bad and self.on_corrupt == "error":
@@ -74,6 +74,11 @@ class FolderSource:
             for file in self._files
             if file.path not in reasons
         ]
+
+    @property
+    def gray_peaks(self) -> list[int]:
+        """The largest value of each grayscale image of more than 8 bits."""
+        return [self._checks[image.path].gray_peak for image in self.images if self._checks[image.path].gray_peak]
 
     @property
     def classes(self) -> list[str]:
@@ -92,6 +97,10 @@ class FolderSource:
     def reading_order(self, paths: Sequence[str], keys: SampleKeys | None) -> Any:
         """Return the keys themselves."""
         return keys
+
+    @cached_property
+    def _checks(self) -> dict[str, ImageCheck]:
+        return check_images(self.path, [file.path for file in self._files])
 
     @cached_property
     def _files(self) -> list[ImageFile]:

@@ -163,7 +163,10 @@ class TrainedRun:
 
     def decoded_val_images(self) -> Iterator[Tensor]:
         """Yield the validation images as they are decoded: uint8 (1, 3, H, W), each of its own size."""
-        images = ImageDataset(self.val.root, self.val.paths, self.val.labels, self.val.digests, nn.Identity())
+        val = self.val
+        images = ImageDataset(
+            val.root, val.paths, val.labels, val.digests, nn.Identity(), bit_depth=self.data.bit_depth
+        )
         return (image for image, _ in self.data.batches(images, batch_size=1))
 
     def calibration_images(self, count: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -174,7 +177,8 @@ class TrainedRun:
         """
         train, preprocessing = self.data.dataset("train"), self.classifier.model.preprocessing
         resized = eval_transform(replace(preprocessing, image_size=preprocessing.resize))
-        images = ImageDataset(train.root, train.paths, train.labels, train.digests, resized)
+        depth = self.data.bit_depth
+        images = ImageDataset(train.root, train.paths, train.labels, train.digests, resized, bit_depth=depth)
         indices = np.random.default_rng(0).permutation(len(images))[:count].tolist()
         return (image.numpy() for image, _ in self.data.batches(images, indices, batch_size=1))
 

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from flowers.settings.schema.values import (
     PAIR,
     AtLeastOne,
+    BitDepth,
     Count,
     Expected,
     Group,
@@ -219,6 +220,7 @@ class Hyperparameters(RunFile):
     interpolation: Interpolation = "bilinear"
     mean: Triple
     std: PositiveTriple
+    bit_depth: BitDepth | None = None
     split_digest: Digest = ""
     weights_digest: Sha256 | None = None
     config: dict[Any, Any] | None = None
@@ -233,6 +235,7 @@ class HubPixels(RunFile):
     interpolation: Interpolation
     mean: Triple
     std: PositiveTriple
+    bit_depth: BitDepth | None = None
 
 
 class Hub(RunFile):

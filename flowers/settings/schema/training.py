@@ -10,6 +10,7 @@ from flowers.settings.schema.values import (
     AtLeastOne,
     Balance,
     Batches,
+    BitDepth,
     Count,
     Engine,
     Expected,
@@ -65,6 +66,7 @@ class Pixels(Resizing):
     interpolation: Interpolation
     crop_scale: Annotated[list[Share], *PAIR, Expected("[smallest, largest], above 0 and at most 1")]
     crop_ratio: Annotated[list[Positive], *PAIR, Expected("[smallest, largest], above 0")]
+    bit_depth: BitDepth | None
     hflip_prob: Probability
     brightness: NotNegative
     contrast: NotNegative

@@ -28,6 +28,7 @@ Layout = Literal["auto", "classes", "splits", "subfolders"]
 TestTimeAugmentation = Literal["none", "flip", "five_crop"]
 ImageSide = Annotated[int, Field(ge=1, le=4096)]
 Interpolation = Literal["bilinear", "bicubic"]
+BitDepth = Literal["auto", 8, 10, 12, 14, 16]
 Balance = Literal["none", "weights", "sampler"]
 Engine = Literal["pytorch", "int8"]
 
