@@ -15,6 +15,7 @@ from flowers.settings.schema.values import (
     Expected,
     Fraction,
     Group,
+    GroupBy,
     ImageSide,
     Interpolation,
     NotNegative,
@@ -43,6 +44,8 @@ class Split(Group):
     split_seed: Count
     split_file: Text | None
     corrections: Text | None
+    group_by: GroupBy
+    duplicate_threshold: Share
     on_corrupt: OnCorrupt
 
 
