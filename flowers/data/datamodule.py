@@ -34,7 +34,7 @@ from flowers.settings.validation import check_values
 
 def inference_data_args(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data arguments of a training run that another program needs to show a model the same images."""
-    names = ("image_size", "resize", "interpolation", "batch_size", "num_workers", "on_corrupt")
+    names = ("image_size", "resize", "interpolation", "batch_size", "num_workers", "on_corrupt", "merge_similar_names")
     packed = ("packed", "s3_endpoint", "retry_timeout", "cache_gb")
     arguments = {name: settings[name] for name in (*names, *packed) if name in settings}
     # The settings may be those of a stranger, or of another machine: they start no thousand processes here.
@@ -57,6 +57,8 @@ def run_images_args(settings: Mapping[str, Any], given: str | None, key: str = "
         ValueError: The run had its photos at an address, and none is given.
     """
     arguments, stored = inference_data_args(settings), str(settings["root"])
+    if not settings.get("packed"):
+        arguments["layout"] = settings.get("layout")  # None for a run that is older than the setting
     if given is None:
         if "://" in stored:
             raise ValueError(

@@ -108,12 +108,25 @@ class Splitter:
                 f"no usable image of the class(es) {listed_names(empty)}: repair one, or remove the folder"
             )
         if any(image.split for image in images):
-            return _split_of_source(images)
-        records = assign_splits(images, self.val_fraction, self.test_fraction, self.folds, self.fold, self.split_seed)
+            return self._split_of_source(images)
+        return self._assign(images, self.test_fraction)
+
+    def _assign(self, images: Sequence[ImageRecord], test_fraction: float) -> list[SplitRecord]:
+        """Return a new split of images with their groups; name a class whose groups are too large for it."""
+        records = assign_splits(images, self.val_fraction, test_fraction, self.folds, self.fold, self.split_seed)
         if lines := describe_shortages(records, 1 / self.folds if self.folds else self.val_fraction):
             more = f" (and {len(lines) - 1} more classes)" if len(lines) > 1 else ""
             log.warning("%s%s: %s", lines[0], more, _WAYS_OUT)
         return records
+
+    def _split_of_source(self, images: Sequence[ImageRecord]) -> list[SplitRecord]:
+        """Return the split that images have. Where none is in val, val is drawn from train."""
+        split_of = {image.path: image.split for image in images}
+        if "val" not in split_of.values():
+            log.info("no folder is val: drawing it from train")
+            drawn = self._assign([image for image in images if image.split == "train"], 0.0)
+            split_of |= {record.path: record.split for record in drawn}
+        return _warn_of_leaks([SplitRecord(i.path, i.label, split_of[i.path], i.group, i.sha256) for i in images])
 
     def grouped(self, images: Sequence[ImageRecord], root: ImageRoot) -> list[ImageRecord]:
         """Return images that are at `root` with their groups."""
@@ -155,8 +168,7 @@ def _numbered(digests: Sequence[str]) -> list[str]:
     return names
 
 
-def _split_of_source(images: Sequence[ImageRecord]) -> list[SplitRecord]:
-    records = [SplitRecord(i.path, i.label, i.split, i.group, i.sha256) for i in images]
+def _warn_of_leaks(records: list[SplitRecord]) -> list[SplitRecord]:
     if leaks := find_leaks(records):
         example = " and ".join(one_line(record.path) for record in leaks[0][:2])
         log.warning("%d group(s) of duplicates are in several splits, such as %s", len(leaks), example)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from flowers.data.images import ImageMemoryError, read_error_reason, read_image
-from flowers.data.sources.folder import expand_image_paths
+from flowers.data.sources.listing import expand_image_paths
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.gradcam import grad_cam

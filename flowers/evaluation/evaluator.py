@@ -13,7 +13,7 @@ from torch import Tensor
 from flowers.data.datamodule import ImageDataModule, inference_data_args, run_images_args
 from flowers.data.dataset import ImageDataset
 from flowers.data.images import image_sha256, read_error_reason
-from flowers.data.sources.folder import expand_image_paths
+from flowers.data.sources.listing import expand_image_paths
 from flowers.data.splits import load_split, split_sha256
 from flowers.evaluation.gallery import save_mistakes, score_images
 from flowers.evaluation.metrics import compute_metrics

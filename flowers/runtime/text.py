@@ -43,6 +43,17 @@ def one_line(text: object) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def readable_duration(seconds: float) -> str:
+    """Return a time as people say it: "4.2 s", "12 min 5 s", "5 h 20 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"
+
+
 def listed_names(names: Iterable[str], count: int = 10) -> str:
     """Return names for a message: the first `count`, and how many more there are."""
     shown = [one_line(name) for name in names]
@@ -57,6 +68,14 @@ def mask_password(url: str) -> str:
 def escape_markdown(text: object) -> str:
     """Return `one_line(text)` so that Markdown, and HTML in it, shows it as it is."""
     return _MARKDOWN.sub(r"\\\g<0>", one_line(text))
+
+
+def class_columns(quantity: str, classes: Iterable[str]) -> list[str]:
+    """Return the names of the columns with a quantity of each class: `probability_rose`.
+
+    A class may be called as another column is, such as path; no other column of a table begins as these do.
+    """
+    return [f"{quantity}_{name}" for name in classes]
 
 
 def to_csv(rows: Iterable[Sequence[object]]) -> str:

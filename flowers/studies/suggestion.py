@@ -15,7 +15,7 @@ from flowers.data.datamodule import ImageDataModule, inference_data_args, run_im
 from flowers.data.dataset import ImageDataset
 from flowers.data.images import ImageCheck, check_images, read_image
 from flowers.data.near_duplicates import find_duplicates
-from flowers.data.sources.folder import expand_image_paths
+from flowers.data.sources.listing import expand_image_paths
 from flowers.data.splits import ImageRecord, load_split
 from flowers.data.splitter import Splitter
 from flowers.evaluation.evaluator import extract_features, predict_features

@@ -18,6 +18,7 @@ from flowers.settings.schema.values import (
     GroupBy,
     ImageSide,
     Interpolation,
+    Layout,
     NotNegative,
     OnCorrupt,
     Parts,
@@ -47,6 +48,8 @@ class Split(Group):
     group_by: GroupBy
     duplicate_threshold: Share
     on_corrupt: OnCorrupt
+    layout: Layout
+    merge_similar_names: bool
 
 
 class Resizing(Group):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from flowers.data.images import check_images
-from flowers.data.sources.folder import find_images
+from flowers.data.sources.layout import find_images
 from flowers.data.splits import (
     ImageRecord,
     SplitRecord,
