@@ -354,8 +354,8 @@ class ImageDataModule(LightningDataModule):
         if records := [record for record in self.records if record.split == split]:
             return records
         raise ValueError(
-            f"the split {split} has no images: set data.val_fraction, data.test_fraction or data.split_file, "
-            "or add images"
+            f"the split {split} has no images: set data.val_fraction, data.test_fraction, data.group_by or "
+            "data.split_file, or add images"
         )
 
     @property

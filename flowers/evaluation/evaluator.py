@@ -1,6 +1,6 @@
 """Score a trained run on its own split or on other images."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ def run_evaluation(settings: EvaluateSettings) -> float:
     features = extract_features(model, data, dataset, name, config, open_run)
     predictions = predict_features(model, features, dataset)
     scores = compute_metrics(predictions) | {"engine": config["engine"]}
+    if settings.photos:
+        scores["trained_on"] = _count_trained_on(checkpoint, dataset.digests)
     rejection = _find_rejection(settings, checkpoint, model, data, features, config)
     if rejection is not None:
         strangers = None
@@ -75,6 +77,12 @@ def run_evaluation(settings: EvaluateSettings) -> float:
         console.print(table)
     if rejection is not None:
         console.print(rejection_table(scores["rejection"]))
+    if trained_on := scores.get("trained_on"):
+        console.print(
+            f"{trained_on:,} of the {len(dataset):,} photos are among those that the run was trained on: "
+            "on new photos, expect a lower accuracy",
+            soft_wrap=True,
+        )
     if settings.output:
         write_json({name: scores}, settings.output)
     if page := report_page(settings):
@@ -83,6 +91,17 @@ def run_evaluation(settings: EvaluateSettings) -> float:
         write_report(page, run_dir_of(checkpoint), config, name, data.source, predictions, scores)
         console.print(f"details: {one_line(page)} and {mistakes.name}", soft_wrap=True)
     return float(scores["accuracy"])
+
+
+def _count_trained_on(checkpoint: Path, digests: Sequence[str]) -> int | None:
+    """Return how many images are among those that a run was trained on, or in a group with them; None if unknown."""
+    split_file = run_dir_of(checkpoint) / SPLIT_FILE
+    if not split_file.is_file():
+        return None
+    records = load_split(split_file)
+    groups = {record.group for record in records if record.split == "train"}
+    known = {record.sha256 for record in records if record.group in groups}
+    return sum(digest in known for digest in digests)
 
 
 def report_page(settings: EvaluateSettings) -> Path | None:

@@ -47,7 +47,7 @@ def run_audit(settings: AuditSettings) -> int:
     require_extra("an audit", "audit", "cleanlab")
     check_devices(settings.accelerator or "auto")
     data, model, config = _open_run(settings) if settings.run else _open_folder(settings)
-    images = data.images
+    images = data.splitter.grouped(data.images, data.source)
     dataset = data.full_dataset(model.classes)
     features = extract_features(model, data, dataset, "all photos", config)
     judged = {line.sha256 for line in data.corrections.lines}

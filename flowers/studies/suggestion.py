@@ -13,10 +13,11 @@ from rich.table import Column, Table
 
 from flowers.data.datamodule import ImageDataModule, inference_data_args, run_images_args
 from flowers.data.dataset import ImageDataset
-from flowers.data.images import ImageCheck, check_images
-from flowers.data.near_duplicates import group_hashes
+from flowers.data.images import ImageCheck, check_images, read_image
+from flowers.data.near_duplicates import find_duplicates
 from flowers.data.sources.listing import expand_image_paths
-from flowers.data.splits import load_split
+from flowers.data.splits import ImageRecord, load_split
+from flowers.data.splitter import Splitter
 from flowers.evaluation.evaluator import extract_features, predict_features
 from flowers.evaluation.tables import plain
 from flowers.models.checkpoint_format import read_checkpoint
@@ -190,20 +191,27 @@ def _unknown(
     """Return the files that show something else than the photos of the run and than each other."""
     split_file = run_dir_of(checkpoint) / SPLIT_FILE
     known = {record.sha256 for record in load_split(split_file)} if split_file.is_file() else set()
-    hashes = list[str]()
+    images = list[ImageRecord]()
+    data = None
     try:
-        images = ImageDataModule.from_settings(**run_images_args(settings, root)).source.images
-        hashes = [image.phash for image in images if image.sha256 in known]
+        data = ImageDataModule.from_settings(**run_images_args(settings, root))
+        images = [image for image in data.source.images if image.sha256 in known and image.phash]
     except (ValueError, OSError) as error:
         reason = one_line(str(error).splitlines()[0])
         log.warning("near duplicates of the photos of the run are not recognized, only copies: %s", reason)
     fresh = [name for name, check in checks.items() if check.sha256 not in known]
-    numbers = group_hashes([*hashes, *(checks[name].phash for name in fresh)])
-    seen, left = set(numbers[: len(hashes)]), list[str]()
+    places = [*(data.source / image.path for image in images if data), *(pool / name for name in fresh)]
+    digests = [*(image.sha256 for image in images), *(checks[name].sha256 for name in fresh)]
+    hashes = [*(image.phash for image in images), *(checks[name].phash for name in fresh)]
+    numbers = find_duplicates(
+        digests, hashes, lambda index: read_image(places[index]), Splitter().duplicate_threshold
+    ).groups
+    of_run = set(numbers[: len(images)])
+    seen, left = set(of_run), list[str]()
     near, repeated = 0, 0
-    for name, number in zip(fresh, numbers[len(hashes) :], strict=True):
-        near += number in seen and number in numbers[: len(hashes)]
-        repeated += number in seen and number not in numbers[: len(hashes)]
+    for name, number in zip(fresh, numbers[len(images) :], strict=True):
+        near += number in of_run
+        repeated += number in seen - of_run
         if number not in seen:
             left.append(name)
         seen.add(number)

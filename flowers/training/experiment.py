@@ -6,17 +6,15 @@ from pathlib import Path
 
 from lightning import Callback, seed_everything
 
-from flowers.data.datamodule import ImageDataModule
 from flowers.runs.run_folder import own_run_dir
 from flowers.runtime.distributed import broadcast_object
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.logging import configure_logging
 from flowers.runtime.text import shell_setting
-from flowers.settings.config import build_parts
 from flowers.settings.schema.training import TrainSettings
 from flowers.settings.schema.values import parse_duration
-from flowers.training.build import make_profiler, make_stages, make_task, make_trainer
+from flowers.training.build import make_data, make_profiler, make_stages, make_task, make_trainer
 from flowers.training.callbacks import GlobalStep, ProbeHead
 from flowers.training.checks import prepare_run
 from flowers.training.cuda_graphs import GraphTraining
@@ -49,7 +47,7 @@ def run_training(settings: TrainSettings, extra_callbacks: Sequence[Callback] = 
 
 def _run_stages(settings: TrainSettings, run_dir: Path, extra_callbacks: Sequence[Callback]) -> float:
     plans = plan_stages(*make_stages(settings), run_dir)
-    data = ImageDataModule.from_settings(**build_parts(settings.data), seed=settings.seed)
+    data = make_data(settings, run_dir)
     timer = StageTimer(parse_duration(settings.trainer.max_time) if settings.trainer.max_time else None)
     own_callbacks: list[Callback] = [timer, GlobalStep()]
     if settings.finetune.cuda_graph and not settings.finetune.compile:

@@ -9,7 +9,7 @@ from lightning import Trainer
 from omegaconf import OmegaConf
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.data.splits import SPLITS, load_split, save_split
+from flowers.data.splits import SPLITS, group_summary, load_split, save_split
 from flowers.runs.resume import write_start
 from flowers.runs.run_folder import (
     CONFIG_FILE,
@@ -70,6 +70,7 @@ def log_run_summary(data: ImageDataModule, task: FineTuning, plans: Sequence[Sta
     if len(data.classes) > len(shown):
         lines += [f"… and {len(data.classes) - len(shown):,} more classes"]
     lines += ["all".ljust(width) + "".join(f"{count.total():8,}" for count in counts.values())]
+    lines += [group_summary(data.records)]
     if data.corrections.lines:
         lines += [f"corrections of {one_line(data.corrections.source)}: {data.corrections.summary()}"]
     if weights := [weight for weight in data.class_weights() or () if weight]:

@@ -17,6 +17,7 @@ from flowers.settings.schema.values import (
     FilePath,
     Fraction,
     Group,
+    GroupBy,
     ImageSide,
     Interpolation,
     Layout,
@@ -46,6 +47,8 @@ class Split(Group):
     split_seed: Count
     split_file: FilePath | None
     corrections: FilePath | None
+    group_by: GroupBy
+    duplicate_threshold: Share
     on_corrupt: OnCorrupt
     layout: Layout
     merge_similar_names: bool

@@ -23,6 +23,7 @@ Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Device = Literal["cpu", "gpu", "cuda", "mps"]
 # Others of Lightning are left out: with bf16-true and 16-true the weights are too coarse for small learning rates.
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+GroupBy = Literal["auto", "exact", "none"]
 OnCorrupt = Literal["error", "skip"]
 Layout = Literal["auto", "classes", "splits", "subfolders"]
 TestTimeAugmentation = Literal["none", "flip", "five_crop"]
