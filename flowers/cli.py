@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from flowers.command_hints import check_arguments
 from flowers.runs.run_folder import short_name
 from flowers.runtime.files import DiskFullError
 from flowers.runtime.logging import configure_logging, filter_harmless_warnings, write_traceback
@@ -101,6 +102,7 @@ def program(
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors
         given = [argument for argument in sys.argv[1:] if _is_override(argument)]
         try:
+            check_arguments(config_name, sys.argv[1:])
             runs_several = config_name in ("sweep", "ablation")
             has_sweeps = (
                 runs_several or bool(flags & _RUN_FLAGS) or any(line.startswith("hydra.mode=") for line in given)
@@ -110,8 +112,6 @@ def program(
             checked = check_overrides([_absolute_sweep_dir(each) for each in rewrite_overrides(overrides)], config_name)
             sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in given] + checked
             if not flags - _RUN_FLAGS:
-                if rest := [argument for argument in sys.argv[1:] if argument not in (*checked, *flags)]:
-                    raise ValueError(f"{rest[0]}: expected key=value")
                 if not flags and not any(line.startswith("hydra.mode=") for line in checked):
                     return run_single(checked)
                 compose_settings(checked, schema)

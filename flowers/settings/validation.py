@@ -163,6 +163,8 @@ def _problem(error: ErrorDetails, schema: type[Group], values: Mapping[str, Any]
         value = value[int(name)] if isinstance(value, (list, tuple)) else value[name]
     shown = _shorten(format_setting(value))
     hint = did_you_mean(shown, _choices(field)) if field else ""
+    if field and not isinstance(value, (list, dict, type(None))) and get_origin(field.annotation) is list:
+        hint = hint or f": did you mean {key}=[{shown}]?"
     batch_size = values.get("data", values).get("batch_size")
     if keys[-1] == "image_size" and isinstance(value, int) and value > 0 and isinstance(batch_size, int):
         hint = f" (a batch of {batch_size} such images takes {12 * value**2 * batch_size / 1e9:,.1f} GB)"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from flowers.data.sources.listing import files_below, has_files, subfolders
-from flowers.runtime.text import listed_names, one_line
+from flowers.runtime.text import listed_names, one_line, shell_setting
 from flowers.settings.schema.values import Layout
 
 log = logging.getLogger(__name__)
@@ -294,14 +294,27 @@ def _compared(label: str) -> str:
     return " ".join(re.split(r"[\s_-]+", visible)).strip()
 
 
+def _other_root(root: Path) -> str:
+    """Return a hint for a user who gave the parent of the folder that was meant, or one class of it."""
+    inner = [name for name in subfolders(root) if len(subfolders(root / name)) > 1]
+    if len(inner) == 1:
+        return f", such as data.root={one_line(shlex.quote(str(root / inner[0])))}"
+    if not has_files(root):
+        return ""
+    parent = root.resolve().parent
+    siblings = [name for name in subfolders(parent) if name != root.name and has_files(parent / name)]
+    if siblings:
+        advice = one_line(shell_setting("data.root", parent))
+        return f": it lies beside {listed_names(siblings, 3)}: did you mean {advice}?"
+    return ": sort its photos into such folders (flowers suggest shows them on a page for labeling)"
+
+
 def _check_classes(root: Path, found: list[ImageFile]) -> None:
     labels = sorted({file.label for file in found})
     if len(labels) < 2:
-        inner = [name for name in subfolders(root) if len(subfolders(root / name)) > 1]
-        hint = f", such as data.root={one_line(shlex.quote(str(root / inner[0])))}" if len(inner) == 1 else ""
         raise ValueError(
-            f"{one_line(root)} has images of {len(labels)} class(es) [{listed_names(labels)}]: "
-            f"expected one subfolder per class, at least two{hint}"
+            f"{one_line(root)} has images of {len(labels)} classes [{listed_names(labels)}]: "
+            f"expected one subfolder per class, at least two{_other_root(root)}"
         )
     trained = {file.label for file in found if file.split in (None, "train")}
     if missing := sorted(set(labels) - trained):

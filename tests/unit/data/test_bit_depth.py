@@ -84,7 +84,9 @@ def test_data_takes_the_bit_depth_that_is_given_and_says_what_is_nearly_black(
 def test_shards_keep_the_bit_depth_of_the_photos_that_were_packed(tmp_path: Path):
     root = make_folder(tmp_path / "photos", {"a": 255, "b": 4000, "c": 250, "d": 240})
     others = {"split_file": None, "corrections": None, "on_corrupt": "error", "layout": "auto"}
-    split = Split.model_validate(SPLIT | others | {"merge_similar_names": False})
+    split = Split.model_validate(
+        SPLIT | others | {"merge_similar_names": False} | {"group_by": "auto", "duplicate_threshold": 0.6}
+    )
     run_packing(PackSettings(photos=str(root), output=str(tmp_path / "shards"), shard_mb=1.0, workers=1, data=split))
     data = ImageDataModule.from_settings(tmp_path / "shards", packed=True, bit_depth="auto", **SETTINGS)
     assert data.bit_depth == 12
