@@ -204,7 +204,7 @@ def _must_be_added(override: Override, values: Mapping[str, Any]) -> bool:
     group = key.replace(".", "/")
     if (
         (CONF / group).is_dir()
-        and key in values
+        and ("/" in group or key in values)
         and not all(isinstance(value, dict) for value in _override_values(override))
     ):
         value = next(value for value in _override_values(override) if not isinstance(value, dict))
