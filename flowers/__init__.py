@@ -29,7 +29,9 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
-        return version("flowers")
+        from flowers.runtime.extras import DISTRIBUTION
+
+        return version(DISTRIBUTION)
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)

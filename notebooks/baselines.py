@@ -47,7 +47,7 @@ def hog_svm(data: ImageDataModule) -> BaselineResult:
         from sklearn.preprocessing import StandardScaler
         from sklearn.svm import SVC
     except ImportError as error:
-        raise ValueError("HOG + SVM needs scikit-image and scikit-learn: pip install 'flowers[notebooks]'") from error
+        raise ValueError("HOG + SVM needs scikit-image and scikit-learn: pip install -e '.[notebooks]'") from error
     cells = {"pixels_per_cell": (_CELL, _CELL), "cells_per_block": (2, 2)}
 
     def descriptors(dataset: ImageDataset) -> NDArray[np.float64]:

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import importlib.util
 import io
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import IO, Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from flowers.data.images import ImageFileError
+from flowers.runtime.extras import require_extra
 from flowers.runtime.files import (
     DiskFullError,
     atomic_write,
@@ -67,8 +67,8 @@ def is_remote(root: str | Path) -> bool:
     scheme, colon, _ = str(root).partition("://")
     if colon and scheme not in _SCHEMES:
         raise ValueError(f"{root}: expected a path, or an address that starts with {', '.join(_SCHEMES)}")
-    if colon and scheme == "s3" and importlib.util.find_spec("boto3") is None:
-        raise ValueError(f"{root} needs boto3: pip install 'flowers[shards]'")
+    if colon and scheme == "s3":
+        require_extra(str(root), "shards", "boto3")
     return bool(colon)
 
 

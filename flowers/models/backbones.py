@@ -33,6 +33,7 @@ from flowers.models.timm_backbones import (
     timm_names,
     timm_weights_names,
 )
+from flowers.runtime.extras import install_command
 from flowers.runtime.text import one_line
 from flowers.settings.registry import find_parts, load_part, package_of
 from flowers.settings.suggestions import did_you_mean
@@ -101,7 +102,7 @@ def _check_names(architecture: str, weights: str | Path | None) -> None:
         raise ValueError(
             f"model.architecture={architecture}: expected the name of a torchvision architecture"
             f"{did_you_mean(architecture, _other_names())}"
-            " (those of timm need pip install 'flowers[timm]')"
+            f" (those of timm need {install_command('timm')})"
         )
     names = _weights_names(architecture)
     if weights is not None and str(weights) not in names and not Path(weights).is_file():

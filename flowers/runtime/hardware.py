@@ -110,7 +110,8 @@ def device_name(device: torch.device) -> str:
     """Return the device's model, such as "NVIDIA H100" or "x86_64 CPU, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {device.type.upper()}, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"{platform.machine()} {device.type.upper()}, {count} thread{'s' * (count != 1)}"
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -14,6 +14,7 @@ from flowers.runtime.launch import is_rank_zero
 
 log = logging.getLogger(__name__)
 
+_SCRIPT_HANDLER = "flowers: a script without logging of its own"
 
 T = TypeVar("T")
 
@@ -64,10 +65,14 @@ def filter_harmless_warnings() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def configure_logging() -> None:
+def configure_logging(shows_progress: bool = False) -> None:
     """Keep known-harmless warnings and the progress messages of Lightning off the terminal and out of the log.
 
     Lightning adds log handlers of its own when it is imported, so call it again after that.
+
+    Args:
+        shows_progress: Whether a script or notebook that has set up no logging shows our own lines, and not only
+            warnings.
     """
     filter_harmless_warnings()
     root = logging.getLogger()
@@ -75,8 +80,14 @@ def configure_logging() -> None:
         root.setLevel(logging.ERROR)
     if not root.handlers:  # a program without a log file: warnings go to standard error
         console = logging.StreamHandler()
-        console.setLevel(logging.WARNING)
+        console.set_name(_SCRIPT_HANDLER)
         root.addHandler(console)
+        console.setLevel(logging.WARNING)
+    if shows_progress:
+        for handler in root.handlers:
+            if handler.name == _SCRIPT_HANDLER:
+                handler.setLevel(logging.INFO)  # the root logger lets no others pass below a warning
+                logging.getLogger("flowers").setLevel(logging.INFO)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.handlers.clear()

@@ -43,6 +43,17 @@ def one_line(text: object) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def readable_duration(seconds: float) -> str:
+    """Return a time as people say it: "4.2 s", "12 min 5 s", "5 h 20 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"
+
+
 def listed_names(names: Iterable[str], count: int = 10) -> str:
     """Return names for a message: the first `count`, and how many more there are."""
     shown = [one_line(name) for name in names]

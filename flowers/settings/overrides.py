@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
+from flowers.runtime.extras import install_command
 from flowers.settings.config_reference import (
     CONF,
     REGISTERED_GROUPS,
@@ -149,7 +150,7 @@ def _check_launcher(option: str) -> None:
             importlib.import_module(str(OmegaConf.load(file)._target_).rpartition(".")[0])
     except ModuleNotFoundError as error:
         extra = option.partition("_")[0]
-        raise ValueError(f"hydra/launcher={option} needs its plugin: pip install 'flowers[{extra}]'") from error
+        raise ValueError(f"hydra/launcher={option} needs its plugin: {install_command(extra)}") from error
 
 
 def _check_renamed(key: str, values: dict[str, Any]) -> None:

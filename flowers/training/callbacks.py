@@ -1,14 +1,13 @@
-"""Lightning callbacks: epoch summaries, the first head, learning rates, images, losses, averaged weights."""
+"""Lightning callbacks: the first head, learning rates, images, losses, averaged weights."""
 
 import logging
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
@@ -21,42 +20,6 @@ from flowers.training.pictures import log_images, log_predictions, shows_images
 from flowers.training.task import FineTuning
 
 log = logging.getLogger(__name__)
-
-
-def make_progress_bar() -> Callback:
-    """Return a Rich progress bar if standard output is a terminal, else a logger of one line per epoch."""
-    return RichProgressBar(leave=True) if sys.stdout.isatty() else EpochSummaryLogger()
-
-
-class EpochSummaryLogger(ProgressBar):
-    """Log one line per epoch: the losses and accuracies of training and validation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._is_enabled = True
-
-    def enable(self) -> None:
-        """Log lines."""
-        self._is_enabled = True
-
-    def disable(self) -> None:
-        """Log no lines. Lightning calls this on all ranks but the first."""
-        self._is_enabled = False
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the line. Validation has run by then."""
-        if not self._is_enabled:
-            return
-        metrics = trainer.callback_metrics
-        names = [f"{split}/{metric}" for split in ("train", "val") for metric in ("loss", "accuracy")]
-        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
-        log.info(
-            "%s  epoch %d/%s  %s",
-            cast(FineTuning, pl_module).stage.name,
-            trainer.current_epoch + 1,
-            trainer.max_epochs,
-            values,
-        )
 
 
 class GlobalStep(Callback):
@@ -246,7 +209,7 @@ class ImageLogger(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log images as the network sees them, once per run."""
         if trainer.current_epoch == 0:
-            log_images(trainer, _image_datamodule(trainer))
+            log_images(trainer, image_datamodule(trainer))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether this epoch is logged. No epoch of several processes is: each has a part of the images."""
@@ -271,7 +234,7 @@ class ImageLogger(Callback):
         """Log the confusion matrix and the images, at the step of the curves."""
         if not self._outputs:
             return
-        data = _image_datamodule(trainer)
+        data = image_datamodule(trainer)
         logits, labels = (torch.cat(parts) for parts in zip(*self._outputs, strict=True))
         records = [record for record in data.records if record.split == "val"][: len(labels)]
         predictions = Predictions([record.path for record in records], labels, logits, data.classes)
@@ -279,6 +242,7 @@ class ImageLogger(Callback):
         self._outputs, self._last = None, time.monotonic()
 
 
-def _image_datamodule(trainer: Trainer) -> ImageDataModule:
+def image_datamodule(trainer: Trainer) -> ImageDataModule:
+    """Return the images of a run, also while it trains on their features."""
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     return datamodule.data if isinstance(datamodule, FeatureDataModule) else datamodule

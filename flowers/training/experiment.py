@@ -40,7 +40,7 @@ def run_training(settings: TrainSettings, extra_callbacks: Sequence[Callback] = 
         ValueError: The settings, the images or the run folder cannot be used. What needs neither images nor
             network is checked before anything is downloaded, read or written.
     """
-    configure_logging()  # Lightning is imported by now
+    configure_logging(shows_progress=True)  # Lightning is imported by now
     settings, run_dir = prepare_run(settings)
     with own_run_dir(run_dir) if is_rank_zero() else nullcontext():
         return _run_stages(settings, run_dir, extra_callbacks)

@@ -104,7 +104,7 @@ def test_jobs_at_once_share_what_they_make_and_are_as_those_one_by_one(
     check(multirun(launcher, tmp_path), tmp_path, by_itself)
 
 
-@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'flowers[ray]'")
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install -e '.[ray]'")
 def test_so_are_those_of_a_ray_cluster_that_was_started_elsewhere(by_itself: dict[str, torch.Tensor], tmp_path: Path):
     with tempfile.TemporaryDirectory() as elsewhere, cluster(Path(elsewhere)) as access:  # a socket's path is short
         done = multirun("ray", tmp_path, **access)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from flowers.runtime.extras import install_command
 from flowers.settings.config_reference import CONF
 from tests.helpers import program
 
@@ -122,7 +123,7 @@ def test_a_missing_extra_is_named_before_anything_is_read(name: str, module: str
         f"try: {name}(None)\nexcept ValueError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert f"needs {module}: pip install 'flowers[{extra}]'" in done.stdout
+    assert f"needs {module}: {install_command(extra)}\n" in done.stdout
 
 
 def test_shell_completion_is_that_of_hydra():

@@ -196,7 +196,7 @@ def test_the_site_has_at_most_fifteen_pages_and_its_navigation_lists_each():
 def test_the_site_builds_without_warnings_and_asks_no_other_host(tmp_path: Path):
     for package in ("mkdocs", "material", "mkdocstrings_handlers"):
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: pip install 'flowers[docs]'")
+            pytest.skip(f"{package} is not installed: pip install -e '.[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr

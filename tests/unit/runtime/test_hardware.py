@@ -109,8 +109,10 @@ def test_check_devices_bounds_the_cpu_processes(monkeypatch: pytest.MonkeyPatch)
         check_devices("auto", 99)
 
 
-def test_the_cpu_is_described_in_plain_units():
-    assert device_name(CPU).endswith(f"CPU, {torch.get_num_threads()} threads")
+@pytest.mark.parametrize(("count", "text"), [(1, "1 thread"), (2, "2 threads")])
+def test_the_cpu_is_described_in_plain_units(count: int, text: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    assert device_name(CPU).endswith(f"CPU, {text}")
     assert available_cores() >= 1
     assert peak_memory_bytes(CPU) > 2**20
     assert available_memory() >= 0
