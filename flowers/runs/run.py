@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # what a prediction does not need is imported where it is use
 
 # How the images of a run are prepared and read, for a model that is shown them again.
 _IMAGE_SETTINGS = (
-    *("image_size", "resize", "interpolation", "batch_size", "num_workers", "on_corrupt"),
-    *("packed", "s3_endpoint", "retry_timeout", "cache_gb"),
+    *("image_size", "resize", "interpolation", "bit_depth", "batch_size", "num_workers", "on_corrupt"),
+    *("merge_similar_names", "packed", "s3_endpoint", "retry_timeout", "cache_gb"),
 )
 
 
@@ -171,6 +171,8 @@ class Run:
     def image_settings(self) -> dict[str, Any]:
         """The settings of `ImageDataModule.from_settings` for the photos, where they are now."""
         settings = self._preparation | {"root": self.photos}
+        if not settings.get("packed"):  # None for a run that is older than the setting
+            settings["layout"] = self.settings.data.given().get("layout")
         if self.root in (None, self.settings.data.root):
             return settings
         from flowers.data.sources.build import is_packed
@@ -185,11 +187,12 @@ class Run:
         limits = {"num_workers": max(available_cores(), 8), "batch_size": 1024}
         return settings | {name: min(settings[name], most) for name, most in limits.items() if settings.get(name)}
 
-    def data(self, photos: str | Path | None = None, **changes: Any) -> "ImageDataModule":
+    def data(self, photos: str | Path | None = None, has_classes: bool = True, **changes: Any) -> "ImageDataModule":
         """Return the photos of the run, in its split, or those of a folder, as the network was shown them.
 
         Args:
             photos: A folder with one subfolder for each class, in place of the photos of the run.
+            has_classes: False if it has no such subfolders: its bit depth is then that of the network, not measured.
             changes: Other settings of `ImageDataModule.from_settings`; None is as in training.
 
         Raises:
@@ -198,6 +201,9 @@ class Run:
         from flowers.data.datamodule import ImageDataModule
 
         changes = {name: value for name, value in changes.items() if value is not None}
+        if not has_classes:
+            depth = self.hparams.bit_depth
+            changes["bit_depth"] = None if depth == "auto" else depth
         if photos is not None:
             return ImageDataModule.from_settings(photos, **self._preparation | {"packed": False} | changes)
         settings, _ = self.image_settings, self.split  # the file must be that of the checkpoint

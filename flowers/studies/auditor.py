@@ -44,7 +44,7 @@ def run_audit(settings: AuditSettings) -> int:
     check_devices(settings.accelerator or "auto")
     data, model, trained = _open_run(settings) if settings.run else (*_open_folder(settings), None)
     how = Extraction.requested(settings, settings.cache_gb, trained)
-    images = data.images
+    images = data.splitter.grouped(data.images, data.source)
     dataset = data.full_dataset(model.classes)
     features = extract_features(model, data, dataset, "all photos", how)
     judged = {line.sha256 for line in data.corrections.lines}
@@ -80,7 +80,7 @@ def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network]:
         settings.photos,
         corrections=settings.corrections,
         on_corrupt=settings.on_corrupt or "skip",
-        **pixels.given(),
+        **pixels.given() | {"bit_depth": "auto"},
     )
     return data, pretrained_network(model, pixels, sorted({image.label for image in data.images}), settings.seed)
 
