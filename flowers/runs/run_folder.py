@@ -117,11 +117,6 @@ def run_dir_of(checkpoint: Path) -> Path:
     return checkpoint.resolve().parent.parent
 
 
-def short_name(folder: Path) -> str:
-    """Return the last two parts of a path, such as "2025-01-31/12-30-00": what trackers call a run or a group."""
-    return "/".join(folder.absolute().parts[-2:])
-
-
 def require_run_dir(folder: str | Path | None) -> Path:
     """Return `folder` as a path after checking that it is a run folder.
 

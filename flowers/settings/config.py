@@ -3,9 +3,10 @@
 import inspect
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Generic, Literal, NamedTuple, overload
 
 from hydra import compose
 from hydra.errors import HydraException
@@ -15,7 +16,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from flowers.settings.config_reference import CONF as CONF
 from flowers.settings.literal_overrides import literal_overrides
 from flowers.settings.overrides import (
-    check_overrides,
+    compose_checked,
     escape_interpolations,
     hydra_context,
     parse_overrides,
@@ -58,14 +59,40 @@ def load_config(overrides: Sequence[str] = (), name: str = "train") -> Group:
     overrides = literal_overrides(overrides, [name])
     if several := [each.input_line for each in parse_overrides(overrides) if each.is_sweep_override()]:
         raise ValueError(f"{several[0]}: expected one value; only -m on the command line runs several")
-    checked = check_overrides(overrides, name)
     new = None
     if name == "train" and not any(each.key_or_group == "run_dir" for each in parse_overrides(overrides)):
         new = _new_run_dir()
-    settings = compose_settings([*checked, *([f"run_dir={quote_override(new)}"] if new else [])], settings_type(name))
+    with hydra_context():
+        lines = [*overrides, *([f"run_dir={quote_override(new)}"] if new else [])]
+        settings = compose_single(lines, settings_type(name)).settings
     if new:
         new.mkdir(parents=True)  # so that the next call in the same second gets another one
     return settings
+
+
+class ComposedRun(NamedTuple, Generic[S]):
+    """The settings of a single run, and what Hydra composed them from.
+
+    Attributes:
+        overrides: As `check_overrides` returns them.
+        settings: The settings, typed.
+        cfg: The configuration with Hydra's own group, for `flowers.settings.job`.
+    """
+
+    overrides: list[str]
+    settings: S
+    cfg: DictConfig
+
+
+def compose_single(overrides: Sequence[str], schema: type[S]) -> ComposedRun[S]:
+    """Compose the settings of a single run once, and check names and values, within `hydra_context`.
+
+    Raises:
+        ValueError: See `check_overrides` and `read_settings`; or an override has several values.
+    """
+    with _one_line():
+        checked, cfg = compose_checked(overrides, program_of(schema))
+    return ComposedRun(checked, settings_of_run(cfg, schema), cfg)
 
 
 def compose_settings(overrides: Sequence[str], schema: type[S]) -> S:
@@ -99,8 +126,15 @@ def compose_run(overrides: Sequence[str], name: str) -> DictConfig:
     Raises:
         ValueError: Hydra cannot compose it.
     """
-    try:
+    with _one_line():
         return compose(name, list(overrides), return_hydra_config=True)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Raise what Hydra raises in a composition as ValueError."""
+    try:
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         reason = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
         raise ValueError(str(error).splitlines()[0] + reason) from error

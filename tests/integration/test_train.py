@@ -20,8 +20,8 @@ from flowers.models.backbones import build_backbone, state_dict_sha256
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.resume import expand_resume_args
 from flowers.runs.run import Run
-from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, short_name
-from flowers.runtime.files import read_json
+from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
+from flowers.runtime.files import read_json, short_name
 from flowers.runtime.seeding import seeded
 from flowers.settings.config import build_parts
 from flowers.train import main
