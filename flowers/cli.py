@@ -19,6 +19,7 @@ from flowers.settings.config_reference import help_text
 from flowers.settings.errors import error_text, mistakes
 from flowers.settings.plain_command import plain_values
 from flowers.settings.programs import program_of
+from flowers.settings.schema.values import Group
 from flowers.settings.validation import S, check_values
 
 log = logging.getLogger(__name__)
@@ -56,14 +57,16 @@ def program(
         return prepare(settings) if prepare else partial(task, settings)
 
     def run_single(overrides: list[str]) -> Any:
-        from flowers.settings.config import compose_single
+        from flowers.settings.config import compose_single, own_folder
         from flowers.settings.job import run_composed
         from flowers.settings.overrides import hydra_context
 
         with hydra_context():
             composed = compose_single(overrides, schema)
             sys.argv[1:] = composed.overrides  # a launcher of several processes starts them with these
-            return run_composed(composed.cfg, partial(_report_errors, ready(composed.settings)))
+            with own_folder(composed, schema) as run:
+                start = ready(run.settings)
+            return run_composed(run.cfg, partial(_report_errors, start))
 
     def run_jobs() -> Any:
         from flowers.settings.job import run_with_hydra
@@ -96,7 +99,6 @@ def program(
             check_arguments(config_name, sys.argv[1:])
             if not flags and (values := plain_values(config_name, given)) is not None:
                 return _report_errors(ready(check_values(values, schema)))
-            from flowers.settings.config import compose_settings
             from flowers.settings.literal_overrides import literal_overrides
             from flowers.settings.overrides import check_overrides
 
@@ -111,7 +113,7 @@ def program(
                 return run_single(lines)
             checked = check_overrides(lines, config_name)
             if not flags - _RUN_FLAGS:
-                compose_settings(checked, schema)
+                _check_sweep(checked, schema)
             sys.argv[1:] = [*rest, *checked]
             return run_jobs()
         except KeyboardInterrupt:
@@ -142,6 +144,18 @@ def _escape_unprintable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _check_sweep(overrides: Sequence[str], schema: type[Group]) -> None:
+    """Raise ValueError if no job of a multirun can run; print a line if one of them cannot."""
+    from flowers.settings.config import compose_settings, has_valid_job
+
+    try:
+        compose_settings(overrides, schema)
+    except ValueError as error:
+        if not has_valid_job(overrides, schema):
+            raise
+        sys.stderr.write(f"warning: {printable(error)}: jobs with this value will fail, the others run\n")
 
 
 def _absolute_sweep_dir(override: str) -> str:

@@ -93,6 +93,11 @@ def is_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def multirun_dir() -> Path | None:
+    """Return the folder of the multirun that this is a job of; None if it is none."""
+    return Path(HydraConfig.get().sweep.dir) if is_multirun() else None
+
+
 def job_overrides() -> list[str] | None:
     """Return the overrides of this job, without those of Hydra; None where Hydra did not start it."""
     if not HydraConfig.initialized():

@@ -1,5 +1,8 @@
 import re
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -8,7 +11,14 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from flowers.settings.config import check_targets, compose_run, compose_settings, compose_single, load_config
+from flowers.settings.config import (
+    check_targets,
+    compose_run,
+    compose_settings,
+    compose_single,
+    load_config,
+    new_folder,
+)
 from flowers.settings.overrides import check_overrides, hydra_context
 from flowers.settings.schema.training import TrainSettings
 
@@ -117,3 +127,26 @@ def test_a_single_run_is_composed_once_and_as_hydra_composes_it(lines: list[str]
         assert count == 1
         expected = compose_run(composed.overrides, "train")
     assert OmegaConf.to_container(composed.cfg) == OmegaConf.to_container(expected)
+
+
+def test_runs_of_the_same_second_each_get_a_folder(tmp_path: Path):
+    start = Barrier(4)
+
+    def begin(_: int) -> Path:
+        start.wait()
+        with new_folder(tmp_path / "runs" / "12-00-00") as folder:
+            return folder
+
+    with ThreadPoolExecutor(4) as pool:
+        folders = {each.name for each in pool.map(begin, range(4))}
+    assert folders == {"12-00-00", "12-00-00-2", "12-00-00-3", "12-00-00-4"}
+
+
+def test_a_run_that_does_not_begin_leaves_no_folder(tmp_path: Path):
+    with pytest.raises(ValueError, match="wrong"), new_folder(tmp_path / "a" / "b"):
+        raise ValueError("wrong")
+    assert list(tmp_path.iterdir()) == []
+    with suppress(ValueError), new_folder(tmp_path / "a" / "b") as folder:
+        (folder / "file").touch()
+        raise ValueError("wrong")
+    assert (tmp_path / "a" / "b" / "file").exists()
