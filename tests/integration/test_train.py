@@ -359,7 +359,8 @@ def test_a_multirun_resumes_what_is_left(painted: Path, tmp_path: Path):
     assert [row[:-1] for row in read_csv(folder / "runs.csv")] == table
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1", "2"]
     (runs[1] / "started.yaml").write_text("cwd: /\noverrides: [seed=7]\n", encoding="utf-8")
-    assert "holds another run, with other settings" in program_here("-m", f"resume={folder}").stderr
+    assert program_here("-m", f"resume={folder}").returncode == 1
+    assert "holds another run, with other settings" in (runs[1] / "train.log").read_text(encoding="utf-8")
 
 
 def test_a_job_that_is_wrong_from_the_start_does_not_stop_the_others(painted: Path, tmp_path: Path):
