@@ -1,11 +1,11 @@
 """The console command: `flowers train …` is `python -m flowers.train …`, and `flowers` alone lists the programs."""
 
-import difflib
 import runpy
 import sys
 
 import flowers
 from flowers.runtime.machine_errors import open_standard_streams
+from flowers.runtime.text import printable
 from flowers.settings.config_reference import summary_of
 from flowers.settings.programs import all_programs
 from flowers.settings.registry import add_working_directory
@@ -19,17 +19,16 @@ def main() -> None:
         sys.stdout.write(list_programs())
     elif name == "--version":
         sys.stdout.write(f"flowers {flowers.__version__}\n")
-    elif program := (programs := all_programs()).get(name):
+    elif program := all_programs().get(name):
         sys.argv[1:] = arguments
         if program.settings:
             add_working_directory()
         # As `python -m` does, so that launchers find the module's name in `__main__.__spec__` and can start it again.
         runpy.run_module(program.module, run_name="__main__", alter_sys=True)
     else:
-        close = difflib.get_close_matches(name, programs, n=1, cutoff=0.5)
-        configured = (each.name for each in programs.values() if each.settings)
-        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(configured)}"
-        sys.exit(f"error: {name}: no such program: {hint}")
+        from flowers.command_hints import unknown_program  # imports the settings of all programs
+
+        sys.exit(f"error: {printable(unknown_program(name, arguments))}")
 
 
 def list_programs() -> str:

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from flowers.command_hints import check_arguments
 from flowers.runs.run_folder import short_name
 from flowers.runtime.files import DiskFullError
 from flowers.runtime.logging import configure_logging, filter_harmless_warnings, write_traceback
@@ -25,6 +26,7 @@ from flowers.runtime.text import printable
 from flowers.settings.config import CONF, compose_run, compose_settings, read_settings, settings_of_run
 from flowers.settings.config_reference import help_text
 from flowers.settings.job import run_composed
+from flowers.settings.literal_overrides import literal_overrides
 from flowers.settings.overrides import check_overrides, hydra_context, parse_overrides
 from flowers.settings.programs import program_of
 from flowers.settings.validation import S
@@ -98,13 +100,18 @@ def program(
             sys.stdout.write(help_text(config_name))
             return None
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors
-        overrides = [argument for argument in sys.argv[1:] if _is_override(argument)]
+        given = [argument for argument in sys.argv[1:] if _is_override(argument)]
         try:
+            check_arguments(config_name, sys.argv[1:])
+            runs_several = config_name in ("sweep", "ablation")
+            has_sweeps = (
+                runs_several or bool(flags & _RUN_FLAGS) or any(line.startswith("hydra.mode=") for line in given)
+            )
+            programs = [config_name, "train"] if runs_several else [config_name]
+            overrides = literal_overrides(given, programs, has_sweeps)
             checked = check_overrides([_absolute_sweep_dir(each) for each in rewrite_overrides(overrides)], config_name)
-            sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in overrides] + checked
+            sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in given] + checked
             if not flags - _RUN_FLAGS:
-                if rest := [argument for argument in sys.argv[1:] if argument not in (*checked, *flags)]:
-                    raise ValueError(f"{rest[0]}: expected key=value")
                 if not flags and not any(line.startswith("hydra.mode=") for line in checked):
                     return run_single(checked)
                 compose_settings(checked, schema)
@@ -117,7 +124,7 @@ def program(
         except Exception as error:
             if text := machine_error_text(error):
                 sys.exit(f"error: {printable(text)}")
-            if not any(override.startswith("hydra/launcher=") for override in overrides):
+            if not any(override.startswith("hydra/launcher=") for override in given):
                 raise
             # Errors of a job are in its log; this one comes from the launcher, for example because a job was killed.
             sys.exit(f"error: the multirun stopped early: {type(error).__name__}: {str(error).partition(chr(10))[0]}")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from flowers.data.corrections import Corrections
 from flowers.data.dataset import ImageDataset, decoded_image_cache
+from flowers.data.pixels import bit_depth_of
 from flowers.data.samplers import EpochSampler, ResumableDataLoader, SampleKeys
 from flowers.data.sources.build import SOURCE_SETTINGS, build_source
 from flowers.data.sources.source import ImageSource
@@ -30,6 +32,10 @@ from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.training import Pixels
 from flowers.settings.schema.values import Balance
 from flowers.settings.validation import check_values
+
+log = logging.getLogger(__name__)
+
+_DARK = 16  # an image is nearly black if its brightest pixels have less than this of 255
 
 
 @dataclass(frozen=True)
@@ -82,13 +88,13 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         self.source, self.splitter, self.seed = source, splitter, seed
         self.augmentation, loading = augmentation or Augmentation(), loading or Loading()
-        size = {name: getattr(preprocessing, name) for name in ("image_size", "resize", "interpolation")}
+        size = {name: getattr(preprocessing, name) for name in ("image_size", "resize", "interpolation", "bit_depth")}
         check_values({**size, **self.augmentation.drawn(), **asdict(loading)}, Pixels, "data.")
         if source.is_sequential and loading.balance == "sampler":  # all copies of a rare image would be read at once
             raise ValueError("data.balance=sampler with data=shards: expected data.balance=weights or none")
         self.balance, self.batch_size = loading.balance, loading.batch_size
         self.num_workers = min(available_cores(), 8) if loading.num_workers is None else loading.num_workers
-        self.decoded_cache_fraction = loading.decoded_cache_fraction
+        self.decoded_cache_fraction, self._has_warned = loading.decoded_cache_fraction, False
         self._prepare(preprocessing)
 
     @classmethod
@@ -134,6 +140,16 @@ class ImageDataModule(LightningDataModule):
         return self.splitter.corrected(self.source)
 
     @cached_property
+    def bit_depth(self) -> int | None:
+        """The bits of grayscale images of more than 8 bits, given or measured; None if there are no such images.
+
+        It is also None where each file decides, as in earlier versions.
+        """
+        if self.preprocessing.bit_depth != "auto":
+            return self.preprocessing.bit_depth
+        return bit_depth_of(max(peaks)) if (peaks := self.source.gray_peaks) else None
+
+    @cached_property
     def records(self) -> list[SplitRecord]:
         """The images in use, with their split."""
         return self.splitter.split(self.source)
@@ -170,7 +186,8 @@ class ImageDataModule(LightningDataModule):
 
     def transform_settings(self, augmented: bool = False) -> dict[str, Any]:
         """Return all that determines how an image file becomes pixels, ready for JSON, as part of a cache key."""
-        return self.augmentation.settings(self.preprocessing) if augmented else eval_settings(self.preprocessing)
+        settings = self.augmentation.settings(self.preprocessing) if augmented else eval_settings(self.preprocessing)
+        return settings | ({"bit_depth": self.bit_depth} if self.bit_depth else {})  # ordinary images keep their keys
 
     def resized(self, preprocessing: Preprocessing) -> Self:
         """Return a copy with the same images, prepared in another way."""
@@ -199,10 +216,11 @@ class ImageDataModule(LightningDataModule):
             ValueError: If the split has no images.
         """
         records = self.source.sort(self._split_records(split))
+        self._warn_of_dark_images()
         labels = [self.class_numbers[record.label] for record in records]
         if augmented:
             prepare, augment = self.resize_if_larger, self.train_transform
-            prepared = f"{prepare.side} {prepare.mode}"
+            prepared = f"{prepare.side} {prepare.mode} {self.bit_depth}"
         else:
             prepare, augment, prepared = self.eval_transform, None, json.dumps(self.transform_settings())
         decoded = None
@@ -217,6 +235,7 @@ class ImageDataModule(LightningDataModule):
             prepare,
             augment,
             decoded,
+            self.bit_depth,
         )
 
     def full_dataset(self, classes: Sequence[str]) -> ImageDataset:
@@ -233,7 +252,8 @@ class ImageDataModule(LightningDataModule):
         numbers = {name: number for number, name in enumerate(classes)}
         labels = [numbers[image.label] for image in self.images]
         paths, digests = [image.path for image in self.images], [image.sha256 for image in self.images]
-        return ImageDataset(self.source, paths, labels, digests, self.eval_transform)
+        self._warn_of_dark_images()
+        return ImageDataset(self.source, paths, labels, digests, self.eval_transform, bit_depth=self.bit_depth)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the shuffled, augmented images of train."""
@@ -278,12 +298,24 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"data.batch_size={self.batch_size}: expected a multiple of the {world_size} processes")
         return self.batch_size // world_size
 
+    def _warn_of_dark_images(self) -> None:
+        """Say once how many images have next to no gray levels left."""
+        if self.bit_depth is None or self._has_warned:
+            return
+        self._has_warned, peaks = True, self.source.gray_peaks
+        if dark := sum(peak * 255 < _DARK * (2**self.bit_depth - 1) for peak in peaks):
+            log.warning(
+                "data.bit_depth=%d: %d of %d grayscale photos of more than 8 bits are nearly black, below %d of 255: "
+                "give the bits of the camera, or divide photos of different cameras",
+                *(self.bit_depth, dark, len(peaks), _DARK),
+            )
+
     def _split_records(self, split: str) -> list[SplitRecord]:
         if records := [record for record in self.records if record.split == split]:
             return records
         raise ValueError(
-            f"the split {split} has no images: set data.val_fraction, data.test_fraction or data.split_file, "
-            "or add images"
+            f"the split {split} has no images: set data.val_fraction, data.test_fraction, data.group_by or "
+            "data.split_file, or add images"
         )
 
     @property

@@ -23,6 +23,7 @@ from flowers.data.images import (
     read_image,
     read_unchanged,
 )
+from flowers.data.pixels import GrayBits
 from flowers.runtime.hardware import available_memory
 from flowers.runtime.seeding import PADDING_INDEX, seeded
 from flowers.runtime.text import one_line
@@ -127,6 +128,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         prepare: Applied to the decoded image; its result is cached.
         augment: Random transform, applied to the prepared image on each access; None for none.
         cache: Cache of the prepared images; None to read them from disk on each access.
+        bit_depth: Of grayscale images of more than 8 bits; see `Preprocessing`.
 
     Raises:
         ImageFileError: On access, if an image was deleted or changed, or cannot be read.
@@ -141,9 +143,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         prepare: Callable[[Tensor], Tensor],
         augment: Callable[[Tensor], Tensor] | None = None,
         cache: DecodedImageCache | None = None,
+        bit_depth: GrayBits = None,
     ) -> None:
         self.root, self.paths, self.labels, self.digests = root, paths, labels, digests
-        self.prepare, self.augment, self.cache = prepare, augment, cache
+        self.prepare, self.augment, self.cache, self.bit_depth = prepare, augment, cache, bit_depth
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -174,7 +177,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         source, digest = self.root / self.paths[index], self.digests[index]
         content = source.content() if isinstance(source, ImageBytes) else read_unchanged(source, digest)
         try:
-            return read_image(io.BytesIO(content))
+            return read_image(io.BytesIO(content), is_checked=True, bit_depth=self.bit_depth)
         except ImageMemoryError:
             raise
         except Exception as error:  # shards that others have packed: their images were not checked here

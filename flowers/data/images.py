@@ -6,18 +6,21 @@ import io
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol, runtime_checkable
+from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
 import imagehash
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from flowers.data.image_bombs import check_scans, limit_tags
-from flowers.data.pixels import to_rgb
+from flowers.data.image_damage import find_damage
+from flowers.data.pixels import PEAK, GrayBits, to_rgb
+from flowers.data.raw_photos import check_not_raw
 from flowers.runtime.files import cache_dir, cache_lock, chunk_by_time, open_regular, read_cache, write_cache
 from flowers.runtime.logging import progress_bar
 from flowers.runtime.machine_errors import is_memory_error
@@ -36,10 +39,16 @@ DECODE_BYTES = 2**30  # what all threads of the process together take to decode 
 # The most that decoding takes, measured by the peak of the process. Pillow has 4 bytes for a pixel of most modes, and
 # so has the result. A progressive JPEG has its coefficients beside them, an animated WebP two frames.
 _PEAK_BYTES_PER_PIXEL = {"PNG": 9, "BMP": 9, "GIF": 9, "JPEG": 13, "MPO": 13, "TIFF": 13, "WEBP": 17}
+# How files of these formats start.
+_SIGNATURE = re.compile(
+    rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG)|(?P<GIF>GIF8)|(?P<BMP>BM.{4}\0{4})|(?P<WebP>RIFF.{4}WEBP)|(?P<TIFF>II\*\0|MM\0\*)",
+    re.DOTALL,
+)
 _decoding = MemoryBudget(DECODE_BYTES)
 limit_tags()
 
-_CHECKS_FORMAT = 1  # of the cached checks; another number makes all of them stale
+_CHECKS_FORMAT = 3  # of the cached checks; another number makes all of them stale
+_NAMES = {"MPO": "JPEG", "WEBP": "WebP"}  # of formats, where they are not those of Pillow
 _CHUNK_BYTES = 1 << 20
 _EMPTY_SHA256 = hashlib.sha256().hexdigest()
 _MORE_MEMORY = "make it smaller, end other programs, or set fewer workers"
@@ -87,41 +96,52 @@ class ImageCheck(NamedTuple):
         sha256: SHA-256 of the file, hexadecimal; empty if it cannot be opened.
         phash: Perceptual hash of the image, hexadecimal; empty if it cannot be read.
         reason: Why the image cannot be read; empty if it can.
+        gray_peak: The largest value of grayscale of more than 8 bits, but for a thousandth of the pixels; 0 of others.
     """
 
     sha256: str
     phash: str
     reason: str
+    gray_peak: int = 0
 
 
-def read_image(source: str | Path | IO[bytes] | ImageBytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(
+    source: str | Path | IO[bytes] | ImageBytes,
+    max_pixels: int = MAX_PIXELS,
+    is_checked: bool = False,
+    bit_depth: GrayBits = "auto",
+) -> Image.Image:
     """Return an image as RGB with 8 bits per channel, rotated as its EXIF tag says.
 
-    Transparency becomes white. Grayscale of 16 bits is scaled to 8 bits. Of an animation, the first frame is read. All
-    threads of the process together decode DECODE_BYTES at a time; whoever needs more waits until the others are done.
+    Transparency becomes white. Grayscale of more than 8 bits is scaled to 8 bits. Of an animation, the first frame is
+    read. All threads of the process together decode DECODE_BYTES at a time; whoever needs more waits until the others
+    are done.
 
     Args:
         source: A path, an open binary file, or an image in a shard.
         max_pixels: The limit of width x height.
+        is_checked: Whether the same bytes were read before, so that damage that Pillow does not find is not looked for.
+        bit_depth: Of grayscale of more than 8 bits; see `flowers.settings.preprocessing.Preprocessing`.
 
     Raises:
         ImageMemoryError: There is not enough memory.
-        ValueError: For more than `max_pixels` pixels or MAX_FILE_BYTES bytes.
-        OSError: For a file that cannot be opened or read, or is not a regular file; for damaged files, Pillow raises
-            various other exceptions.
+        ValueError: For more than `max_pixels` pixels or MAX_FILE_BYTES bytes; for a damaged file or a raw photo.
+        OSError: For a file that cannot be opened or read, or is not a regular file, or not an image.
     """
     if isinstance(source, (str, Path)):
         with named_memory_error(source), _open_image(source) as file:
-            return _decode(file, max_pixels)
-    return _decode(io.BytesIO(source.content()) if isinstance(source, ImageBytes) else source, max_pixels)
+            return _decode(file, max_pixels, is_checked, bit_depth)
+    file = io.BytesIO(source.content()) if isinstance(source, ImageBytes) else source
+    return _decode(file, max_pixels, is_checked, bit_depth)
 
 
-def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
+def _decode(file: IO[bytes], max_pixels: int, is_checked: bool, bit_depth: GrayBits) -> Image.Image:
     if not file.seekable():
         file = io.BytesIO(file.read(MAX_FILE_BYTES + 1))
     file_bytes = file.seek(0, os.SEEK_END)
     _check_size(file_bytes)
-    with Image.open(file, formats=IMAGE_FORMATS) as image:
+    check_not_raw(file)
+    with _open_format(file) as image:
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {max_pixels:,}")
         # Some decoders copy the whole file.
@@ -130,14 +150,52 @@ def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
             try:
                 if "progressive" in image.info:
                     check_scans(file)
-                image.load()
+                _load(image, file, is_checked)
                 ImageOps.exif_transpose(image, in_place=True)
-                return to_rgb(image)
+                return to_rgb(image, bit_depth)
             except Exception as error:
                 if not is_memory_error(error):
                     raise
                 size = f"{image.width} x {image.height} pixels, which take up to {needed / 1e6:,.0f} MB"
                 raise ImageMemoryError(f"not enough memory to decode {size}: {_MORE_MEMORY}") from error
+
+
+def _open_format(file: IO[bytes]) -> ImageFile.ImageFile:
+    """Read the header of an image file.
+
+    Raises:
+        UnidentifiedImageError: It is of none of IMAGE_FORMATS.
+        ValueError: It starts as one of them, and goes on in another way.
+    """
+    try:
+        return Image.open(file, formats=IMAGE_FORMATS)
+    except OSError as error:
+        file.seek(0)
+        if error.errno or is_memory_error(error) or (found := _SIGNATURE.match(file.read(16))) is None:
+            raise
+        raise ValueError(f"a damaged {found.lastgroup}: its header cannot be read") from error
+
+
+def _load(image: ImageFile.ImageFile, file: IO[bytes], is_checked: bool) -> None:
+    """Decode the pixels of an image.
+
+    Raises:
+        ValueError: The file is damaged, with what is lost as far as that is known.
+    """
+    kind, failure = str(image.format), None
+    try:
+        image.load()
+    except Exception as error:  # on a damaged file, Pillow raises anything from EOFError to struct.error
+        if is_memory_error(error) or isinstance(error, (ValueError, Image.DecompressionBombError, Warning)):
+            raise
+        failure = error
+    if is_checked and failure is None:
+        return
+    file.seek(0)
+    loss = find_damage(file.read(), kind, image.mode)
+    if loss or failure:
+        reasons = ([read_error_reason(failure)] if failure else []) + ([loss] if loss else [])
+        raise ValueError(f"a damaged {_NAMES.get(kind, kind)}: {', '.join(reasons)}") from failure
 
 
 def _open_image(path: str | Path) -> IO[bytes]:
@@ -241,7 +299,7 @@ def check_images(root: str | Path, files: Sequence[str]) -> dict[str, ImageCheck
     return {file: ImageCheck(*checks[file][1:]) for file in files}
 
 
-def _check_new_files(root: Path, files: Sequence[str], cache: Path) -> dict[str, list[str]]:
+def _check_new_files(root: Path, files: Sequence[str], cache: Path) -> dict[str, list[Any]]:
     checks = _load_checks(cache)
     states = {file: _file_state(f"{root}/{file}") for file in files}  # a path object takes longer than the question
     new = [file for file in files if checks.get(file, [None])[0] != states[file]]
@@ -262,8 +320,8 @@ def _check_new_files(root: Path, files: Sequence[str], cache: Path) -> dict[str,
     return checks
 
 
-def _load_checks(path: Path) -> dict[str, list[str]]:
-    """Return the cached checks `{path: [state, sha256, phash, reason]}`; none if the file is missing or damaged."""
+def _load_checks(path: Path) -> dict[str, list[Any]]:
+    """Return the cached checks `{path: [state, *check]}`; none if the file is missing or damaged."""
     content = json.loads(read_cache(path) or "{}")
     return dict(content["verdicts"]) if content.get("format") == _CHECKS_FORMAT else {}
 
@@ -290,7 +348,8 @@ def _check_file(path: Path) -> ImageCheck:
         if digest == _EMPTY_SHA256:
             return ImageCheck(digest, "", "empty")
         try:
-            return ImageCheck(digest, str(imagehash.phash(read_image(file), hash_size=_HASH_SIZE)), "")
+            image = read_image(file)
+            return ImageCheck(digest, str(imagehash.phash(image, hash_size=_HASH_SIZE)), "", image.info.get(PEAK, 0))
         except Exception as error:  # damaged files make Pillow raise anything from EOFError to struct.error
             if is_memory_error(error):
                 raise

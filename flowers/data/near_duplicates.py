@@ -1,160 +1,237 @@
-"""Group images that are nearly identical, by their perceptual hashes."""
+"""Find near duplicates: photos whose perceptual hashes are close, and whose pixels confirm it.
+
+Distinct photos of a fixed camera have close hashes, too. So hashes only propose a pair; `registration.compare` looks at
+its pixels; and where many photos are alike, near duplicates have to be much more alike than a photo and its tenth most
+similar one.
+"""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from torch import Tensor
+from PIL import Image
 
+from flowers.data.hash_search import find_near_hashes, hash_distances, hash_words
+from flowers.data.registration import SIDE, Difference, compare, thumbnail
 from flowers.runtime.files import cache_dir, evict_least_recently_used, optional_cache, read_cache, write_cache
+from flowers.runtime.hardware import available_cores
+from flowers.runtime.logging import progress_bar
 
-# Of 256 bits. Among the 5.4 million pairs of flower_photos, re-encodings and shots of one burst differ in 0 to 58 bits;
-# the two most similar images of different scenes differ in 84. The middle, 71, is too close to that for larger sets.
-NEAR_DUPLICATE_BITS = 64
+# Re-encodings and shots of one burst differ in 0 to 58 of 256 bits, different scenes of flower_photos in 84 and more.
+# A pair that differs in more has to have almost the same pixels.
+_SURE_BITS = 64
+_UNSURE = 15  # divides the threshold of such a pair
+_COPY = 60  # divides the threshold of two copies of one photo, whatever their format
+_COPY_PEAK = 0.2  # without a spot that only one of them has, in standard deviations
 
-_GROUPS_FORMAT = 1  # of the cached groups; another number makes all of them stale
+_NEIGHBORS = 16  # that are looked at; a photo with more is in a crowd
+_OTHERS = (
+    10  # the tenth most similar photo of a crowd shows something else; in a small folder, of a third of the photos
+)
+_CROWDED = 0.5  # where the tenth most similar photo differs by less:
+_CROWD_SHARE = 0.1  # a near duplicate leaves at most this part of the difference to the tenth most similar,
+_CROWD_BITS = 0.35  # and differs in at most this part of the bits of the hash in which the tenth nearest differs,
+_SURE_CROWD_BITS = 8  # or in at most so many
+_SAME = 1e-4  # a difference that no other photo can have: of copies in another format or size
 
-# A matrix product in float64 compares six rows at once. Its sums are integers of 48 bits: six fields of 8 bits, each
-# with 128 + NEAR_DUPLICATE_BITS - d for two hashes that differ in d of the bits that are compared. The highest bit of a
-# field says whether d is small enough. With at most as many bits, no field is below 0, and all sums are exact.
-_FIELDS = 6
-_FIELD_BITS = 8
-_SCREENED_BITS = 128 + NEAR_DUPLICATE_BITS
-_NEAR_PER_FIELD = sum(128 << (_FIELD_BITS * field) for field in range(_FIELDS))
-# Added to a sum below 2^52, it leaves the sum in the mantissa: the bits of the float are then those of the integer.
-_MANTISSA = 2.0**52
+_CACHE_FORMAT = 2  # another number makes all cached groups stale
+_CACHE_ABOVE = 10_000  # distinct images; fewer take 0.3 s to search
+_CACHE_BYTES = 64 * 2**20  # a result takes eight bytes for each distinct image
+
+Ints = NDArray[np.int64]
 
 
-def group_hashes(
-    phashes: Sequence[str], block_rows: int = 2048, cache_above: int = 10_000, cache_bytes: int = 64 * 2**20
-) -> list[int]:
-    """Return a group number for each perceptual hash.
+class Duplicates(NamedTuple):
+    """Numbers that alike images share.
 
-    Two hashes that differ in at most NEAR_DUPLICATE_BITS bits share a group, as do hashes that are connected through
-    others. The result is exact. The time is quadratic in the number of distinct hashes: at a quarter of the bits, no
-    index avoids comparing all pairs. Results for large sets are therefore cached.
+    Attributes:
+        copies: The same for copies of one photo: in another format or size, or little changed.
+        groups: The same for near duplicates: also crops, and shots of one burst. Each two of a group are alike.
+    """
+
+    copies: list[int]
+    groups: list[int]
+
+
+def find_duplicates(
+    digests: Sequence[str], phashes: Sequence[str], read: Callable[[int], Image.Image], threshold: float
+) -> Duplicates:
+    """Return which images are near duplicates.
+
+    Whatever the order of the images, the result is the same. It is cached if images had to be read.
 
     Args:
-        phashes: Hexadecimal hashes of 256 bits.
-        block_rows: Rows and columns of a block of pairs. With 2048 its products take 6 MiB, which fits into the cache
-            of the processor.
-        cache_above: Number of distinct hashes above which the result is cached; 10,000 take 0.3 s to group.
-        cache_bytes: Disk space for cached results; a result takes four bytes per distinct hash.
+        digests: SHA-256 of the image files, hexadecimal.
+        phashes: Perceptual hashes of 256 bits, hexadecimal.
+        read: Returns an image by its position, as RGB.
+        threshold: The largest difference of near duplicates, a share of the variance from 0 to 1.
     """
-    distinct = sorted(set(phashes))
-    if len(distinct) <= cache_above:
-        found = _components(distinct, block_rows)
-    else:
-        found = _cached_components(distinct, block_rows, cache_bytes)
-    number_of = dict(zip(distinct, found.tolist(), strict=True))
-    return [number_of[phash] for phash in phashes]
-
-
-def _cached_components(distinct: Sequence[str], block_rows: int, cache_bytes: int) -> NDArray[np.int32]:
-    key = hashlib.sha256("\n".join([f"{_GROUPS_FORMAT} {NEAR_DUPLICATE_BITS}", *distinct]).encode()).hexdigest()
-    path = cache_dir() / "groups" / key
+    position = {digest: index for index, digest in reversed([*enumerate(digests)])}
+    distinct = sorted(position)
+    hashes = [phashes[position[digest]] for digest in distinct]
+    text = "\n".join([f"{_CACHE_FORMAT} {threshold}", *map("".join, zip(distinct, hashes, strict=True))])
+    path = cache_dir() / "groups" / hashlib.sha256(text.encode()).hexdigest()
     content = read_cache(path)
-    if content is not None and len(content) == 4 * len(distinct):
-        return np.frombuffer(content, dtype="<i4")
-    numbers = _components(distinct, block_rows)
-    if write_cache(path, numbers.astype("<i4").tobytes()):
+    if content is not None and len(content) == 8 * len(distinct):
+        numbers = np.frombuffer(content, dtype="<i4").reshape(2, -1)
+    else:
+        search = _Search(hashes, lambda index: read(position[distinct[index]]), threshold)
+        numbers = np.array(search.groups(), dtype="<i4")
+        if len(search.thumbnails) or len(distinct) > _CACHE_ABOVE:
+            _write(path, numbers)
+    rank = {digest: index for index, digest in enumerate(distinct)}
+    ranks = [rank[digest] for digest in digests]
+    return Duplicates(*(row[ranks].tolist() for row in numbers))
+
+
+def _write(path: Path, numbers: NDArray[np.int32]) -> None:
+    if write_cache(path, numbers.tobytes()):
         with optional_cache(path.parent):
-            evict_least_recently_used(filter(type(path).is_file, path.parent.glob("[!.]*")), cache_bytes)
-    return numbers
+            evict_least_recently_used(filter(type(path).is_file, path.parent.glob("[!.]*")), _CACHE_BYTES)
 
 
-def _components(distinct: Sequence[str], block_rows: int) -> NDArray[np.int32]:
-    """Return the group number of each hash: its connected component in the graph of near pairs."""
-    packed = np.frombuffer(bytes.fromhex("".join(distinct)), dtype=np.uint8).reshape(len(distinct), -1)
-    words = packed.view(np.uint64)  # (N, 4)
-    # The last bits: of the pairs of flower_photos, half as many are near in these as in the first ones.
-    bits = np.unpackbits(packed, axis=1)[:, -_SCREENED_BITS:]
-    columns = _columns(bits)
-    threads = torch.get_num_threads()
-    # One thread per strip is several times as fast as all threads for one block when other processes use the cores.
-    starts = range(0, len(bits), block_rows)
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        strips = list(pool.map(lambda start: _near_pairs(bits, columns, words, start, block_rows), starts))
-    torch.set_num_threads(threads)  # the threads of the pool have also changed the default for new threads
-    return _connected_components(np.concatenate(strips), len(distinct))
+class Verdict(NamedTuple):
+    """What K pairs of images are.
 
-
-def _near_pairs(
-    bits: NDArray[np.uint8], columns: Tensor, words: NDArray[np.uint64], start: int, size: int
-) -> NDArray[np.int64]:
-    """Return pairs (K, 2) that connect all near hashes among a strip of pairs.
-
-    The strip compares the `size` hashes from `start` on with all hashes from `start` on.
-
-    Args:
-        bits: Some bits of each hash, (N, B) with B up to _SCREENED_BITS.
-        columns: `_columns(bits)`.
-        words: All bits of each hash, (N, 4).
-        start: The first hash of the strip.
-        size: Rows and columns of a block.
+    Attributes:
+        difference: Their difference, as a share of the largest one of near duplicates, (K,).
+        is_near: Which are near duplicates, (K,).
+        is_copy: Which are copies of one photo, (K,).
     """
-    rows = _packed_rows(bits[start : start + size])  # (R, B + 2)
-    block = torch.empty(size, rows.shape[1], dtype=torch.float64)  # once for all blocks: new memory takes as long
-    products = torch.empty(len(rows) * size, dtype=torch.float64)
-    found = []
-    for first in range(start, len(bits), size):
-        count = min(size, len(bits) - first)
-        block[:count] = columns[first : first + count]
-        sums = products[: len(rows) * count].view(len(rows), count)
-        torch.mm(rows, block[:count].T, out=sums)
-        fields = sums.numpy().view(np.int64)  # (R, count)
-        # Most rows have no near hash. One pass finds the others.
-        candidates = np.flatnonzero(np.bitwise_or.reduce(fields, axis=1) & _NEAR_PER_FIELD)
-        index, column = np.nonzero(fields[candidates] & _NEAR_PER_FIELD)
-        row, column, hits = start + candidates[index], first + column, fields[candidates[index], column]
-        for field in range(_FIELDS):
-            is_hit = (hits & (128 << (_FIELD_BITS * field))) != 0
-            pairs = np.stack([row[is_hit] + field * len(rows), column[is_hit]], axis=1)
-            # Each pair once. The zeros that fill the last field stand for rows of the next strip, or for none.
-            pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-            distances = np.bitwise_count(words[pairs[:, 0]] ^ words[pairs[:, 1]]).sum(axis=1)
-            pairs = pairs[distances <= NEAR_DUPLICATE_BITS]
-            found.append(pairs if len(pairs) < size else _spanning_pairs(pairs))
-    return np.concatenate(found)
+
+    difference: NDArray[np.floating[Any]]
+    is_near: NDArray[np.bool_]
+    is_copy: NDArray[np.bool_]
 
 
-def _packed_rows(bits: NDArray[np.uint8]) -> Tensor:
-    """Return bits (R, B) as float64 (ceil(R / 6), B + 2), six rows in one; see _FIELDS."""
-    count = -(-len(bits) // _FIELDS)
-    rows = np.zeros((_FIELDS, count, bits.shape[1] + 2))
-    rows.reshape(-1, rows.shape[2])[: len(bits), :-2] = bits
-    rows[:, :, -2] = 1
-    rows[0, :, -1] = _MANTISSA
-    return torch.from_numpy(np.tensordot(2.0 ** (_FIELD_BITS * np.arange(_FIELDS)), rows, axes=1))
+class _Search:
+    """A search among N distinct images; see `find_duplicates`."""
+
+    def __init__(self, phashes: Sequence[str], read: Callable[[int], Image.Image], threshold: float) -> None:
+        self.words, self.read, self.threshold = hash_words(phashes), read, threshold
+        self.rows = np.full(len(phashes), -1)  # of `thumbnails`, for each image that was read
+        self.thumbnails = np.empty((0, SIDE, SIDE, 3), dtype=np.uint8)
+        # How alike near duplicates have to be in a crowd, for each image.
+        self.most_share, self.most_bits = np.full(len(phashes), np.inf), np.full(len(phashes), np.inf)
+
+    def groups(self) -> tuple[list[int], list[int]]:
+        """Return the numbers of copies and of groups, (N,) each."""
+        alone = list(range(len(self.words)))
+        near = find_near_hashes(self.words, _NEIGHBORS)
+        if not (involved := np.union1d(near.pairs, near.crowded)).size:
+            return alone, alone
+        self._read(involved)
+        pairs = near.pairs
+        if near.crowded.size:
+            crowd = near.crowded[_most_similar(self.thumbnails[self.rows[near.crowded]], _NEIGHBORS)]
+            pairs = np.unique(np.concatenate([pairs, np.sort(crowd, axis=1)]), axis=0)
+        plain = self._compare(pairs, register=False)
+        self._set_limits(pairs, plain)
+        difference, is_near, is_copy = self._judge(pairs, plain)
+        order = np.argsort(difference, kind="stable")
+        linked = _Linkage(len(alone), lambda asked: self._judge(asked, self._compare(asked, register=False)))
+        linked.join(pairs[order], is_copy[order], 2)
+        copies = linked.numbers()
+        linked.join(pairs[order], is_near[order], 1)
+        return copies, linked.numbers()
+
+    def _read(self, indices: Ints) -> None:
+        self.rows[indices] = np.arange(len(indices))
+        with ThreadPoolExecutor(available_cores()) as pool:
+            read = pool.map(lambda index: thumbnail(self.read(index)), indices.tolist())
+            self.thumbnails = np.stack([*progress_bar(read, "Comparing similar images", len(indices))])
+
+    def _compare(self, pairs: Ints, register: bool) -> Difference:
+        first, second = self.rows[pairs.T]
+        return compare(self.thumbnails, first, second, register)
+
+    def _set_limits(self, pairs: Ints, found: Difference) -> None:
+        """Set the limits of images in a crowd, by the tenth most similar one, which shows something else."""
+        number = min(_OTHERS, max(3, len(self.words) // 3))
+        images, shares = pairs.T.ravel(), np.tile(found.share, 2)
+        bits = np.tile(hash_distances(self.words, pairs), 2)
+        for limits, values, factor in ((self.most_share, shares, _CROWD_SHARE), (self.most_bits, bits, _CROWD_BITS)):
+            order = np.lexsort((values, images))
+            first = np.flatnonzero(np.diff(images[order], prepend=-1))
+            counts = np.diff(first, append=len(order))
+            tenth = order[first[counts >= number] + number - 1]
+            limits[images[tenth]] = values[tenth] * factor
+        is_crowded = self.most_share <= _CROWD_SHARE * _CROWDED
+        self.most_share = np.where(is_crowded, self.most_share, np.inf)
+        self.most_bits = np.where(is_crowded, np.maximum(self.most_bits, _SURE_CROWD_BITS), np.inf)
+
+    def _judge(self, pairs: Ints, plain: Difference) -> Verdict:
+        """Return what pairs are; see `Verdict`."""
+        bits = hash_distances(self.words, pairs)
+        limits = np.where(bits <= _SURE_BITS, self.threshold, self.threshold / _UNSURE)
+        limits = np.minimum(limits, self.most_share[pairs].min(1))
+        is_possible = bits <= self.most_bits[pairs].min(1)
+        share, peak = plain.share.copy(), plain.peak.copy()
+        left = np.flatnonzero(is_possible & (share > limits))
+        share[left], peak[left] = self._compare(pairs[left], register=True)
+        is_near = (is_possible & (share <= limits)) | (share <= _SAME)
+        is_copy = is_near & (share <= max(self.threshold / _COPY, _SAME)) & (peak <= _COPY_PEAK)
+        return Verdict(share / limits, is_near, is_copy)
 
 
-def _columns(bits: NDArray[np.uint8]) -> Tensor:
-    """Return bits (N, B) as int16 (N, B + 2), the factors of `_packed_rows`; see _FIELDS.
+def _most_similar(thumbnails: NDArray[np.uint8], count: int, block: int = 1024) -> Ints:
+    """Return pairs (K, 2) of each image with the `count` most similar ones, by the order of their gray values alone."""
+    gray = (thumbnails.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)).reshape(
+        len(thumbnails), -1
+    )
+    ranks = gray.argsort(1, kind="stable").argsort(1).astype(np.float32)
+    ranks -= ranks.mean(1, keepdims=True)
+    ranks /= np.linalg.norm(ranks[0])  # the same for all
+    count = min(count, len(ranks) - 1)
+    pairs = []
+    for start in range(0, len(ranks), block):
+        similar = ranks[start : start + block] @ ranks.T
+        own = np.arange(len(similar))
+        similar[own, start + own] = -np.inf
+        nearest = np.argpartition(-similar, count - 1, axis=1)[:, :count]
+        pairs.append(np.stack([np.repeat(start + own, count), nearest.ravel()], axis=1))
+    return np.concatenate(pairs)
 
-    Two hashes a and b differ in sum(b) - sum(a * (2 b - 1)) bits.
-    """
-    columns = np.ones((len(bits), bits.shape[1] + 2), dtype=np.int16)
-    np.subtract(bits * 2, 1, out=columns[:, :-2], dtype=np.int16)
-    columns[:, -2] = _SCREENED_BITS - bits.sum(axis=1, dtype=np.int16)
-    return torch.from_numpy(columns)
 
+class _Linkage:
+    """Groups in which each two images are alike (complete linkage): similar pairs do not chain."""
 
-def _spanning_pairs(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return fewer pairs than nodes that connect the same nodes."""
-    nodes, ends = np.unique(pairs, return_inverse=True)
-    numbers = _connected_components(ends.reshape(-1, 2), len(nodes))
-    first = np.unique(numbers, return_index=True)[1][numbers]
-    joined = np.flatnonzero(first != np.arange(len(nodes)))
-    return np.stack([nodes[joined], nodes[first[joined]]], axis=1)
+    def __init__(self, count: int, judge: Callable[[Ints], Verdict]) -> None:
+        self.members = {index: [index] for index in range(count)}
+        self.group = list(range(count))
+        self.judge = judge
 
+    def join(self, pairs: Ints, is_alike: NDArray[np.bool_], verdict: int) -> None:
+        """Join the groups of pairs, the most similar first, where all other pairs of the groups are alike, too.
 
-def _connected_components(pairs: NDArray[np.int64], count: int) -> NDArray[np.int32]:
-    """Return the number of the connected component of each of `count` nodes."""
-    graph = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    numbers: NDArray[np.int32] = connected_components(graph, directed=False)[1]
-    return numbers
+        Args:
+            pairs: Pairs (K, 2) of images.
+            is_alike: Which of them are alike.
+            verdict: The part of the answer of `judge` that says so of other pairs.
+        """
+        alike = {(one, other) for one, other in pairs[is_alike].tolist()}
+        unlike = {(one, other) for one, other in pairs[~is_alike].tolist()}
+        for one, other in pairs[is_alike].tolist():
+            first, second = self.group[one], self.group[other]
+            if first == second:
+                continue
+            across = {(min(pair), max(pair)) for pair in product(self.members[first], self.members[second])}
+            if across & unlike:
+                continue
+            if asked := sorted(across - alike):
+                answers = self.judge(np.array(asked))[verdict].tolist()
+                alike |= {pair for pair, answer in zip(asked, answers, strict=True) if answer}
+                unlike |= {pair for pair, answer in zip(asked, answers, strict=True) if not answer}
+            if across <= alike:
+                self.members[first] += self.members.pop(second)
+                for index in self.members[first]:
+                    self.group[index] = first
+
+    def numbers(self) -> list[int]:
+        """Return the number of the group of each image."""
+        return list(self.group)

@@ -29,7 +29,8 @@ def run_packing(settings: PackSettings) -> int:
     records, classes = data.records, data.classes
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(output.with_name(f".{output.name}.lock")):
-        shards = write_shards(root, records, classes, output, settings.shard_mb, settings.workers or available_cores())
+        workers, peak = settings.workers or available_cores(), max(data.source.gray_peaks, default=0)
+        shards = write_shards(root, records, classes, output, settings.shard_mb, workers, peak)
     counts = ", ".join(f"{data.counts(split).total():,} {split}" for split in SPLITS)
     summary = f"{len(records):,} images ({counts}) in {shards} shards: {one_line(output)}"
     Console().print(summary, soft_wrap=True, highlight=False, markup=False)

@@ -66,7 +66,13 @@ class ShardSpec(NamedTuple):
 
 
 def write_shards(
-    root: Path, records: Sequence[SplitRecord], classes: Sequence[str], output: Path, shard_mb: float, workers: int
+    root: Path,
+    records: Sequence[SplitRecord],
+    classes: Sequence[str],
+    output: Path,
+    shard_mb: float,
+    workers: int,
+    gray_peak: int = 0,
 ) -> int:
     """Write images into shards.
 
@@ -80,6 +86,7 @@ def write_shards(
         output: Folder for the shards.
         shard_mb: Approximate size of a shard in MiB.
         workers: Number of processes that write.
+        gray_peak: See `Manifest`.
 
     Returns:
         The number of shards.
@@ -108,7 +115,7 @@ def write_shards(
                 RemoteFile(shard.path.name, _shard_size(shard), sha256)
                 for shard, sha256 in zip(shards, digests, strict=True)
             ],
-        }
+        } | ({"gray_peak": gray_peak} if gray_peak else {})
         atomic_write_text(output / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
     return len(shards)
 

@@ -4,11 +4,12 @@ import hashlib
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from flowers.data.quotas import deal_folds, fill_quota
 from flowers.runtime.files import atomic_write_text
 from flowers.runtime.text import one_line, read_csv, to_csv
 from flowers.settings.schema.run_files import CLASSES_TEXT, are_classes
@@ -31,7 +32,7 @@ class ImageRecord(NamedTuple):
         sha256: SHA-256 of the file, hexadecimal.
         phash: Perceptual hash of the image, hexadecimal.
         split: train, val or test, if the source is split; or else empty.
-        group: Shared by near duplicates, if the source knows them; or else empty.
+        group: Shared by near duplicates, if they are known; or else empty.
     """
 
     path: str
@@ -84,13 +85,13 @@ def assign_splits(
     fold: int = 0,
     seed: int = 0,
 ) -> list[SplitRecord]:
-    """Split `images` by their contents and `seed` alone: paths and order do not matter.
+    """Split `images` by their contents, their groups and `seed` alone: paths and order do not matter.
 
     Groups of near duplicates are assigned as a whole, in the order of a keyed hash. `test` is filled first and does not
-    depend on the folds.
+    depend on the folds. Each class is in train, and in val if it has at least two groups.
 
     Args:
-        images: The images; each class needs at least two, and at least `folds`.
+        images: The images with their groups; each class needs at least two, and at least `folds`.
         val_fraction: Share of each class in val, from 0 to below 1; unused with `folds`.
         test_fraction: Share of each class in test, from 0 to below 1.
         folds: Number of cross-validation folds, at least 2; 0 for none.
@@ -108,20 +109,45 @@ def assign_splits(
     rarest, count = min(total.items(), key=lambda item: item[1])
     if count < (needed := max(2, folds)):
         raise ValueError(f"class {one_line(rarest)} has {count} usable image(s): expected at least {needed} to split")
-    group_of = group_near_duplicates(images)
-    labels: defaultdict[str, Counter[str]] = defaultdict(Counter)  # of each group, the number of images per class
-    for image in images:
-        labels[group_of[image.path]][image.label] += 1
+    labels = _labels_of_groups((image.group, image.label) for image in images)
     order = _hash_order(labels, seed)
-
-    test = _fill_quota(order, labels, {label: round(count * test_fraction) for label, count in total.items()})
+    held_out = {label: round(count * test_fraction) for label, count in total.items()}
+    test = fill_quota(order, labels, held_out, least=0, kept=2)
     rest = [group for group in order if group not in test]
     if folds:
-        val = {group for group, number in _deal_folds(rest, labels, folds).items() if number == fold}
+        val = {group for group, number in deal_folds(rest, labels, folds).items() if number == fold}
     else:
-        val = _fill_quota(rest, labels, {label: round(count * val_fraction) for label, count in total.items()})
+        quota = {label: max(round(count * val_fraction), int(val_fraction > 0)) for label, count in total.items()}
+        val = fill_quota(rest, labels, quota, least=1, kept=1)
     split_of = dict.fromkeys(order, "train") | dict.fromkeys(val, "val") | dict.fromkeys(test, "test")
-    return sorted(SplitRecord(i.path, i.label, split_of[group_of[i.path]], group_of[i.path], i.sha256) for i in images)
+    return sorted(SplitRecord(i.path, i.label, split_of[i.group], i.group, i.sha256) for i in images)
+
+
+def describe_shortages(records: Sequence[SplitRecord], val_fraction: float) -> list[str]:
+    """Return a line for each class of which val has fewer or more images than it should, because of a large group."""
+    members: defaultdict[str, list[SplitRecord]] = defaultdict(list)
+    for record in records:
+        members[record.label].append(record)
+    lines = []
+    for label, own in sorted(members.items()):
+        wanted, found = round(len(own) * val_fraction), sum(record.split == "val" for record in own)
+        group, size = Counter(record.group for record in own).most_common(1)[0]
+        if size > 1 and (abs(found - wanted) > 1 or (wanted and not found)):
+            example = next(record.path for record in own if record.group == group)
+            lines.append(
+                f"class {one_line(label)}: val has {found} of its {len(own)} images, not {wanted}: {size} of them "
+                f"({size / len(own):.0%}) are in one group of near duplicates, {group} (such as {one_line(example)})"
+            )
+    return lines
+
+
+def group_summary(records: Iterable[SplitRecord]) -> str:
+    """Return how many groups of at least two images there are, and how large they are."""
+    sizes = sorted(size for size in Counter(record.group for record in records).values() if size > 1)
+    if not sizes:
+        return "Near duplicates: none"
+    largest = f"2 to {sizes[-1]:,}" if sizes[-1] > 2 else "2"
+    return f"Near duplicates: {sum(sizes):,} images in {len(sizes):,} group(s) of {largest}, each in one split"
 
 
 def assign_folds(records: Sequence[SplitRecord], folds: int, seed: int = 0) -> list[int]:
@@ -135,45 +161,34 @@ def assign_folds(records: Sequence[SplitRecord], folds: int, seed: int = 0) -> l
     rarest, count = min(Counter(record.label for record in records).items(), key=lambda item: item[1])
     if count < folds:
         raise ValueError(f"class {one_line(rarest)} has {count} usable image(s): expected at least {folds}, one a fold")
-    labels: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for record in records:
-        labels[record.group][record.label] += 1
-    fold_of = _deal_folds(_hash_order(labels, seed), labels, folds)
+    labels = _labels_of_groups((record.group, record.label) for record in records)
+    fold_of = deal_folds(_hash_order(labels, seed), labels, folds)
     return [fold_of[record.group] for record in records]
+
+
+def _labels_of_groups(pairs: Iterable[tuple[str, str]]) -> dict[str, Counter[str]]:
+    """Return the number of images per class of each group."""
+    labels: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for group, label in pairs:
+        labels[group][label] += 1
+    return labels
 
 
 def _hash_order(groups: Iterable[str], seed: int) -> list[str]:
     return sorted(groups, key=lambda group: hashlib.sha256(f"{seed} {group}".encode()).digest())
 
 
-def _fill_quota(order: Sequence[str], labels: Mapping[str, Mapping[str, int]], quota: Mapping[str, int]) -> set[str]:
-    """Return the first groups that fit into the remaining quota of each of their classes."""
-    remaining = Counter(quota)
-    chosen = set()
-    for group in order:
-        if all(remaining[label] >= count for label, count in labels[group].items()):
-            chosen.add(group)
-            for label, count in labels[group].items():
-                remaining[label] -= count
-    return chosen
+def find_label_conflicts(images: Sequence[ImageRecord], copies: Sequence[str]) -> list[list[ImageRecord]]:
+    """Return the sets of copies of one photo that are in several classes.
 
-
-def _deal_folds(order: Sequence[str], labels: Mapping[str, Mapping[str, int]], folds: int) -> dict[str, int]:
-    """Return the fold of each group: the one with the fewest images of its classes so far."""
-    dealt: list[Counter[str]] = [Counter() for _ in range(folds)]
-    fold_of = {}
-    for group in order:
-        fold_of[group] = min(range(folds), key=lambda fold: (sum(dealt[fold][label] for label in labels[group]), fold))
-        dealt[fold_of[group]].update(labels[group])
-    return fold_of
-
-
-def find_label_conflicts(images: Iterable[ImageRecord]) -> list[list[ImageRecord]]:
-    """Return the sets of byte-identical images that are in several classes."""
-    copies = defaultdict(list)
-    for image in images:
-        copies[image.sha256].append(image)
-    return [same for same in copies.values() if len({image.label for image in same}) > 1]
+    Args:
+        images: The images.
+        copies: For each, what the copies of one photo share.
+    """
+    same = defaultdict(list)
+    for image, copy in zip(images, copies, strict=True):
+        same[copy].append(image)
+    return [each for each in same.values() if len({image.label for image in each}) > 1]
 
 
 def find_leaks(records: Iterable[SplitRecord]) -> list[list[SplitRecord]]:
@@ -263,15 +278,3 @@ def load_split(path: str | Path) -> list[SplitRecord]:
 def is_sha256(text: object) -> bool:
     """Return whether `text` is a SHA-256 as this project writes it: 64 lower-case hexadecimal digits."""
     return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
-
-
-def group_near_duplicates(images: Sequence[ImageRecord]) -> dict[str, str]:
-    """Return the group of each path: the first 16 digits of the smallest SHA-256 among its near duplicates."""
-    # Not above: it imports torch, which takes seconds, and the workers of `flowers.pack` import this module.
-    from flowers.data.near_duplicates import group_hashes
-
-    numbers = group_hashes([image.phash for image in images])
-    smallest: dict[int, str] = {}
-    for number, image in zip(numbers, images, strict=True):
-        smallest[number] = min(smallest.get(number, image.sha256), image.sha256)
-    return {image.path: smallest[number][:16] for number, image in zip(numbers, images, strict=True)}

@@ -34,6 +34,7 @@ class Preprocessing(BaseModel):
     interpolation: str
     mean: list[float]
     std: list[float]
+    bit_depth: int | str | None
 
 
 class Digests(BaseModel):

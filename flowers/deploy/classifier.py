@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from flowers.data.images import named_memory_error, read_error_reason, read_image
-from flowers.data.pixels import to_upright_rgb
+from flowers.data.pixels import GrayBits, to_upright_rgb
 from flowers.data.transforms import eval_transform
 from flowers.deploy.hub_folder import read_hub_folder
 from flowers.deploy.model_files import find_classifier, is_hub_folder
@@ -169,7 +169,7 @@ class Classifier:
 
     def pixels(self, image: str | Path | IO[bytes] | Image.Image) -> Tensor:
         """Read, resize and crop an image: the input of the network, uint8 (3, H, W)."""
-        return _read_pixels(image, self.eval_transform)
+        return _read_pixels(image, self.eval_transform, self.model.preprocessing.bit_depth)
 
     def stream(self, files: Sequence[str], num_workers: int = 0) -> Iterator[tuple[str, Prediction | str]]:
         """Classify any number of files in batches. Memory use does not depend on their number.
@@ -182,7 +182,7 @@ class Classifier:
             Each file in order, with its prediction or the reason why it cannot be read.
         """
         batches = DataLoader(
-            _ImageFiles(files, self.eval_transform),
+            _ImageFiles(files, self.eval_transform, self.model.preprocessing.bit_depth),
             self.backbone.batch_size,
             num_workers=num_workers,
             collate_fn=_collate_readable,
@@ -255,9 +255,14 @@ def _answers(model: Network, rejection: Rejection | None, features: Tensor) -> T
     return answers
 
 
-def _read_pixels(image: str | Path | IO[bytes] | Image.Image, transform: Callable[[Tensor], Tensor]) -> Tensor:
+def _read_pixels(
+    image: str | Path | IO[bytes] | Image.Image, transform: Callable[[Tensor], Tensor], bit_depth: GrayBits
+) -> Tensor:
     with named_memory_error(image if isinstance(image, (str, Path)) else "the image"):
-        rgb = to_upright_rgb(image) if isinstance(image, Image.Image) else read_image(image)
+        if isinstance(image, Image.Image):
+            rgb = to_upright_rgb(image, bit_depth)
+        else:
+            rgb = read_image(image, bit_depth=bit_depth)
         return torch.as_tensor(transform(v2.functional.pil_to_tensor(rgb)))
 
 
@@ -267,8 +272,8 @@ class _ImageFiles(Dataset[tuple[str, Tensor | None, str]]):
     It holds the transform and not the classifier: a worker that is started by spawn gets a copy of it.
     """
 
-    def __init__(self, files: Sequence[str], transform: Callable[[Tensor], Tensor]) -> None:
-        self.files, self.transform = files, transform
+    def __init__(self, files: Sequence[str], transform: Callable[[Tensor], Tensor], bit_depth: GrayBits) -> None:
+        self.files, self.transform, self.bit_depth = files, transform, bit_depth
 
     def __len__(self) -> int:
         return len(self.files)
@@ -276,7 +281,7 @@ class _ImageFiles(Dataset[tuple[str, Tensor | None, str]]):
     def __getitem__(self, index: int) -> tuple[str, Tensor | None, str]:
         file = self.files[index]
         try:
-            return file, _read_pixels(file, self.transform), ""
+            return file, _read_pixels(file, self.transform, self.bit_depth), ""
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file

@@ -42,6 +42,7 @@ class InferenceServer:
     def __init__(self, classifier: Classifier, settings: ServerSettings) -> None:
         self.classifier, self.settings = classifier, settings
         self.max_pixels = min(settings.max_pixels, MAX_PIXELS)
+        self.bit_depth = classifier.model.preprocessing.bit_depth
         self.facts = _describe(classifier, settings, self.max_pixels)
         self.bodies = RequestBodies(settings.max_request_bytes, settings.max_files)
         self.in_flight = 0
@@ -133,7 +134,7 @@ class InferenceServer:
         if not upload.content:
             return "empty"
         try:
-            return prepare(read_image(io.BytesIO(upload.content), self.max_pixels))
+            return prepare(read_image(io.BytesIO(upload.content), self.max_pixels, bit_depth=self.bit_depth))
         except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file
             return read_error_reason(error)
 

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from flowers.data.sources.folder import expand_image_paths
+from flowers.data.sources.listing import expand_image_paths
 from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.model_files import find_classifier
 from flowers.runtime.files import atomic_write
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.logging import progress_bar
-from flowers.runtime.text import one_line, write_csv
+from flowers.runtime.text import class_columns, one_line, write_csv
 from flowers.settings.schema.programs import PredictSettings
 
 _TABLE_ROWS = 1000  # rows shown on the terminal
@@ -150,7 +150,8 @@ def _write_csv(
     def cells() -> Iterator[list[object]]:
         nonlocal readable
         columns = ["strangeness", "none_of_these"] if rejects else []
-        yield ["path", "class", "probability", *classes, *columns, "abstain", "reason", *origin]
+        of_classes = class_columns("probability", classes)
+        yield ["path", "class", "probability", *of_classes, *columns, "abstain", "reason", *origin]
         for row in rows:
             readable += not row.reason
             probabilities = [f"{row.probabilities[name]:.6f}" if row.probabilities else "" for name in classes]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, nll_loss
 
 from flowers.runs.predictions import Predictions
 
@@ -95,3 +95,18 @@ def cross_fitted_probabilities(predictions: Predictions) -> Tensor:
         )
         calibrated[inside] = (predictions.logits[inside] / temperature).softmax(1)
     return calibrated
+
+
+def choose_temperature(predictions: Predictions) -> float:
+    """Return the temperature for these logits, or 1 if calibration makes probabilities worse.
+
+    It makes them worse if the loss grows on images to which the temperature is not fitted, as with few images.
+    """
+    calibrated = cross_fitted_probabilities(predictions)
+    if _loss(calibrated, predictions.labels) >= _loss(predictions.probabilities(), predictions.labels):
+        return 1.0
+    return fit_temperature(predictions.logits, predictions.labels)
+
+
+def _loss(probabilities: Tensor, labels: Tensor) -> float:
+    return nll_loss(probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log(), labels).item()

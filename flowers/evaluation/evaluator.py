@@ -1,5 +1,6 @@
 """Score a trained run on its own split or on other images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from torch import Tensor
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.dataset import ImageDataset
 from flowers.data.images import image_sha256, read_error_reason
-from flowers.data.sources.folder import expand_image_paths
+from flowers.data.sources.listing import expand_image_paths
+from flowers.data.splits import load_split
 from flowers.evaluation.gallery import save_mistakes, score_images
 from flowers.evaluation.metrics import compute_metrics
 from flowers.evaluation.rejection_scores import rejection_scores
@@ -22,6 +24,7 @@ from flowers.models.network import Network
 from flowers.runs.predictions import predict_features
 from flowers.runs.rejection import Rejection, rejection_threshold
 from flowers.runs.run import Run
+from flowers.runs.run_folder import SPLIT_FILE
 from flowers.runtime.files import write_json
 from flowers.runtime.text import one_line
 from flowers.settings.schema.programs import EvaluateSettings
@@ -53,6 +56,8 @@ def run_evaluation(settings: EvaluateSettings) -> float:
     features = extract_features(model, data, dataset, name, how, run.data)
     predictions = predict_features(model, features, dataset)
     scores = compute_metrics(predictions) | {"engine": how.settings.engine}
+    if settings.photos:
+        scores["trained_on"] = _count_trained_on(run, dataset.digests)
     rejection = _find_rejection(settings, run, model, how, data, features)
     if rejection is not None:
         strangers = None
@@ -64,6 +69,12 @@ def run_evaluation(settings: EvaluateSettings) -> float:
         console.print(table)
     if rejection is not None:
         console.print(rejection_table(scores["rejection"]))
+    if trained_on := scores.get("trained_on"):
+        console.print(
+            f"{trained_on:,} of the {len(dataset):,} photos are among those that the run was trained on: "
+            "on new photos, expect a lower accuracy",
+            soft_wrap=True,
+        )
     if settings.output:
         write_json({name: scores}, settings.output)
     if page := report_page(settings):
@@ -73,6 +84,17 @@ def run_evaluation(settings: EvaluateSettings) -> float:
         write_report(page, run.folder, config, name, data.source, predictions, scores)
         console.print(f"details: {one_line(page)} and {mistakes.name}", soft_wrap=True)
     return float(scores["accuracy"])
+
+
+def _count_trained_on(run: Run, digests: Sequence[str]) -> int | None:
+    """Return how many images are among those that a run was trained on, or in a group with them; None if unknown."""
+    split_file = run.folder / SPLIT_FILE
+    if not split_file.is_file():
+        return None
+    records = load_split(split_file)
+    groups = {record.group for record in records if record.split == "train"}
+    known = {record.sha256 for record in records if record.group in groups}
+    return sum(digest in known for digest in digests)
 
 
 def report_page(settings: EvaluateSettings) -> Path | None:
@@ -101,11 +123,9 @@ def _find_rejection(
 
 def _stranger_features(folder: str, run: Run, model: Network, how: Extraction) -> Tensor:
     """Return the features of all images below a folder."""
-    data = run.data(folder)
     files = expand_image_paths(folder)
     digests = [_stranger_sha256(file) for file in files]
-    names = [str(file.absolute()) for file in files]
-    dataset = ImageDataset(Path("/"), names, [0] * len(files), digests, data.eval_transform)
+    data, dataset = run.loose_photos(folder, [str(file.absolute()) for file in files], digests)
     return extract_features(model, data, dataset, "strangers", how, run.data)
 
 
@@ -149,4 +169,4 @@ def _sample(dataset: ImageDataset, count: int) -> ImageDataset:
     paths, labels, digests = (
         [each[index] for index in indices] for each in (dataset.paths, dataset.labels, dataset.digests)
     )
-    return ImageDataset(dataset.root, paths, labels, digests, dataset.prepare)
+    return ImageDataset(dataset.root, paths, labels, digests, dataset.prepare, bit_depth=dataset.bit_depth)

@@ -19,9 +19,9 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from flowers.evaluation.calibration import (
     CALIBRATION_BINS,
+    choose_temperature,
     coverage_curve,
     cross_fitted_probabilities,
-    fit_temperature,
     reliability_bins,
 )
 from flowers.evaluation.class_curves import class_areas, class_curves
@@ -107,8 +107,15 @@ class MetricInputs:
 
     @cached_property
     def calibrated(self) -> Tensor:
-        """Probabilities (N, C), calibrated by temperatures that were fitted to other images."""
-        return cross_fitted_probabilities(self.predictions)
+        """Probabilities (N, C), calibrated by temperatures fitted to other images if that makes them better."""
+        return (
+            cross_fitted_probabilities(self.predictions) if self.temperature != 1 else self.predictions.probabilities()
+        )
+
+    @cached_property
+    def temperature(self) -> float:
+        """The temperature for the images; see `choose_temperature`."""
+        return choose_temperature(self.predictions)
 
     def calibration_error(self, probabilities: Tensor) -> float:
         """Return the expected calibration error of probabilities (N, C), from 0 to 1."""
@@ -273,7 +280,7 @@ def compute_metrics(predictions: Predictions) -> dict[str, Any]:
         "confusion": inputs.confusion.matrix() if inputs.class_count <= MATRIX_CLASSES else None,
         "confused_pairs": inputs.confusion.confused_pairs(predictions.classes),
         "calibration": {
-            "temperature": fit_temperature(predictions.logits, predictions.labels),
+            "temperature": inputs.temperature,
             "bins": {
                 "before": reliability_bins(predictions.probabilities(), predictions.correct),
                 "after": reliability_bins(inputs.calibrated, predictions.correct),

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowers.data.images import ImageRoot
-from flowers.data.splits import SPLITS, load_split
+from flowers.data.splits import SPLITS, group_summary, load_split
 from flowers.evaluation.calibration import FEW_IMAGES
 from flowers.evaluation.confusion import MATRIX_CLASSES
 from flowers.evaluation.figures import (
@@ -141,7 +141,7 @@ def _curves(run_dir: Path) -> str | None:
 
 
 def _split_counts(run_dir: Path) -> dict[str, Any] | None:
-    """Return the images of each class in each split, and how many of them are near-duplicates of another one."""
+    """Return the images of each class in each split, and the groups of near duplicates that stay in one split."""
     if not (run_dir / SPLIT_FILE).exists():
         return None
     rows = load_split(run_dir / SPLIT_FILE)
@@ -149,5 +149,4 @@ def _split_counts(run_dir: Path) -> dict[str, Any] | None:
     sides = [side for side in SPLITS if any(split == side for _, split in counts)]
     labels = sorted({label for label, _ in counts})
     table = {label: [counts[label, side] for side in sides] for label in labels}
-    groups = {row.group for row in rows}
-    return {"sides": sides, "table": table, "duplicates": len(rows) - len(groups), "n": len(rows)}
+    return {"sides": sides, "table": table, "groups": group_summary(rows), "n": len(rows)}

@@ -11,8 +11,10 @@ from torch import Tensor
 from flowers.data.dataset import ImageDataset
 from flowers.models.network import Network, predict_logits
 from flowers.runs.run_folder import PREDICTIONS_DIR
-from flowers.runtime.text import read_csv, write_csv
+from flowers.runtime.text import class_columns, read_csv, write_csv
 from flowers.settings.schema.run_files import are_classes
+
+_LOGIT = "logit"  # of each class, in the names of columns
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Predictions:
         write_csv(path, self._rows())
 
     def _rows(self) -> Iterator[list[str | float]]:
-        yield ["path", "true", *self.classes]
+        yield ["path", "true", *class_columns(_LOGIT, self.classes)]
         for path, label, logits in zip(self.paths, self.labels.tolist(), self.logits, strict=True):
             yield [path, self.classes[label], *logits.tolist()]
 
@@ -67,6 +69,8 @@ def load_predictions(path: str | Path) -> Predictions:
     try:
         first, *lines = read_csv(path) or [[]]
         classes = first[2:]
+        if all(name.startswith(f"{_LOGIT}_") for name in classes):  # else of a run of November 2026
+            classes = [name.removeprefix(f"{_LOGIT}_") for name in classes]
         if first[:2] != ["path", "true"] or not are_classes(classes) or not lines:
             raise ValueError("expected a CSV file of predictions")
         index = {name: number for number, name in enumerate(classes)}

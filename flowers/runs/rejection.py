@@ -13,6 +13,7 @@ from torch import Tensor
 from flowers.features.strangeness import Strangeness
 from flowers.runs.run_folder import REJECTION_FILE
 from flowers.runtime.files import atomic_write, open_regular
+from flowers.runtime.text import shell_setting
 from flowers.settings.schema.values import TestTimeAugmentation
 
 _FORMAT = "1"
@@ -91,7 +92,7 @@ def load_rejection(run_dir: Path, reject: float | None = None, width: int | None
     path = run_dir / REJECTION_FILE
     if reject == 0 or (reject is None and not path.is_file()):
         return None
-    advice = f"python -m flowers.evaluate run={run_dir} reject={reject or 0.05:g} makes it"
+    advice = f"python -m flowers.evaluate {shell_setting('run', run_dir)} reject={reject or 0.05:g} makes it"
     if not path.is_file():
         raise ValueError(f"reject={reject:g}: {run_dir} has no {REJECTION_FILE}: {advice}")
     try:

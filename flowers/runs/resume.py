@@ -16,7 +16,8 @@ from flowers.runtime.launch import (
     is_launched_by_lightning,
     share_run_dir,
 )
-from flowers.settings.overrides import quote_override
+from flowers.runtime.text import shell_setting
+from flowers.settings.overrides import last_value, quote_override
 from flowers.settings.schema.run_files import Resume, Start
 from flowers.settings.validation import check_file
 
@@ -35,12 +36,12 @@ def expand_resume_args(overrides: Sequence[str]) -> list[str]:
     if is_launched_by_lightning():  # the first process has expanded them already
         exit_with_parent()
         return list(overrides)
-    folders = [line.removeprefix("resume=") for line in overrides if line.startswith("resume=")]
-    if not folders or folders[-1] in ("", "null"):
+    given = last_value([line for line in overrides if line.startswith("resume=")], "resume")
+    if not given:
         return share_run_dir(overrides)
-    folder = Path(folders[-1] if Path(folders[-1]).exists() else folders[-1].strip("'\"")).resolve()
+    folder = Path(given).resolve()
     if not (folder / START_FILE).is_file():
-        raise ValueError(f"resume={folders[-1]}: no run there (no {START_FILE}): give a run folder")
+        raise ValueError(f"resume={given}: no run there (no {START_FILE}): give a run folder")
     cwd, started = read_start(folder)
     with suppress(OSError):
         os.chdir(cwd)
@@ -59,8 +60,8 @@ def read_start(folder: Path) -> tuple[str, list[str]]:
     start = _read_start(folder / START_FILE)
     if start["overrides"] is None:
         raise ValueError(
-            f"{folder} was started from Python: resume it there, with run_dir={folder} and resume={folder} beside its "
-            "own overrides"
+            f"{folder} was started from Python: resume it there, with {shell_setting('run_dir', folder)} and "
+            f"{shell_setting('resume', folder)} beside its own overrides"
         )
     resumes = _read_resumes(folder / RESUMES_FILE, "delete it to resume with the settings of the start")
     # A resume with a setting that made it fail must not be repeated: it counts once a checkpoint has been written.

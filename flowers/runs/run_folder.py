@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowers.runtime.files import read_json, read_yaml, remove_stale_parts
+from flowers.runtime.text import shell_setting
 from flowers.settings.schema.run_files import Result
 from flowers.settings.validation import check_file
 
@@ -67,9 +68,16 @@ def find_checkpoint(run: str | Path | None) -> Path:
     checkpoint, is_finished = folder / BEST_CHECKPOINT, (folder / RESULT_FILE).is_file()
     if not checkpoint.is_file():
         state = "it has lost" if is_finished else "no epoch has finished: it has no"
-        raise ValueError(f"run={run}: {state} {BEST_CHECKPOINT}: resume the run (python -m flowers.train resume={run})")
+        raise ValueError(
+            f"run={run}: {state} {BEST_CHECKPOINT}: resume the run "
+            f"(python -m flowers.train {shell_setting('resume', run)})"
+        )
     if not is_finished:
-        log.warning("%s has not finished: its best checkpoint so far is used (resume=%s finishes it)", run, run)
+        log.warning(
+            "%s has not finished: its best checkpoint so far is used (%s finishes it)",
+            run,
+            shell_setting("resume", run),
+        )
     return checkpoint
 
 

@@ -2,7 +2,7 @@
 
 import importlib.util
 import shlex
-from importlib.metadata import PackageNotFoundError, requires
+from importlib import metadata
 
 from packaging.requirements import Requirement
 
@@ -30,8 +30,8 @@ def install_command(extra: str) -> str:
     The packages and their versions are those that the installed metadata name.
     """
     try:
-        needed = [Requirement(line) for line in requires(DISTRIBUTION) or []]
-    except PackageNotFoundError:  # run from a checkout that was never installed
+        needed = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or []]
+    except metadata.PackageNotFoundError:  # run from a checkout that was never installed
         return f"pip install -e '.[{extra}]' in the folder of the project"
     return shlex.join(["pip", "install", *_packages(needed, extra)])
 

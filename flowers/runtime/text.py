@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -60,6 +61,11 @@ def listed_names(names: Iterable[str], count: int = 10) -> str:
     return ", ".join(shown[:count]) + (f" and {len(shown) - count:,} more" if len(shown) > count else "")
 
 
+def shell_setting(key: str, value: object) -> str:
+    """Return `key=value` as one pastes it into a shell, whatever characters the value has."""
+    return shlex.quote(f"{key}={value}")
+
+
 def mask_password(url: str) -> str:
     """Return an address without the password in it."""
     return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
@@ -68,6 +74,14 @@ def mask_password(url: str) -> str:
 def escape_markdown(text: object) -> str:
     """Return `one_line(text)` so that Markdown, and HTML in it, shows it as it is."""
     return _MARKDOWN.sub(r"\\\g<0>", one_line(text))
+
+
+def class_columns(quantity: str, classes: Iterable[str]) -> list[str]:
+    """Return the names of the columns with a quantity of each class: `probability_rose`.
+
+    A class may be called as another column is, such as path; no other column of a table begins as these do.
+    """
+    return [f"{quantity}_{name}" for name in classes]
 
 
 def to_csv(rows: Iterable[Sequence[object]]) -> str:

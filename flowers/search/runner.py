@@ -20,6 +20,7 @@ from flowers.evaluation.statistics import wilson_interval
 from flowers.runs.run_folder import START_FILE, read_result
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.launch import parent_environment
+from flowers.runtime.text import shell_setting
 from flowers.search.leaderboard import finalize_search
 from flowers.search.pruning import PruningContext
 from flowers.search.space import format_value
@@ -47,7 +48,7 @@ def run_search(settings: SweepSettings) -> float:
         ValueError: The settings cannot be searched, do not fit the folder or the study, or no trial finished.
     """
     options, folder = settings.sweep, Path(settings.sweep.folder).resolve()
-    with lock_directory(folder) as lock, resumable(f"python -m flowers.sweep sweep.folder={folder}"):
+    with lock_directory(folder) as lock, resumable(f"python -m flowers.sweep {shell_setting('sweep.folder', folder)}"):
         manifest = open_manifest(folder, options.settings, options.storage is not None, options.options)
         sampler, pruner = options.sampler.build(), options.pruner.build()
         search = Search(folder, manifest, options.storage, options.study, sampler, pruner, options.seed)

@@ -13,13 +13,23 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from flowers.settings.config_reference import CONF as CONF
-from flowers.settings.overrides import check_overrides, hydra_context, parse_overrides, quote_override, single_overrides
+from flowers.settings.literal_overrides import literal_overrides
+from flowers.settings.overrides import (
+    check_overrides,
+    escape_interpolations,
+    hydra_context,
+    parse_overrides,
+    quote_override,
+    single_overrides,
+)
 from flowers.settings.programs import program_of, settings_type
 from flowers.settings.registry import find_object, import_problem
 from flowers.settings.schema.training import TrainSettings
-from flowers.settings.schema.values import Group, Target
+from flowers.settings.schema.values import Group, Target, expand_home
 from flowers.settings.suggestions import suggest_key
 from flowers.settings.validation import S, check_values
+
+_RUN_DIR = "${hydra:runtime.output_dir}"  # of conf/train.yaml, which only Hydra resolves
 
 
 @overload
@@ -45,6 +55,7 @@ def load_config(overrides: Sequence[str] = (), name: str = "train") -> Group:
     Raises:
         ValueError: An override is wrong, or has several values.
     """
+    overrides = literal_overrides(overrides, [name])
     if several := [each.input_line for each in parse_overrides(overrides) if each.is_sweep_override()]:
         raise ValueError(f"{several[0]}: expected one value; only -m on the command line runs several")
     checked = check_overrides(overrides, name)
@@ -102,8 +113,8 @@ def settings_of_run(cfg: DictConfig, schema: type[S]) -> S:
         ValueError: See `read_settings`.
     """
     own = cfg.copy()
-    if "run_dir" in own and OmegaConf.is_interpolation(own, "run_dir"):
-        own.run_dir = own.hydra.run.dir
+    if OmegaConf.to_container(OmegaConf.masked_copy(own, "run_dir")) == {"run_dir": _RUN_DIR}:
+        own.run_dir = escape_interpolations(own.hydra.run.dir)
     with open_dict(own):
         del own["hydra"]
     return read_settings(own, schema)
@@ -118,7 +129,7 @@ def read_settings(cfg: DictConfig, schema: type[S]) -> S:
     try:
         if "run_dir" in cfg:  # the folders of callbacks and trackers follow from it
             cfg = cfg.copy()
-            cfg.run_dir = str(Path(cfg.run_dir).resolve())
+            cfg.run_dir = escape_interpolations(str(Path(expand_home(cfg.run_dir)).resolve()))
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key} is missing: give {error.full_key}=…") from error

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,11 @@ from flowers.settings.config_reference import (
     config_folders,
     option_files,
     options_of,
+    read_config_file,
     registered_options,
     torchvision_classifiers,
 )
+from flowers.settings.other_tools import our_option
 from flowers.settings.registry import check_part, find_parts
 from flowers.settings.renamed_keys import RENAMED_KEYS
 from flowers.settings.suggestions import did_you_mean, suggest_key
@@ -63,12 +66,15 @@ def check_overrides(overrides: Sequence[str], config_name: str) -> list[str]:
     """
     parsed = parse_overrides(overrides)
     own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
-    options = [override for override in own if (CONF / override.key_or_group).is_dir()]
+    groups = {group.partition("/")[0] for group in read_config_file(config_name).options}
+    options = [each for each in own if _is_dir(each) and each.key_or_group.partition("/")[0] in groups]
     with hydra_context():
         for override in parsed:
-            _check_option(override)
+            if override in options or override not in own:
+                _check_option(override)
         lines = [single_overrides(override) for override in options if not override.is_delete()]
         base = compose(config_name, [each[0] for each in lines if each and not each[0].endswith("=null")])
+    _check_root(options, overrides)
     values = flatten(OmegaConf.to_container(base))
     keys = [override for override in own if override not in options]
     for override in keys:
@@ -97,7 +103,12 @@ def hydra_context() -> Iterator[Any]:
 def quote_override(value: object) -> str:
     """Return `value` as a quoted string of Hydra's override grammar, whatever characters it contains."""
     escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), str(value))
-    return "'" + escaped.replace("${", "\\${") + "'"
+    return "'" + escape_interpolations(escaped) + "'"
+
+
+def escape_interpolations(text: str) -> str:
+    """Return a text that OmegaConf resolves to `text`: a backslash hides `${`, those before it are doubled."""
+    return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -122,6 +133,10 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         raise ValueError(f"an override is not of the form key=value: {str(error).splitlines()[0]}") from error
 
 
+def _is_dir(override: Override) -> bool:
+    return (CONF / override.key_or_group).is_dir()
+
+
 def _check_option(override: Override) -> None:
     group = override.key_or_group
     # The loader also knows the options that Hydra and its plugins bring.
@@ -131,6 +146,8 @@ def _check_option(override: Override) -> None:
             if option is None and "none" in options:
                 raise ValueError(f"{group}=null: give {group}=none")
             if option is not None and str(option) not in options:
+                if meant := our_option(group, str(option)):
+                    raise ValueError(f"{group}={option}: no such option: did you mean {shlex.join(meant)}?")
                 files = options_of(group) or options
                 more = ", and any other classifier of torchvision" if group == "model" else ""
                 raise ValueError(
@@ -141,6 +158,18 @@ def _check_option(override: Override) -> None:
                 check_part(find_parts(REGISTERED_GROUPS[group])[str(option)])
             if group == "hydra/launcher":
                 _check_launcher(str(option))
+
+
+def _check_root(options: Sequence[Override], overrides: Sequence[str]) -> None:
+    """Raise ValueError if a folder is missing, and the photos of another dataset would be downloaded to it."""
+    root = last_value(overrides, "data.root")
+    if not root or "${" in root:
+        return
+    if not any(each.key_or_group == "data" for each in options) and not Path(root).expanduser().exists():
+        raise ValueError(
+            f"data.root={root}: no such folder: expected one subfolder of photos per class, and data=folder; "
+            "data=flower_photos downloads the photos of the report to it"
+        )
 
 
 def _check_launcher(option: str) -> None:
@@ -173,7 +202,11 @@ def _must_be_added(override: Override, values: Mapping[str, Any]) -> bool:
             raise ValueError(f"~{key}: cannot be left out: it follows another setting, {values[key]}")
         return False
     group = key.replace(".", "/")
-    if (CONF / group).is_dir() and not all(isinstance(value, dict) for value in _override_values(override)):
+    if (
+        (CONF / group).is_dir()
+        and ("/" in group or key in values)
+        and not all(isinstance(value, dict) for value in _override_values(override))
+    ):
         value = next(value for value in _override_values(override) if not isinstance(value, dict))
         raise ValueError(f"{key}={value}: {key} is a group of settings: give {group}={value}")
     if any(key == name or key.startswith(f"{name}.") for name in _OPEN_GROUPS if name in values):
@@ -186,7 +219,8 @@ def _must_be_added(override: Override, values: Mapping[str, Any]) -> bool:
         return True
     if is_added and not key.startswith("trainer."):  # the schema knows which keys may be added
         return False
-    raise ValueError(f"{key}: no such key{suggest_key(key, [*values, *arguments])}")
+    value = str(override.input_line).partition("=")[2]
+    raise ValueError(f"{key}: no such key{suggest_key(key, [*values, *arguments], value)}")
 
 
 def _override_values(override: Override) -> list[Any]:
@@ -220,7 +254,11 @@ def last_value(overrides: Sequence[str], key: str) -> str | None:
     """Return the value that the last override of `key` gives, as a text; None if there is none."""
     given = [override for override in parse_overrides(overrides) if override.key_or_group == key]
     values = [value for override in given for value in _override_values(override)]
-    return None if not values or values[-1] is None else str(values[-1])
+    if not values or values[-1] is None:
+        return None
+    return re.sub(
+        r"(\\+)\$\{", lambda match: match[1][: len(match[1]) // 2] + "${", str(values[-1])
+    )  # see quote_override
 
 
 def _register_options() -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from flowers.settings.schema.training import Model, Resizing
-from flowers.settings.schema.values import Interpolation
+from flowers.settings.schema.values import BitDepth, Interpolation
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -25,6 +25,8 @@ class Preprocessing:
         interpolation: Of that resizing, which is antialiased: "bilinear" or "bicubic".
         mean: Mean of the pixels of each channel. Checkpoints store it as it is given, a list or a tuple.
         std: Standard deviation of the pixels of each channel, likewise.
+        bit_depth: Of grayscale photos of more than 8 bits: white is 2 to its power, minus 1. "auto" measures it in each
+            photo. None takes 16 if a value is above 255, and else 8, as runs did that have none.
     """
 
     image_size: int = 224
@@ -32,12 +34,13 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
+    bit_depth: BitDepth | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return what `to_dict` returned. Other keys, such as those of hyperparameters, are ignored.
 
-        Earlier versions stored no interpolation: what is missing has its default value.
+        Earlier versions stored no interpolation and no bit depth: what is missing has its default value.
         """
         return cls(**{each.name: values[each.name] for each in fields(cls) if each.name in values})
 
@@ -45,6 +48,11 @@ class Preprocessing:
     def from_settings(cls, data: Resizing, model: Model | None = None) -> Self:
         """Return that of settings in which no value is null; see `flowers.models.input_settings`."""
         return cls.from_dict(data.given() | ({} if model is None else model.given()))
+
+    @property
+    def known_bit_depth(self) -> BitDepth | None:
+        """The bit depth if it is a number: of photos that are not a folder of classes, none is measured."""
+        return None if self.bit_depth == "auto" else self.bit_depth
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values by name, as plain Python."""
@@ -57,4 +65,4 @@ class Preprocessing:
         return hash(self._values())
 
     def _values(self) -> tuple[Any, ...]:
-        return self.image_size, self.resize, self.interpolation, tuple(self.mean), tuple(self.std)
+        return self.image_size, self.resize, self.interpolation, tuple(self.mean), tuple(self.std), self.bit_depth

@@ -1,7 +1,10 @@
 """The valid name that a mistyped one most likely means."""
 
 import difflib
-from collections.abc import Iterable
+import shlex
+from collections.abc import Collection, Iterable
+
+from flowers.settings.other_tools import our_overrides, why_needless
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
@@ -10,8 +13,10 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     return f": did you mean {close[0]}?" if close else ""
 
 
-def suggest_key(key: str, valid: Iterable[str]) -> str:
-    """Suggest a key with the same last word, else the nearest key, else the key with the nearest last word."""
+def suggest_key(key: str, valid: Collection[str], value: str | None = None) -> str:
+    """Suggest what a key means in other tools, a key with the same last word, or the nearest one."""
+    if meant := our_overrides(key, value, valid):
+        return f": did you mean {shlex.join(meant)}?"
     names = [name for name in valid if not key.startswith(f"{name}.")]
     last_words: dict[str, str] = {}
     for name in names:
@@ -19,6 +24,8 @@ def suggest_key(key: str, valid: Iterable[str]) -> str:
     word = key.rpartition(".")[2]
     if word in last_words:
         return f": did you mean {last_words[word]}?"
+    if reason := why_needless(key):
+        return f": {reason}"
     if near := did_you_mean(key, names):
         return near
     close = difflib.get_close_matches(word, list(last_words), n=1, cutoff=0.5)

@@ -4,17 +4,18 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from flowers.runtime.text import one_line
 from flowers.settings.programs import settings_type
 from flowers.settings.schema.training import Folder, Shards, TrainSettings
-from flowers.settings.schema.values import Expected, Group
+from flowers.settings.schema.values import Expected, Group, expand_home
 from flowers.settings.suggestions import did_you_mean, suggest_key
 
 _SHOWN = 200  # characters of a value in a message
@@ -195,6 +196,8 @@ def _problem(error: ErrorDetails, schema: type[Group], values: Mapping[str, Any]
         value = value[int(name)] if isinstance(value, (list, tuple)) else value[name]
     shown = _shorten(format_setting(value))
     hint = did_you_mean(shown, _choices(field)) if field else ""
+    if field and not isinstance(value, (list, dict, type(None))) and get_origin(field.annotation) is list:
+        hint = hint or f": did you mean {key}=[{shown}]?"
     batch_size = values.get("data", values).get("batch_size")
     if keys[-1] == "image_size" and isinstance(value, int) and value > 0 and isinstance(batch_size, int):
         hint = f" (a batch of {batch_size} such images takes {12 * value**2 * batch_size / 1e9:,.1f} GB)"
@@ -238,6 +241,50 @@ def key_names(schema: type[Group], prefix: str = "") -> list[str]:
         if group := _group_of(field):
             names += key_names(group, f"{prefix}{name}.")
     return names
+
+
+class TextKey(NamedTuple):
+    """A key that takes a text as it is.
+
+    Attributes:
+        is_path: Whether the text is a path.
+        is_list: Whether the key takes a list of texts.
+        is_text: Whether it takes a single text.
+    """
+
+    is_path: bool
+    is_list: bool
+    is_text: bool
+
+
+def text_keys(schema: type[Group], prefix: str = "") -> dict[str, TextKey]:
+    """Return the keys of a schema whose values are texts, paths or null, and nothing else."""
+    found = dict[str, TextKey]()
+    for name, field in schema.model_fields.items():
+        leaves = [*_leaves(field.annotation, field.metadata)]
+        for kind in [kind for kind, _, _ in leaves if isinstance(kind, type) and issubclass(kind, Group)]:
+            found |= text_keys(kind, f"{prefix}{name}.")
+        texts = [(metadata, is_list) for kind, metadata, is_list in leaves if kind is str]
+        if texts and {kind for kind, _, _ in leaves} <= {str, type(None)}:
+            marks = _unpack([mark for metadata, _ in texts for mark in metadata])
+            is_path = any(isinstance(mark, AfterValidator) and mark.func is expand_home for mark in marks)
+            is_list, is_text = any(each for _, each in texts), not all(each for _, each in texts)
+            if is_text or is_path:  # other lists are of overrides, formats and addresses
+                found[prefix + name] = TextKey(is_path, is_list, is_text)
+    return found
+
+
+def _leaves(kind: Any, metadata: list[Any], is_list: bool = False) -> Iterator[tuple[Any, list[Any], bool]]:
+    """Yield the types that a value may have, with their bounds and markers, and whether they are items of a list."""
+    if get_origin(kind) is Annotated:
+        yield from _leaves(get_args(kind)[0], [*get_args(kind)[1:], *metadata], is_list)
+    elif get_origin(kind) is list:
+        yield from _leaves(get_args(kind)[0], [], is_list=True)
+    elif get_origin(kind) in (Union, UnionType):
+        for each in get_args(kind):
+            yield from _leaves(each, metadata, is_list)
+    else:
+        yield kind, metadata, is_list
 
 
 def listed_values(program: str, key: str) -> list[str]:

@@ -19,7 +19,7 @@ from flowers.evaluation.tables import format_interval, plain
 from flowers.runs.run_folder import START_FILE, read_result
 from flowers.runtime.files import atomic_write_text, read_json, write_json
 from flowers.runtime.interrupt import resumable
-from flowers.runtime.text import write_csv
+from flowers.runtime.text import shell_setting, write_csv
 from flowers.settings.config import compose_settings
 from flowers.settings.overrides import check_overrides, parse_overrides, quote_override
 from flowers.settings.schema.programs import AblationSettings
@@ -59,7 +59,7 @@ def run_ablation(settings: AblationSettings) -> None:
     _claim(folder, recipe)
     replicates = list(itertools.product(settings.seeds, range(settings.folds)))
     runs = list(itertools.product(replicates, arms))  # fold by fold, so that an unfinished table is balanced
-    with resumable(f"python -m flowers.ablation … folder={folder}"):
+    with resumable(f"python -m flowers.ablation … {shell_setting('folder', folder)}"):
         for number, ((seed, fold), arm) in enumerate(runs, start=1):
             run_dir = _run_dir(folder, arm, seed, fold)
             replicate = [f"seed={seed}", f"data.folds={settings.folds}", f"data.fold={fold}"]

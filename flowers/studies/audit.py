@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter, ImageOps, ImageStat
 from torch import Tensor
 
 from flowers.data.images import ImageRoot, named_memory_error, read_image
-from flowers.data.splits import ImageRecord, SplitRecord, assign_folds, group_near_duplicates
+from flowers.data.splits import ImageRecord, SplitRecord, assign_folds
 from flowers.features.linear_probe import cross_validated_logits, principal_components
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.logging import progress_bar
@@ -117,7 +117,7 @@ def audit_images(
     """Find photos to look at.
 
     Args:
-        images: N photos.
+        images: N photos, with their groups.
         classes: The names of the C classes.
         features: Features (N, F) of a frozen backbone.
         previews: See `preview_images`.
@@ -132,13 +132,12 @@ def audit_images(
     """
     number_of = {name: number for number, name in enumerate(classes)}
     labels = torch.tensor([number_of[image.label] for image in images])
-    group_of = group_near_duplicates(images)
-    records = [SplitRecord(i.path, i.label, "train", group_of[i.path], i.sha256) for i in images]
+    records = [SplitRecord(i.path, i.label, "train", i.group, i.sha256) for i in images]
     fold_of = torch.tensor(assign_folds(records, folds, seed))
     logits, _ = cross_validated_logits(principal_components(features, _COMPONENTS), labels, len(classes), fold_of)
     probabilities = logits.double().softmax(1).numpy()
     similarities, nearest = nearest_neighbors(features, max(neighbors, _OUTLIER_NEIGHBORS))
-    groups = duplicate_groups([group_of[image.path] for image in images], similarities, nearest)
+    groups = duplicate_groups([image.group for image in images], similarities, nearest)
     near = [tuple(row[:neighbors]) for row in nearest.tolist()]
     findings = [
         *_find_conflicts(images, labels, groups, probabilities),

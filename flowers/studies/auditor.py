@@ -44,7 +44,7 @@ def run_audit(settings: AuditSettings) -> int:
     check_devices(settings.accelerator or "auto")
     data, model, trained = _open_run(settings) if settings.run else (*_open_folder(settings), None)
     how = Extraction.requested(settings, settings.cache_gb, trained)
-    images = data.images
+    images = data.splitter.grouped(data.images, data.source)
     dataset = data.full_dataset(model.classes)
     features = extract_features(model, data, dataset, "all photos", how)
     judged = {line.sha256 for line in data.corrections.lines}
@@ -81,6 +81,7 @@ def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network]:
         corrections=settings.corrections,
         on_corrupt=settings.on_corrupt or "skip",
         **pixels.given(),
+        bit_depth="auto",
     )
     return data, pretrained_network(model, pixels, sorted({image.label for image in data.images}), settings.seed)
 
@@ -92,7 +93,7 @@ def _open_run(settings: AuditSettings) -> tuple[ImageDataModule, Network, Traine
         raise ValueError(f"run={settings.run}: its photos are in shards: name their folder with photos=FOLDER")
     own = run.folder / CORRECTIONS_FILE
     corrections = settings.corrections or (own if own.is_file() else None)
-    data = run.data(run.photos, corrections=corrections, on_corrupt=settings.on_corrupt)
+    data = run.data(whole=True, packed=False, corrections=corrections, on_corrupt=settings.on_corrupt)
     # Random features tell nothing of the labels: without weights, only the trained backbone can.
     return data, run.network(trained=run.settings.model.weights is None), run.settings.trainer
 

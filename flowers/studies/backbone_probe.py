@@ -197,7 +197,8 @@ def _probe(
     options = {"img_size": image_size} if own.is_fixed and own.image_size != image_size else {}
     check_image_size(own, image_size, architecture, options)
     resize, interpolation = images.resize or resize_for(own, image_size), images.interpolation or own.interpolation
-    preprocessing = Preprocessing(image_size, resize, interpolation, own.mean, own.std)
+    depth = images.data.preprocessing.bit_depth
+    preprocessing = Preprocessing(image_size, resize, interpolation, own.mean, own.std, depth)
     data = images.data.resized(preprocessing)
     key = {
         "versions": _versions(architecture),

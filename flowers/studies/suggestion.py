@@ -11,12 +11,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from flowers.data.dataset import ImageDataset
-from flowers.data.images import ImageCheck, check_images
-from flowers.data.near_duplicates import group_hashes
-from flowers.data.sources.build import build_source
-from flowers.data.sources.folder import expand_image_paths
-from flowers.data.splits import load_split
+from flowers.data.images import ImageCheck, check_images, read_image
+from flowers.data.near_duplicates import find_duplicates
+from flowers.data.sources.listing import expand_image_paths
+from flowers.data.splits import ImageRecord, load_split
+from flowers.data.splitter import Splitter
 from flowers.evaluation.tables import plain
 from flowers.features.extractor import extract_features
 from flowers.runs.predictions import predict_features
@@ -132,9 +131,8 @@ def suggest_photos(run: Run, pool: str | Path, count: int, method: str, seed: in
     _ = run.settings  # a damaged run is refused before photos are read
     checks = _readable(Path(pool))
     names = _unknown(checks, run, Path(pool))
-    data = run.data(pool)
     digests = [checks[name].sha256 for name in names]
-    dataset = ImageDataset(Path(pool).resolve(), names, [0] * len(names), digests, data.eval_transform)
+    data, dataset = run.loose_photos(Path(pool).resolve(), names, digests)
     model = run.network()
     features = extract_features(model, data, dataset, "pool", run.extraction(model))
     probabilities = predict_features(model, features, dataset).probabilities(run.temperature).numpy()
@@ -171,19 +169,27 @@ def _unknown(checks: dict[str, ImageCheck], run: Run, pool: Path) -> list[str]:
     """Return the files that show something else than the photos of the run and than each other."""
     split_file = run.folder / SPLIT_FILE
     known = {record.sha256 for record in load_split(split_file)} if split_file.is_file() else set()
-    hashes = list[str]()
+    images = list[ImageRecord]()
+    source = None
     try:
-        hashes = [image.phash for image in build_source(run.image_settings).images if image.sha256 in known]
+        source = run.data(whole=True).source
+        images = [image for image in source.images if image.sha256 in known and image.phash]
     except (ValueError, OSError) as error:
         reason = one_line(str(error).splitlines()[0])
         log.warning("near duplicates of the photos of the run are not recognized, only copies: %s", reason)
     fresh = [name for name, check in checks.items() if check.sha256 not in known]
-    numbers = group_hashes([*hashes, *(checks[name].phash for name in fresh)])
-    seen, left = set(numbers[: len(hashes)]), list[str]()
+    places = [*(source / image.path for image in images if source), *(pool / name for name in fresh)]
+    digests = [*(image.sha256 for image in images), *(checks[name].sha256 for name in fresh)]
+    hashes = [*(image.phash for image in images), *(checks[name].phash for name in fresh)]
+    numbers = find_duplicates(
+        digests, hashes, lambda index: read_image(places[index]), Splitter().duplicate_threshold
+    ).groups
+    of_run = set(numbers[: len(images)])
+    seen, left = set(of_run), list[str]()
     near, repeated = 0, 0
-    for name, number in zip(fresh, numbers[len(hashes) :], strict=True):
-        near += number in seen and number in numbers[: len(hashes)]
-        repeated += number in seen and number not in numbers[: len(hashes)]
+    for name, number in zip(fresh, numbers[len(images) :], strict=True):
+        near += number in of_run
+        repeated += number in seen - of_run
         if number not in seen:
             left.append(name)
         seen.add(number)

@@ -1,6 +1,7 @@
 """Build the parts of a run from its settings: the Trainer, the stages, the network and its training."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from lightning.pytorch.profilers import (
 )
 
 from flowers.data.datamodule import ImageDataModule
+from flowers.data.splitter import Splitter
 from flowers.models.losses import LossFunction, class_weighted
 from flowers.models.network import Network
-from flowers.runs.run_folder import PROFILE_DIR
+from flowers.runs.run_folder import CONFIG_FILE, PROFILE_DIR, SPLIT_FILE
+from flowers.runtime.files import read_yaml
 from flowers.runtime.hardware import resolve_trainer_config
+from flowers.settings.config import build_parts
 from flowers.settings.preprocessing import Preprocessing
 from flowers.settings.schema.training import TrainSettings
 from flowers.training.callbacks import WeightEMA
@@ -55,6 +59,19 @@ def make_profiler(name: str | None, run_dir: Path, stage: str) -> Profiler:
         "pytorch": PyTorchProfiler,
     }
     return profilers[name](**({"dirpath": run_dir / PROFILE_DIR, "filename": stage} if name else {}))
+
+
+def make_data(settings: TrainSettings, run_dir: Path) -> ImageDataModule:
+    """Return the images. A resumed run keeps the split in its folder if no setting of the split has changed."""
+    data = settings.data.to_dict()
+    names = {field.name for field in fields(Splitter)} & data.keys()
+    if names and (run_dir / SPLIT_FILE).is_file() and (run_dir / CONFIG_FILE).is_file():
+        stored = read_yaml(run_dir / CONFIG_FILE).get("data", {})  # older runs have fewer settings of the split
+        if all(stored[name] == data[name] for name in names & stored.keys()):
+            return ImageDataModule.from_settings(
+                **build_parts(settings.data) | {"split_file": run_dir / SPLIT_FILE}, seed=settings.seed
+            )
+    return ImageDataModule.from_settings(**build_parts(settings.data), seed=settings.seed)
 
 
 def make_stages(settings: TrainSettings) -> tuple[HeadStage, FinetuneStage]:

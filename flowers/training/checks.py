@@ -10,11 +10,13 @@ from flowers.data.remote import is_remote
 from flowers.evaluation.metrics import all_metrics
 from flowers.features.int8_backbone import check_int8
 from flowers.models.backbones import check_backbone
+from flowers.models.checkpoint_format import read_checkpoint
 from flowers.models.input_settings import resolve_input_settings
-from flowers.runs.run_folder import LOCK_FILE, START_FILE, own_run_dir
+from flowers.runs.run_folder import LAST_CHECKPOINT, LOCK_FILE, START_FILE, own_run_dir
 from flowers.runtime.extras import require_extra
 from flowers.runtime.hardware import check_devices, resolve_trainer_config
 from flowers.runtime.launch import is_rank_zero
+from flowers.runtime.text import shell_setting
 from flowers.settings.config import check_targets
 from flowers.settings.schema.training import TrainSettings
 from flowers.training.trackers.mlflow import local_tracking_uri
@@ -35,6 +37,9 @@ def prepare_run(settings: TrainSettings) -> tuple[TrainSettings, Path]:
     root = data.root if is_remote(data.root) else os.path.realpath(data.root)
     # Of a link, messages give the name as it is.
     corrections = str(Path(data.corrections).absolute()) if data.corrections else data.corrections
+    last = run_dir / LAST_CHECKPOINT
+    if settings.resume and last.exists():  # photos look as before, also to a run of an earlier version
+        data = data.replace(bit_depth=read_checkpoint(last)["hyper_parameters"].get("bit_depth"))
     settings = settings.replace(
         model=model,
         data=data.replace(root=root, corrections=corrections),
@@ -45,7 +50,8 @@ def prepare_run(settings: TrainSettings) -> tuple[TrainSettings, Path]:
         settings = settings.replace(logger=settings.logger.replace(mlflow=local))
     if is_rank_zero() and (run_dir / START_FILE).exists() and not settings.resume:
         raise ValueError(
-            f"{run_dir} already holds a run: resume={run_dir} continues it, hydra.run.dir=FOLDER starts another one"
+            f"{run_dir} already holds a run: {shell_setting('resume', run_dir)} continues it, "
+            "hydra.run.dir=FOLDER starts another one"
         )
     return settings, run_dir
 

@@ -6,16 +6,15 @@ from pathlib import Path
 
 from lightning import Callback, seed_everything
 
-from flowers.data.datamodule import ImageDataModule
 from flowers.runs.run_folder import own_run_dir
 from flowers.runtime.distributed import broadcast_object
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.logging import configure_logging
-from flowers.settings.config import build_parts
+from flowers.runtime.text import shell_setting
 from flowers.settings.schema.training import TrainSettings
 from flowers.settings.schema.values import parse_duration
-from flowers.training.build import make_profiler, make_stages, make_task, make_trainer
+from flowers.training.build import make_data, make_profiler, make_stages, make_task, make_trainer
 from flowers.training.callbacks import GlobalStep, ProbeHead
 from flowers.training.checks import prepare_run
 from flowers.training.cuda_graphs import GraphTraining
@@ -48,7 +47,7 @@ def run_training(settings: TrainSettings, extra_callbacks: Sequence[Callback] = 
 
 def _run_stages(settings: TrainSettings, run_dir: Path, extra_callbacks: Sequence[Callback]) -> float:
     plans = plan_stages(*make_stages(settings), run_dir)
-    data = ImageDataModule.from_settings(**build_parts(settings.data), seed=settings.seed)
+    data = make_data(settings, run_dir)
     timer = StageTimer(parse_duration(settings.trainer.max_time) if settings.trainer.max_time else None)
     own_callbacks: list[Callback] = [timer, GlobalStep()]
     if settings.finetune.cuda_graph and not settings.finetune.compile:
@@ -57,11 +56,13 @@ def _run_stages(settings: TrainSettings, run_dir: Path, extra_callbacks: Sequenc
         own_callbacks.append(ProbeHead(data, settings.features))
     trainer = make_trainer(settings, run_dir, own_callbacks, extra_callbacks)
     seed_everything(settings.seed)
-    task = make_task(settings, data, trainer)  # the first use of the images: downloads, verifies and splits them
+    # The first use of the images: downloads, verifies and splits them.
+    settings = settings.replace(data=settings.data.replace(bit_depth=data.bit_depth or settings.data.bit_depth))
+    task = make_task(settings, data, trainer)
     check_stages(plans, data, trainer, settings.reject)
     write_run_manifest(settings, run_dir, data)
     log_run_summary(data, task, plans, trainer)
-    with resumable(f"python -m flowers.train resume={run_dir}"), tracked(trainer, settings):
+    with resumable(f"python -m flowers.train {shell_setting('resume', run_dir)}"), tracked(trainer, settings):
         for plan in plans:
             trainer.profiler = make_profiler(settings.trainer.profiler, run_dir, plan.stage.name)  # type: ignore[attr-defined]
             train_stage(plan, task, data, trainer)

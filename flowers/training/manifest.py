@@ -9,7 +9,7 @@ from lightning import Trainer
 from omegaconf import OmegaConf
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.data.splits import SPLITS, load_split, save_split
+from flowers.data.splits import SPLITS, group_summary, load_split, save_split
 from flowers.runs.resume import write_start
 from flowers.runs.run_folder import (
     CONFIG_FILE,
@@ -19,7 +19,8 @@ from flowers.runs.run_folder import (
 from flowers.runtime.files import atomic_write_text
 from flowers.runtime.hardware import device_name
 from flowers.runtime.launch import is_rank_zero
-from flowers.runtime.text import one_line
+from flowers.runtime.text import one_line, shell_setting
+from flowers.settings.overrides import escape_interpolations
 from flowers.settings.schema.training import TrainSettings
 from flowers.training.build import make_stages
 from flowers.training.stage_plan import StagePlan, plan_stages
@@ -46,7 +47,10 @@ def write_run_manifest(settings: TrainSettings, run_dir: Path, data: ImageDataMo
             "or start a new run"
         )
     if is_rank_zero():
-        overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else None
+        given = HydraConfig.get().overrides.task if HydraConfig.initialized() else None
+        overrides = (
+            None if given is None else [escape_interpolations(line) for line in given]
+        )  # Hydra has resolved them
         write_start(run_dir, overrides, bool(settings.resume))
         if data.corrections.lines and not (run_dir / CORRECTIONS_FILE).exists():
             data.corrections.save(run_dir / CORRECTIONS_FILE)
@@ -66,6 +70,7 @@ def log_run_summary(data: ImageDataModule, task: FineTuning, plans: Sequence[Sta
     if len(data.classes) > len(shown):
         lines += [f"… and {len(data.classes) - len(shown):,} more classes"]
     lines += ["all".ljust(width) + "".join(f"{count.total():8,}" for count in counts.values())]
+    lines += [group_summary(data.records)]
     if data.corrections.lines:
         lines += [f"corrections of {one_line(data.corrections.source)}: {data.corrections.summary()}"]
     if weights := [weight for weight in data.class_weights() or () if weight]:
@@ -94,7 +99,7 @@ def log_time_limit(settings: TrainSettings, run_dir: Path, epochs_done: int) -> 
     plans = plan_stages(*make_stages(settings), run_dir)
     if left := sum(plan.remaining for plan in plans):
         log.info(
-            "trainer.max_time=%s is over after %d epochs; for up to %d more: python -m flowers.train resume=%s "
+            "trainer.max_time=%s is over after %d epochs; for up to %d more: python -m flowers.train %s "
             "trainer.max_time=null",
-            *(settings.trainer.max_time, epochs_done, left, run_dir),
+            *(settings.trainer.max_time, epochs_done, left, shell_setting("resume", run_dir)),
         )

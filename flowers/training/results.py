@@ -1,6 +1,7 @@
 """The end of a run: evaluate the best checkpoint and write result.json."""
 
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -8,7 +9,7 @@ from typing import Any, cast
 from lightning import Trainer
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.evaluation.calibration import fit_temperature
+from flowers.evaluation.calibration import choose_temperature
 from flowers.evaluation.evaluator import fit_rejection
 from flowers.evaluation.metrics import metric_values, score, score_line
 from flowers.features.extractor import Extraction, extract_features
@@ -20,6 +21,7 @@ from flowers.runtime.distributed import broadcast_object
 from flowers.runtime.files import write_json
 from flowers.runtime.hardware import device_name, peak_memory_bytes
 from flowers.runtime.launch import is_rank_zero
+from flowers.runtime.text import readable_duration
 from flowers.training.callbacks import ImageLogger
 from flowers.training.checkpointing import RelocatableModelCheckpoint
 from flowers.training.fsdp import FSDP2Strategy
@@ -73,8 +75,30 @@ def finalize_run(run_dir: Path, data: ImageDataModule, trainer: Trainer, timer: 
     for split in datasets:
         log.info(score_line(split, result[split]))
     _explain_other_loss(trainer, result["val"]["loss"])
-    log.info("%.1f s of training, run folder %s", sum(timer.seconds.values()), run_dir)
+    log.info("\n".join(closing_lines(result, cast(FineTuning, trainer.lightning_module).progress.epochs_done, run_dir)))
     return result
+
+
+def closing_lines(result: Mapping[str, Any], epochs: int, run_dir: Path) -> list[str]:
+    """Return what a run says at its end: what could be better, what it wrote, and what comes next.
+
+    Args:
+        result: The content of result.json.
+        epochs: The epochs that the run has trained.
+        run_dir: The run folder.
+    """
+    lines = []
+    if result["temperature"] == 1:
+        lines += ["not calibrated: a temperature makes the probabilities of other photos no better"]
+    if epochs > 1 and result["best_epoch"] == epochs:
+        lines += ["the last epoch is the best: with more epochs, the accuracy may still grow"]
+    run = shlex.quote(f"run={run_dir}")
+    seconds = readable_duration(sum(result["cost"]["seconds"].values()))
+    lines += [
+        f"{seconds} of training, run folder {run_dir}",
+        f"next: flowers evaluate {run}, flowers predict {run} photos=FOLDER, flowers app {run}",
+    ]
+    return lines
 
 
 def make_result(
@@ -92,7 +116,7 @@ def make_result(
     return {
         "format_version": CHECKPOINT_FORMAT,
         **{split: score(predicted) for split, predicted in predictions.items()},
-        "temperature": fit_temperature(val.logits, val.labels),
+        "temperature": choose_temperature(val),
         "best_epoch": run.content["epoch"] + 1,
         "classes": hparams.classes,
         "seed": run.settings.seed,

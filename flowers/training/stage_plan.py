@@ -1,10 +1,10 @@
 """Which stages of a run are left, and where a resumed run continues."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningDataModule, Trainer
@@ -62,16 +62,13 @@ def plan_stages(head: HeadStage, finetune: FinetuneStage, run_dir: Path) -> list
         raise ValueError(
             f"head.epochs={head.epochs} finetune.epochs={finetune.epochs}: expected at least 0 each, and 1 in all"
         )
-    last = run_dir / LAST_CHECKPOINT
+    last, stages = run_dir / LAST_CHECKPOINT, [head, finetune]
     checkpoint = read_checkpoint(last) if last.exists() else None
     done, mid_epoch = (checkpoint["progress"]["epochs_done"], checkpoint.get("mid_epoch")) if checkpoint else (0, None)
-    ended = checkpoint["progress"].get("ended", {}) if checkpoint else {}
-    stages = [replace(stage, epochs=ended.get(stage.name, stage.epochs)) for stage in (head, finetune)]
-    if done > sum(stage.epochs for stage in stages):
-        raise ValueError(
-            f"head.epochs={stages[0].epochs} finetune.epochs={stages[1].epochs}: expected at least {done} in all, "
-            f"the epochs that {run_dir} has already trained"
-        )
+    if checkpoint:
+        ended = checkpoint["progress"].get("ended", {})
+        stages = [replace(stage, epochs=ended.get(stage.name, stage.epochs)) for stage in stages]
+        _check_trained(checkpoint, stages, done + bool(mid_epoch), run_dir)
     plans = [
         StagePlan(stage, min(stage.epochs, end - done), end)
         for stage, end in zip(stages, accumulate(stage.epochs for stage in stages), strict=True)
@@ -80,6 +77,25 @@ def plan_stages(head: HeadStage, finetune: FinetuneStage, run_dir: Path) -> list
     if checkpoint:
         plans[0] = plans[0]._replace(checkpoint=last, epoch_steps=mid_epoch["epoch_steps"] if mid_epoch else None)
     return plans
+
+
+def _check_trained(checkpoint: Mapping[str, Any], stages: Sequence[Stage], begun: int, run_dir: Path) -> None:
+    """Check that a resumed run has the epochs that it has begun, each in its stage."""
+    head, finetune = stages
+    if checkpoint["stage"] == head.name:
+        current, trained = head, begun
+    else:
+        config = checkpoint["hyper_parameters"]["config"] or {}
+        before = checkpoint["progress"].get("ended", {}).get("head", config.get("head", {}).get("epochs", head.epochs))
+        if head.epochs != before:
+            raise ValueError(
+                f"head.epochs={head.epochs}: the head stage of {run_dir} has ended: resume it with head.epochs={before}"
+            )
+        current, trained = finetune, begun - head.epochs
+    if current.epochs < trained:
+        raise ValueError(
+            f"{current.name}.epochs={current.epochs}: expected at least {trained}, the epochs that {run_dir} has begun"
+        )
 
 
 def check_stages(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
@@ -37,11 +37,11 @@ class Inputs:
 
     Attributes:
         step_size: Images per optimizer step if a batch holds several steps; None for one step per batch.
-        total_steps: Optimizer steps of the stage; None uses `stage_steps`, for one step per batch.
+        epoch_steps: Optimizer steps of an epoch if a batch holds several steps; None for one step per batch.
     """
 
     step_size: int | None = None
-    total_steps: int | None = None
+    epoch_steps: int | None = None
 
     def logits(self, network: Network, batch: Tensor) -> Tensor:
         """Return the logits (B, C)."""
@@ -101,11 +101,11 @@ class Features(Inputs):
         step_size: Images per optimizer step if a batch holds several steps. Lightning spends more time on a batch than
             a small head needs for a step. Within such a batch, nothing clips or accumulates gradients, and callbacks
             see only the batch.
-        total_steps: Optimizer steps of the stage, if a batch holds several.
+        epoch_steps: Optimizer steps of an epoch, if a batch holds several.
     """
 
-    def __init__(self, step_size: int | None = None, total_steps: int | None = None) -> None:
-        self.step_size, self.total_steps = step_size, total_steps
+    def __init__(self, step_size: int | None = None, epoch_steps: int | None = None) -> None:
+        self.step_size, self.epoch_steps = step_size, epoch_steps
 
     def logits(self, network: Network, batch: Tensor) -> Tensor:
         """Return the logits (B, C)."""
@@ -206,8 +206,7 @@ class HeadStage:
         loader = FeatureDataModule(data, network, self.cached_views, self.features, steps)
         if steps == 1:
             return Features(), loader
-        epoch_steps = math.ceil(data.counts("train").total() / data.batch_size)
-        return Features(data.batch_size, epoch_steps * self.epochs), loader
+        return Features(data.batch_size, math.ceil(data.counts("train").total() / data.batch_size)), loader
 
 
 @dataclass(frozen=True)
@@ -305,16 +304,6 @@ class FinetuneStage:
 
 
 Stage = HeadStage | FinetuneStage
-
-
-def stage_steps(stage: Stage, trainer: Trainer) -> int:
-    """Return the optimizer steps of a stage, fewer if `trainer.max_steps` ends the run inside of it."""
-    epochs, limit = trainer.max_epochs or 1, trainer.max_steps
-    if limit == -1:
-        return math.ceil(trainer.estimated_stepping_batches / epochs * stage.epochs)
-    _ = trainer.estimated_stepping_batches  # loads the data, so that the batches are known
-    epoch_steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    return max(1, min(epoch_steps * stage.epochs, limit - (epochs - stage.epochs) * epoch_steps))
 
 
 def train_steps(task: "FineTuning", step_size: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

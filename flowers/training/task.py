@@ -6,7 +6,6 @@ from typing import Any
 from lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -16,9 +15,8 @@ from flowers.models.losses import LossFunction, cross_entropy
 from flowers.models.network import Network
 from flowers.runtime.seeding import PADDING_INDEX, epoch_seed, seed_device
 from flowers.training.progress import Progress
-from flowers.training.stages import FinetuneStage, Inputs, Stage, stage_steps, train_steps
-
-Schedule = Callable[[Optimizer, int], LRScheduler]  # from the optimizer and the steps of the stage; stepped every step
+from flowers.training.schedule_position import Schedule, batches_done, make_schedule, stage_steps
+from flowers.training.stages import FinetuneStage, Inputs, Stage, train_steps
 
 
 class FineTuning(LightningModule):
@@ -53,6 +51,8 @@ class FineTuning(LightningModule):
         super().__init__()
         self.network, self.optimizer, self.scheduler, self.loss = network, optimizer, scheduler, loss
         self.seed, self.config, self.averaging, self.progress = seed, config, averaging, Progress()
+        self._resumed: dict[str, Any] | None = None  # the checkpoint of the stage, until the schedule is made
+        self._schedule_basis = ""
         # The labels are valid by construction; validating them at each step would wait for the device.
         self.train_accuracy = MulticlassAccuracy(len(network.classes), average="micro", validate_args=False)
         self.val_accuracy = MulticlassAccuracy(len(network.classes), average="micro", validate_args=False)
@@ -148,7 +148,9 @@ class FineTuning(LightningModule):
         assert self.optimizer is not None, "an optimizer is needed to train"
         assert self.scheduler is not None, "a scheduler is needed to train"
         optimizer = self.optimizer(self.stage.parameter_groups(self.network))
-        schedule = self.scheduler(optimizer, self.inputs.total_steps or stage_steps(self.stage, self.trainer))
+        checkpoint, self._resumed = self._resumed, None
+        steps = stage_steps(self.stage, self.inputs, self.trainer, self.progress, batches_done(checkpoint))
+        schedule, self._schedule_basis = make_schedule(self.scheduler, optimizer, steps, self.config or {}, checkpoint)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def on_train_epoch_start(self) -> None:
@@ -170,14 +172,16 @@ class FineTuning(LightningModule):
         return self.network.state_dict(*args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the format, the stage and the progress. In the head stage, leave the frozen backbone out of last.ckpt.
+        """Add the format, the stage and the progress.
 
+        last.ckpt also gets what the schedule depends on. In the head stage, it leaves out the frozen backbone.
         best.ckpt, which is used without the run's initial weights, is the checkpoint without optimizer states.
         """
         checkpoint["format_version"], checkpoint["stage"] = CHECKPOINT_FORMAT, self.stage.name
         checkpoint["hyper_parameters"] = self.network.hparams | {"seed": self.seed, "config": self.config}
         checkpoint["progress"] = self.progress.to_dict()
         if "optimizer_states" in checkpoint:
+            checkpoint["schedule"] = self._schedule_basis
             checkpoint["state_dict"] = self.stage.changed_weights(checkpoint["state_dict"])
         elif self.averaging is not None and (averaged := self.averaging()) is not None:
             checkpoint["state_dict"] = averaged
@@ -188,7 +192,7 @@ class FineTuning(LightningModule):
         Raises:
             ValueError: The run started from another backbone.
         """
-        self.progress = Progress(**checkpoint["progress"])
+        self.progress, self._resumed = Progress(**checkpoint["progress"]), checkpoint
         if any(name.startswith("backbone.") for name in checkpoint["state_dict"]):
             return
         expected = checkpoint["hyper_parameters"]["weights_digest"]

@@ -1,4 +1,5 @@
 import csv
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from flowers.data.splits import load_split
 from flowers.evaluate import main
 from flowers.evaluation.metrics import METRICS, compute_metrics
 from flowers.evaluation.report import write_report
@@ -81,6 +83,19 @@ def test_evaluate_scores_another_folder_with_a_checkpoint_alone(trained: Path, p
     assert scores["n"] == 60
     with pytest.raises(ValueError, match=r"is not in a run folder.*photos=FOLDER"):
         evaluate(f"run={alone}")
+
+
+def test_evaluate_says_how_many_photos_the_run_was_trained_on(
+    trained: Path, painted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    evaluate(f"run={trained}", f"photos={painted}", f"output={tmp_path}/scores.json")
+    (scores,) = json.loads((tmp_path / "scores.json").read_text()).values()
+    known = [record for record in load_split(trained / "split.csv") if record.split == "train"]
+    assert scores["trained_on"] == len(known) > 0
+    assert (
+        f"{len(known)} of the {scores['n']} photos are among those that the run was trained on"
+        in capsys.readouterr().out
+    )
 
 
 def test_evaluate_refuses_images_of_unknown_classes(trained: Path, folder: Path):

@@ -15,7 +15,7 @@ from flowers.runs.rejection import load_rejection
 from flowers.runs.run import Run
 from flowers.runs.run_folder import BEST_CHECKPOINT
 from flowers.runtime.files import read_json
-from flowers.runtime.text import read_csv
+from flowers.runtime.text import class_columns, read_csv
 from flowers.training.experiment import run_training
 from tests.helpers import SMALL, configuration
 
@@ -50,9 +50,11 @@ def test_predict_writes_a_row_per_file_with_a_reason_for_each_bad_one(
     assert "JPEG" in rows["text.jpg"]["reason"]
     assert all(rows[name]["reason"] and not rows[name]["class"] for name in rows if name[0] not in "012")
     good = next(row for name, row in rows.items() if name.startswith("0"))
-    classes = ["daisy", "dandelion", "rose", "sunflower", "tulip"]
-    assert float(good["probability"]) == max(float(good[name]) for name in classes) == float(good[good["class"]])
-    assert sum(float(good[name]) for name in classes) == pytest.approx(1, abs=1e-5)
+    of_class = {
+        name: float(good[f"probability_{name}"]) for name in ("daisy", "dandelion", "rose", "sunflower", "tulip")
+    }
+    assert float(good["probability"]) == max(of_class.values()) == of_class[good["class"]]
+    assert sum(of_class.values()) == pytest.approx(1, abs=1e-5)
 
 
 def test_predict_writes_the_same_to_json_as_to_csv_and_abstains_below_the_confidence(
@@ -161,7 +163,7 @@ def test_predict_writes_odd_names(named_oddly: Path, painted: Path, tmp_path: Pa
     for output in ("output=null", f"output={tmp_path}/a.csv", f"output={tmp_path}/a.json"):
         assert predict(f"run={named_oddly}", f"photos={tmp_path}/odd", output) == 2
     heading, *rows = read_csv(tmp_path / "a.csv")
-    assert heading == ["path", "class", "probability", *NAMES, "abstain", "reason"]
+    assert heading == ["path", "class", "probability", *class_columns("probability", NAMES), "abstain", "reason"]
     from_json = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert [row[:2] for row in rows] == [[row["path"], row["class"]] for row in from_json]
     assert {Path(row[0]).name for row in rows} == {path.name for path in (tmp_path / "odd").iterdir()}

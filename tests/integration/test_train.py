@@ -273,10 +273,34 @@ def test_moved_run_keeps_its_best_score(painted: Path, tmp_path: Path):
     assert (moved / BEST_CHECKPOINT).read_bytes() == before
 
 
-def test_resume_refuses_fewer_epochs_than_trained(trained: Path, painted: Path):
-    overrides = [f"data.root={painted}", f"run_dir={trained}", f"resume={trained}", "finetune.epochs=1"]
-    with pytest.raises(ValueError, match=r"finetune\.epochs=1: expected at least 4 in all"):
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        (["finetune.epochs=1"], "finetune.epochs=1: expected at least 2, the epochs that"),
+        (["head.epochs=3"], "head.epochs=3: the head stage of"),
+        (["head.epochs=1", "finetune.epochs=9"], "has ended: resume it with head.epochs=2"),
+    ],
+)
+def test_resume_refuses_to_change_what_is_trained(lengths: list[str], expected: str, trained: Path, painted: Path):
+    overrides = [f"data.root={painted}", f"run_dir={trained}", f"resume={trained}", *lengths]
+    with pytest.raises(ValueError, match=re.escape(expected)):
         run_training(configuration(*SMALL, *overrides))
+
+
+def test_resume_with_more_epochs_and_other_batches_ends_with_the_hyperparameters_of_a_whole_run(
+    painted: Path, tmp_path: Path
+):
+    """One cycle moves the momentum, too; a batch of the head stage holds several steps unless gradients are clipped."""
+    recipe = [*SMALL, f"data.root={painted}", "finetune.epochs=0", "optimizer=sgd", "scheduler=one_cycle"]
+    longer = ["head.epochs=4", "data.batch_size=7", "++trainer.gradient_clip_val=1", "optimizer.lr=0.01"]
+    resumed, whole = tmp_path / "resumed", tmp_path / "whole"
+    run_training(configuration(*recipe, f"run_dir={resumed}"))
+    run_training(configuration(*recipe, *longer, f"run_dir={resumed}", f"resume={resumed}"))
+    run_training(configuration(*recipe, *longer, f"run_dir={whole}"))
+    found, expected = (read_checkpoint(run / LAST_CHECKPOINT) for run in (resumed, whole))
+    groups = [each["optimizer_states"][0]["param_groups"] for each in (found, expected)]
+    assert groups[0] == groups[1]
+    assert found["lr_schedulers"] == expected["lr_schedulers"]
 
 
 def test_non_finite_validation_loss_stops_the_run_before_a_checkpoint(painted: Path, tmp_path: Path):

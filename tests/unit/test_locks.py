@@ -22,7 +22,7 @@ def requested(*extras: str) -> list[Requirement]:
     found = [Requirement(line) for line in project["dependencies"]]
     for extra in extras:
         for each in map(Requirement, project["optional-dependencies"][extra]):
-            found += requested(*each.extras) if each.name == "flowers" else [each]
+            found += requested(*each.extras) if each.name == "flowers-finetune" else [each]
     return found
 
 

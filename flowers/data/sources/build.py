@@ -13,7 +13,10 @@ from flowers.settings.schema.training import Remote
 from flowers.settings.validation import check_values
 
 # The keys that `build_source` reads, beside `root`.
-SOURCE_SETTINGS = {"source", "on_corrupt", "packed", "s3_endpoint", "retry_timeout", "cache_gb", "shuffle_shards"}
+SOURCE_SETTINGS = {
+    *("source", "on_corrupt", "layout", "merge_similar_names"),
+    *("packed", "s3_endpoint", "retry_timeout", "cache_gb", "shuffle_shards"),
+}
 
 _REMOTE = {"retry_timeout": 300.0, "cache_gb": 20.0, "shuffle_shards": 16}  # of runs that stored none
 
@@ -36,7 +39,9 @@ def _folder(settings: Mapping[str, Any]) -> ImageSource:
     root = settings["root"]
     if is_remote(root):
         raise ValueError(f"data.root={root}: expected a folder; an address needs data=shards (see flowers.pack)")
-    return FolderSource(root, settings.get("source"), settings.get("on_corrupt", "error"))
+    names = ("source", "on_corrupt", "layout", "merge_similar_names")
+    given = {name: settings[name] for name in names if name in settings}
+    return FolderSource(root, given.pop("source", None), **given)
 
 
 def _shards(settings: Mapping[str, Any]) -> ImageSource:

@@ -8,7 +8,8 @@ A set of shards is a folder, or an address of such a folder, with these files:
 - `split.csv`: one line per image, as in a run folder.
 - `places.npy`: int64 (N, 3), for each line of split.csv the shard number, the first byte and the size of the image.
 - `shards.json`: written last. `format` (1), `photos` (N), `classes`, and `[name, size in bytes, SHA-256]` of the other
-  files: `split`, `places` and the list `shards` in the order of the shard numbers.
+  files: `split`, `places` and the list `shards` in the order of the shard numbers. `gray_peak`, if there are grayscale
+  images of more than 8 bits: the largest value of them all, but for a thousandth of the pixels.
 """
 
 import json
@@ -34,6 +35,7 @@ class Manifest(NamedTuple):
         split: split.csv.
         places: places.npy.
         shards: The shards in the order of their numbers.
+        gray_peak: The largest value of grayscale images of more than 8 bits; 0 without such images.
     """
 
     photos: int
@@ -41,6 +43,7 @@ class Manifest(NamedTuple):
     split: RemoteFile
     places: RemoteFile
     shards: list[RemoteFile]
+    gray_peak: int = 0
 
 
 def parse_manifest(text: str) -> Manifest:
@@ -62,14 +65,17 @@ def parse_manifest(text: str) -> Manifest:
         raise ValueError(f"photos is {photos!r:.20}: expected the number of images")
     if not isinstance(classes, list) or not are_classes(classes):
         raise ValueError(f"classes is not a list of names: expected {CLASSES_TEXT}")
-    if unknown := content.keys() - {"format", "photos", "classes", "split", "places", "shards"}:
+    if unknown := content.keys() - {"format", "photos", "classes", "split", "places", "shards", "gray_peak"}:
         raise ValueError(f"{min(unknown)[:100]}: no such key")
     if not isinstance(shards, list) or not shards:
         raise ValueError("shards is not a list of files")
     files = [_parse_file(file) for file in (content.get("split"), content.get("places"), *shards)]
     if len({file.name for file in files}) < len(files):
         raise ValueError("a file occurs twice")
-    return Manifest(photos, classes, files[0], files[1], files[2:])
+    peak = content.get("gray_peak", 0)
+    if type(peak) is not int or not 0 <= peak < 2**16:
+        raise ValueError(f"gray_peak is {peak!r:.20}: expected a value of 16 bits")
+    return Manifest(photos, classes, files[0], files[1], files[2:], peak)
 
 
 def _parse_file(file: object) -> RemoteFile:

@@ -109,6 +109,11 @@ class ShardSource:
         return [ImageRecord(r.path, r.label, r.sha256, "", r.split, r.group) for r in self.records]
 
     @property
+    def gray_peaks(self) -> list[int]:
+        """That of all images together, as it was measured when they were packed."""
+        return [self.manifest.gray_peak] if self.manifest.gray_peak else []
+
+    @property
     def classes(self) -> list[str]:
         """The classes of shards.json."""
         return self.manifest.classes

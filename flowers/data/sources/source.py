@@ -30,6 +30,10 @@ class ImageSource(Protocol):
         """The names of the classes, in any order, also of those without an image that can be read."""
 
     @property
+    def gray_peaks(self) -> Sequence[int]:
+        """The largest value of each grayscale image of more than 8 bits; see `ImageCheck`."""
+
+    @property
     def is_sequential(self) -> bool:
         """Whether images are read in parts, such as shards, of which each process takes its own.
 

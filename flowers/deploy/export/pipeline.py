@@ -50,7 +50,7 @@ from flowers.runs.run_folder import (
 from flowers.runtime.extras import require_extra
 from flowers.runtime.files import atomic_directory, atomic_write_text, cache_dir, cache_lock, read_json, write_json
 from flowers.runtime.hardware import device_name, has_native_bf16
-from flowers.runtime.text import one_line
+from flowers.runtime.text import one_line, shell_setting
 from flowers.settings.schema.programs import ExportSettings
 from flowers.settings.validation import format_setting
 
@@ -133,7 +133,8 @@ class Reference:
                 "the split of the run, which a checkpoint alone lacks"
             )
         if run.result is None:
-            raise ValueError(f"{run.folder} has no {RESULT_FILE}: finish the training first, with resume={run.folder}")
+            resume = shell_setting("resume", run.folder)
+            raise ValueError(f"{run.folder} has no {RESULT_FILE}: finish the training first, with {resume}")
         self.run, self.result = run, run.result.to_dict()
         if not (is_remote(run.photos) or Path(run.photos).is_dir()):
             raise ValueError(
@@ -151,7 +152,10 @@ class Reference:
 
     def decoded_val_images(self) -> Iterator[Tensor]:
         """Yield the validation images as they are decoded: uint8 (1, 3, H, W), each of its own size."""
-        images = ImageDataset(self.val.root, self.val.paths, self.val.labels, self.val.digests, nn.Identity())
+        val = self.val
+        images = ImageDataset(
+            val.root, val.paths, val.labels, val.digests, nn.Identity(), bit_depth=self.data.bit_depth
+        )
         return (image for image, _ in self.data.batches(images, batch_size=1))
 
     def calibration_images(self, count: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -162,7 +166,8 @@ class Reference:
         """
         train, preprocessing = self.data.dataset("train"), self.classifier.model.preprocessing
         resized = eval_transform(replace(preprocessing, image_size=preprocessing.resize))
-        images = ImageDataset(train.root, train.paths, train.labels, train.digests, resized)
+        depth = self.data.bit_depth
+        images = ImageDataset(train.root, train.paths, train.labels, train.digests, resized, bit_depth=depth)
         indices = np.random.default_rng(0).permutation(len(images))[:count].tolist()
         return (image.numpy() for image, _ in self.data.batches(images, indices, batch_size=1))
 

@@ -265,7 +265,8 @@ function cell(value) {
 // The columns of flowers.predict.
 function csv() {
   const rejection = engine.rejects ? ["strangeness", "none_of_these"] : [];
-  const lines = [["path", "class", "probability", ...engine.classes, ...rejection, "abstain", "reason"]];
+  const ofClasses = engine.classes.map((name) => `probability_${name}`);
+  const lines = [["path", "class", "probability", ...ofClasses, ...rejection, "abstain", "reason"]];
   for (const answer of answers) {
     if (answer.reason) {
       const none = engine.rejects ? ["", false] : [];

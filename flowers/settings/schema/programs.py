@@ -12,6 +12,7 @@ from flowers.settings.schema.values import (
     DeviceChoice,
     Engine,
     Expected,
+    FilePath,
     Fraction,
     Group,
     ImageSide,
@@ -46,27 +47,27 @@ Format = Annotated[
 class EvaluateSettings(DeviceChoice):
     """flowers.evaluate."""
 
-    run: Text | None
+    run: FilePath | None
     tta: TestTimeAugmentation | None
     split: Literal["train", "val", "test"]
-    root: Text | None
-    photos: Text | None
-    corrections: Text | None
+    root: FilePath | None
+    photos: FilePath | None
+    corrections: FilePath | None
     on_corrupt: OnCorrupt | None
     engine: Engine | None
-    output: Text | None
-    report: Text | None
+    output: FilePath | None
+    report: FilePath | None
     reject: Fraction | None
-    strangers: Text | None
+    strangers: FilePath | None
 
 
 class AuditSettings(DeviceChoice):
     """flowers.audit."""
 
-    photos: Text | None
-    run: Text | None
+    photos: FilePath | None
+    run: FilePath | None
     model: Model
-    corrections: Text | None
+    corrections: FilePath | None
     on_corrupt: OnCorrupt | None
     image_size: ImageSide
     folds: Annotated[int, Field(ge=2)]
@@ -74,30 +75,30 @@ class AuditSettings(DeviceChoice):
     neighbors: AtLeastOne
     max_photos: AtLeastOne
     cache_gb: NotNegative
-    output: Text
+    output: FilePath
 
 
 class CompareSettings(Group):
     """flowers.compare."""
 
-    runs: Annotated[list[Text], Expected("at least two runs, runs='[A,B]'")]
-    multirun: Text | None
+    runs: Annotated[list[FilePath], Expected("at least two runs, runs='[A,B]'")]
+    multirun: FilePath | None
     split: Literal["val", "test"]
-    corrections: Text | None
+    corrections: FilePath | None
     max_listed: Count
-    output: Text | None
+    output: FilePath | None
 
 
 class PredictSettings(DeviceChoice):
     """flowers.predict."""
 
-    run: Text | None
+    run: FilePath | None
     tta: TestTimeAugmentation | None
-    photos: Text | list[Text]
-    root: Text | None
+    photos: FilePath | list[FilePath]
+    root: FilePath | None
     confidence: Probability | None
     reject: Fraction | None
-    output: Text | None
+    output: FilePath | None
     engine: Engine | None
     num_workers: Count | None
 
@@ -105,19 +106,19 @@ class PredictSettings(DeviceChoice):
 class ExplainSettings(DeviceChoice):
     """flowers.explain."""
 
-    run: Text
-    photos: Text | list[Text]
-    label: str | int | float | bool | None
-    output: Text
+    run: FilePath
+    photos: FilePath | list[FilePath]
+    label: Text | None
+    output: FilePath
 
 
 class ExportSettings(Group):
     """flowers.export."""
 
-    run: Text | None
+    run: FilePath | None
     tta: TestTimeAugmentation | None
-    output: Text
-    photos: Text | None
+    output: FilePath
+    photos: FilePath | None
     on_corrupt: OnCorrupt | None
     reject: Fraction | None
     formats: Annotated[
@@ -125,7 +126,7 @@ class ExportSettings(Group):
         Field(min_length=1),
         Expected(lambda: f"a list of {', '.join(_formats()[:-1])} and {_formats()[-1]}"),
     ]
-    web_runtime: Text | None
+    web_runtime: FilePath | None
     int8: bool
     calibration_images: AtLeastOne
     reduce_range: bool
@@ -140,7 +141,7 @@ class ExportSettings(Group):
 class AppSettings(DeviceChoice):
     """flowers.app."""
 
-    run: Text | None
+    run: FilePath | None
     confidence: Probability | None
     reject: Fraction | None
     host: Text
@@ -159,7 +160,7 @@ class Search(Group):
     """sweep."""
 
     trials: AtLeastOne
-    folder: Text
+    folder: FilePath
     storage: Text | None
     study: Text
     seed: Seed
@@ -191,24 +192,24 @@ class AblationSettings(Group):
     settings: list[str]
     folds: Annotated[int, Field(ge=2)]
     seeds: Annotated[list[Seed], Field(min_length=1), Expected("at least one seed")]
-    folder: Text
+    folder: FilePath
     keep_checkpoints: bool
 
 
 class SoupSettings(DeviceChoice):
     """flowers.soup."""
 
-    runs: Annotated[list[Text], Expected("at least two runs, runs='[A,B]'")]
-    multirun: Text | None
-    root: Text | None
-    output: Text
+    runs: Annotated[list[FilePath], Expected("at least two runs, runs='[A,B]'")]
+    multirun: FilePath | None
+    root: FilePath | None
+    output: FilePath
 
 
 class PackSettings(Group):
     """flowers.pack."""
 
-    photos: Text
-    output: Text
+    photos: FilePath
+    output: FilePath
     shard_mb: Positive
     workers: AtLeastOne | None
     data: Split
@@ -224,7 +225,7 @@ class ProbeSettings(DeviceChoice):
     folds: Annotated[int, Field(ge=2)]
     seed: Seed
     cache_gb: NotNegative
-    output: Text | None
+    output: FilePath | None
 
 
 class LearningCurveSettings(DeviceChoice):
@@ -232,8 +233,8 @@ class LearningCurveSettings(DeviceChoice):
 
     data: Folder | Shards
     model: Model
-    run: Text | None
-    root: Text | None
+    run: FilePath | None
+    root: FilePath | None
     stage: Literal["head", "finetune"]
     fractions: Annotated[
         list[Share],
@@ -243,17 +244,17 @@ class LearningCurveSettings(DeviceChoice):
     seeds: Annotated[list[Seed], Field(min_length=2), Expected("at least two seeds")]
     seed: Seed
     cache_gb: NotNegative
-    output: Text | None
+    output: FilePath | None
 
 
 class SuggestSettings(DeviceChoice):
     """flowers.suggest."""
 
-    run: Text | None
-    pool: Text | None
-    root: Text | None
+    run: FilePath | None
+    pool: FilePath | None
+    root: FilePath | None
     count: AtLeastOne
-    labels: Text | None
+    labels: FilePath | None
     method: Literal["margin_kmeans", "margin", "badge", "random"]
     seed: Seed
-    output: Text | None
+    output: FilePath | None

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from flowers.settings.schema.values import (
     PAIR,
     AtLeastOne,
+    BitDepth,
     Count,
     Expected,
     Group,
@@ -212,6 +213,7 @@ class StoredPixels(RunFile):
     interpolation: Interpolation
     mean: Triple
     std: PositiveTriple
+    bit_depth: BitDepth | None = None
 
 
 class Hyperparameters(StoredPixels):

@@ -10,13 +10,17 @@ from flowers.settings.schema.values import (
     AtLeastOne,
     Balance,
     Batches,
+    BitDepth,
     Count,
     Engine,
     Expected,
+    FilePath,
     Fraction,
     Group,
+    GroupBy,
     ImageSide,
     Interpolation,
+    Layout,
     NotNegative,
     OnCorrupt,
     Parts,
@@ -41,9 +45,13 @@ class Split(Group):
     folds: Literal[0] | Annotated[int, Field(ge=2)]
     fold: Count
     split_seed: Count
-    split_file: Text | None
-    corrections: Text | None
+    split_file: FilePath | None
+    corrections: FilePath | None
+    group_by: GroupBy
+    duplicate_threshold: Share
     on_corrupt: OnCorrupt
+    layout: Layout
+    merge_similar_names: bool
 
 
 class Resizing(Group):
@@ -61,6 +69,7 @@ class Pixels(Resizing):
     interpolation: Interpolation
     crop_scale: Annotated[list[Share], *PAIR, Expected("[smallest, largest], above 0 and at most 1")]
     crop_ratio: Annotated[list[Positive], *PAIR, Expected("[smallest, largest], above 0")]
+    bit_depth: BitDepth | None
     hflip_prob: Probability
     brightness: NotNegative
     contrast: NotNegative
@@ -97,7 +106,7 @@ class Augmentation(Target):
 class Source(Group):
     """Where images come from."""
 
-    root: Text
+    root: FilePath
     source: Target | None
     augmentation: Augmentation | None = None
 
@@ -111,7 +120,7 @@ class Shards(Remote, ModelPixels, Source):
 
     balance: Literal["none", "weights"]
     packed: bool
-    corrections: Text | None
+    corrections: FilePath | None
     s3_endpoint: Text | None
 
 
@@ -119,7 +128,7 @@ class Model(Group):
     """model."""
 
     architecture: Text
-    weights: Text | None
+    weights: FilePath | None
     options: dict[str, Any]
     mean: Annotated[list[float], Field(min_length=3, max_length=3), Expected("three numbers")] | None = None
     std: Annotated[list[Positive], Field(min_length=3, max_length=3), Expected("three numbers above 0")] | None = None
@@ -311,6 +320,6 @@ class TrainSettings(Group):
     reject: Fraction | None
     seed: Seed
     group: Text | None
-    resume: Text | None
+    resume: FilePath | None
     find_lr: bool
-    run_dir: Text
+    run_dir: FilePath

@@ -1,5 +1,6 @@
 """Types of settings, with their ranges."""
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -22,10 +23,13 @@ Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Device = Literal["cpu", "gpu", "cuda", "mps"]
 # Others of Lightning are left out: with bf16-true and 16-true the weights are too coarse for small learning rates.
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+GroupBy = Literal["auto", "exact", "none"]
 OnCorrupt = Literal["error", "skip"]
+Layout = Literal["auto", "classes", "splits", "subfolders"]
 TestTimeAugmentation = Literal["none", "flip", "five_crop"]
 ImageSide = Annotated[int, Field(ge=1, le=4096)]
 Interpolation = Literal["bilinear", "bicubic"]
+BitDepth = Literal["auto", 8, 10, 12, 14, 16]
 Balance = Literal["none", "weights", "sampler"]
 Engine = Literal["pytorch", "int8"]
 
@@ -51,6 +55,14 @@ def check_duration(text: str) -> str:
     """Return a text that `parse_duration` reads."""
     parse_duration(text)
     return text
+
+
+def expand_home(text: str) -> str:
+    """Return a path with the home folder in place of `~`, unless there is a folder of that name."""
+    return text if os.path.lexists(text) else os.path.expanduser(text)  # noqa: PTH111  # an address stays as it is
+
+
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(expand_home)]
 
 
 class Expected(NamedTuple):

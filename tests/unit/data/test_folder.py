@@ -8,7 +8,9 @@ import pytest
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.images import read_image
-from flowers.data.sources.folder import FolderSource, expand_image_paths, find_images
+from flowers.data.sources.folder import FolderSource
+from flowers.data.sources.layout import find_images
+from flowers.data.sources.listing import expand_image_paths
 from flowers.data.splitter import Splitter
 
 

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from flowers.data.images import read_image
@@ -71,7 +73,7 @@ def test_to_upright_rgb_gives_the_same_pixels_in_tiles_of_any_size(
     monkeypatch.setattr("flowers.data.pixels._TILE_PIXELS", tile_pixels)
     image = images()[name]
     before = image.tobytes()
-    result = to_upright_rgb(image)
+    result = to_upright_rgb(image, bit_depth=None)
     assert result.mode == "RGB"
     assert result.tobytes() == reference_rgb(image).tobytes()
     assert image.tobytes() == before
@@ -100,6 +102,50 @@ def test_read_image_gives_the_same_pixels_in_every_format_and_orientation(
     path = tmp_path / "a"
     path.write_bytes(content.getvalue())
     expected = reference_rgb(Image.open(content))
-    for found in (read_image(path), read_image(content)):
+    for found in (read_image(path, bit_depth=None), read_image(content, bit_depth=None)):
         assert (found.mode, found.size) == ("RGB", expected.size)
         assert found.tobytes() == expected.tobytes()
+
+
+def gray(values: np.ndarray, dtype: type = np.uint16) -> Image.Image:
+    return Image.fromarray(values.astype(dtype))
+
+
+@given(st.sampled_from([8, 10, 12, 14, 16]), st.sampled_from([np.uint16, np.int32]), st.integers(0, 9))
+def test_to_upright_rgb_keeps_the_levels_of_every_bit_depth(depth: int, dtype: type, seed: int):
+    values = np.random.default_rng(seed).integers(0, 2**depth, (40, 50))
+    values[:2] = 2**depth - 1
+    expected = (values / (2**depth - 1) * 255).round()
+    for bit_depth in ("auto", depth):
+        found = np.asarray(to_upright_rgb(gray(values, dtype), bit_depth))[..., 0]
+        assert (found == expected).all()
+
+
+@pytest.mark.parametrize("hot", [256, 4095, 65_535])
+def test_to_upright_rgb_does_not_let_one_hot_pixel_decide(hot: int):
+    values = np.arange(256).reshape(16, 16)
+    values[15, 15] = hot
+    found = np.asarray(to_upright_rgb(gray(values)))[..., 0]
+    assert found.max() == 255
+    assert (found.ravel()[:255] == np.arange(255)).all()
+
+
+def test_to_upright_rgb_gives_a_value_the_same_brightness_in_all_images_of_a_bit_depth():
+    dark, bright = np.full((9, 9), 300), np.full((9, 9), 300)
+    bright[0] = 4000
+    levels = {np.asarray(to_upright_rgb(gray(values), 12))[5, 5, 0] for values in (dark, bright)}
+    assert levels == {round(300 / 4095 * 255)}
+
+
+@pytest.mark.parametrize("values", [-1000, 70_000])
+def test_to_upright_rgb_refuses_values_beyond_16_bits(values: int):
+    image = gray(np.full((9, 9), values), np.int32)
+    for bit_depth in ("auto", 12):
+        with pytest.raises(ValueError, match="gray values beyond 0 to 65,535: save it with 16 bits"):
+            to_upright_rgb(image, bit_depth)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (3, 1)])
+def test_to_upright_rgb_takes_tiny_images_of_16_bits(shape: tuple[int, int]):
+    assert to_upright_rgb(gray(np.full(shape, 255))).getpixel((0, 0)) == (255, 255, 255)
+    assert to_upright_rgb(gray(np.zeros(shape))).getpixel((0, 0)) == (0, 0, 0)

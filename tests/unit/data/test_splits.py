@@ -1,45 +1,48 @@
 import hashlib
 import random
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
-from scipy.sparse.csgraph import connected_components
 
 from flowers.data.images import check_images
-from flowers.data.near_duplicates import NEAR_DUPLICATE_BITS, group_hashes
-from flowers.data.sources.folder import find_images
+from flowers.data.sources.layout import find_images
 from flowers.data.splits import (
     ImageRecord,
     SplitRecord,
     assign_splits,
+    describe_shortages,
     find_label_conflicts,
     find_leaks,
+    group_summary,
     load_split,
     save_split,
     split_sha256,
     split_to_csv,
 )
-from flowers.runtime.files import write_cache
+from flowers.data.splitter import Splitter
 
 
 def random_images(classes: dict[str, int]) -> list[ImageRecord]:
-    """Return images with random hashes, none of them near another."""
+    """Return images with random hashes, each in a group of its own."""
     rng = random.Random(0)
-    return [
+    images = [
         ImageRecord(f"{label}/{number}", label, f"{rng.getrandbits(256):064x}", f"{rng.getrandbits(256):064x}")
         for label, count in classes.items()
         for number in range(count)
     ]
+    return [image._replace(group=image.sha256[:16]) for image in images]
 
 
 def read_folder(root: Path) -> list[ImageRecord]:
     found = find_images(root)
     checks = check_images(root, [item.path for item in found])
-    return [ImageRecord(item.path, item.label, checks[item.path].sha256, checks[item.path].phash) for item in found]
+    images = [ImageRecord(item.path, item.label, checks[item.path].sha256, checks[item.path].phash) for item in found]
+    return Splitter().grouped(images, root)
 
 
 def test_assign_splits_splits_each_class_eight_to_two():
@@ -96,13 +99,10 @@ def test_assign_splits_gives_different_images_different_groups(folder: Path):
     assert len({record.group for record in assign_splits(read_folder(folder))}) == 20
 
 
-def test_find_label_conflicts_finds_an_image_in_two_classes_but_not_twice_in_one(folder: Path):
-    content = (folder / "lily" / "01.png").read_bytes()
-    (folder / "lily" / "twin.png").write_bytes(content)
-    assert find_label_conflicts(read_folder(folder)) == []
-    (folder / "orchid" / "twin.png").write_bytes(content)
-    (same,) = find_label_conflicts(read_folder(folder))
-    assert [image.path for image in same] == ["lily/01.png", "lily/twin.png", "orchid/twin.png"]
+def test_find_label_conflicts_finds_copies_in_two_classes_but_not_twice_in_one():
+    images = random_images({"lily": 2, "orchid": 2})
+    assert find_label_conflicts(images, ["a", "a", "b", "c"]) == []
+    assert find_label_conflicts(images, ["a", "b", "b", "b"]) == [images[1:]]
 
 
 def test_load_split_returns_what_was_saved_and_split_sha256_is_the_digest_of_the_file(tmp_path: Path):
@@ -180,130 +180,23 @@ def test_assign_splits_refuses_impossible_fractions_and_folds(settings: dict[str
         assign_splits(random_images({"a": 20, "b": 20}), **settings)  # type: ignore[arg-type]
 
 
-def random_hashes(count: int) -> list[str]:
-    """Return hashes of which every fourth differs from an earlier one in 0 to 70 bits."""
+def random_groups(count: int) -> list[list[int]]:
+    """Return the group of each of `count` images, some of which are near an earlier one."""
     rng = random.Random(0)
-    bits: list[int] = []
+    bits, groups = list[int](), list[list[int]]()
     for number in range(count):
+        group = [number]
         if number % 4 == 3:
             flips = rng.sample(range(256), rng.choice([0, 1, 30, 63, 64, 65, 70]))
-            bits.append(rng.choice(bits) ^ sum(1 << flip for flip in flips))
+            earlier = rng.choice(bits)
+            if len(flips) <= 64:
+                group = groups[bits.index(earlier)]
+                group.append(number)
+            bits.append(earlier ^ sum(1 << flip for flip in flips))
         else:
             bits.append(rng.getrandbits(256))
-    return [f"{number:064x}" for number in bits]
-
-
-def group_by_brute_force(phashes: list[str]) -> list[int]:
-    """Return for each hash the smallest index that is connected to it through near hashes."""
-    bits = [int(phash, 16) for phash in phashes]
-    near = [[(one ^ other).bit_count() <= NEAR_DUPLICATE_BITS for other in bits] for one in bits]
-    neighbors = [np.flatnonzero(row) for row in near]
-    found = np.arange(len(bits))
-    while True:
-        smaller = np.array([found[indices].min() for indices in neighbors])
-        if (smaller == found).all():
-            return [int(index) for index in found]
-        found = smaller
-
-
-def as_sets(numbers: list[int]) -> set[frozenset[int]]:
-    return {frozenset(np.flatnonzero(np.array(numbers) == number).tolist()) for number in numbers}
-
-
-@pytest.fixture
-def cached_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of cached groups, empty at first."""
-    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path))
-    return tmp_path / "groups"
-
-
-@pytest.mark.parametrize("block_rows", [6, 7, 100, 2048])
-def test_group_hashes_agrees_with_brute_force_for_any_block_size(block_rows: int):
-    phashes = random_hashes(500)
-    assert as_sets(group_hashes(phashes, block_rows)) == as_sets(group_by_brute_force(phashes))
-
-
-def test_group_hashes_has_the_pairs_of_an_exhaustive_search_of_a_few_thousand():
-    """Half of the hashes have a partner at a distance around the limit, in any of the bits; one block is not enough."""
-    rng = np.random.default_rng(0)
-    bits = rng.integers(0, 2, (2400, 256), dtype=np.uint8)
-    for row in range(1200):
-        bits[1200 + row] = bits[row]
-        start = rng.integers(256)  # the first bits, which are not in the screen, differ as often as the others
-        bits[1200 + row, np.arange(start, start + rng.integers(60, 69)) % 256] ^= 1
-    words = np.packbits(bits, axis=1).view(np.uint64)
-    near = np.bitwise_count(words[:, None] ^ words).sum(axis=2) <= NEAR_DUPLICATE_BITS
-    assert 500 < (near.sum() - 2400) / 2 < 700
-    phashes = [row.tobytes().hex() for row in words]
-    numbers = np.array(group_hashes(phashes))
-    _, expected = connected_components(near, directed=False)
-    assert as_sets(numbers.tolist()) == as_sets(expected.tolist())
-
-
-def test_group_hashes_is_exact_for_any_number_of_ones():
-    values = (0, 2**256 - 1, 2**64 - 1, 2**65 - 1, (2**64 - 1) << 192, (2**65 - 1) << 191)
-    phashes = [f"{value:064x}" for value in values]
-    assert as_sets(group_hashes(phashes)) == {frozenset({0, 2, 3, 4, 5}), frozenset({1})}
-    assert as_sets(group_hashes([*phashes[:2], phashes[5]])) == {frozenset({0}), frozenset({1}), frozenset({2})}
-
-
-def test_group_hashes_puts_near_hashes_into_one_group_and_restores_the_threads_of_torch():
-    threads = torch.get_num_threads()
-    assert set(group_hashes([f"{1 << number:064x}" for number in range(256)], block_rows=64)) == {0}
-    assert torch.get_num_threads() == threads
-
-
-def test_group_hashes_reads_cached_groups_and_does_not_compute_them_again(cached_groups: Path):
-    phashes = random_hashes(100)
-    computed = group_hashes(phashes, cache_above=0)
-    assert computed == group_hashes(phashes)
-    (file,) = cached_groups.iterdir()
-    distinct = sorted(set(phashes))
-    write_cache(file, np.arange(len(distinct), dtype="<i4").tobytes())  # others than those computed
-    assert group_hashes(phashes, cache_above=0) == [distinct.index(phash) for phash in phashes]
-    assert group_hashes(phashes[::-1], cache_above=0) == [distinct.index(phash) for phash in phashes[::-1]]
-    group_hashes(phashes[1:], cache_above=0)
-    assert len(list(cached_groups.iterdir())) == 2
-
-
-@pytest.mark.parametrize("damaged", [b"", b"short", b"\0" * 32, b"\0" * 432, None])
-def test_group_hashes_replaces_a_damaged_cache_file(
-    cached_groups: Path, damaged: bytes | None, caplog: pytest.LogCaptureFixture
-):
-    phashes = random_hashes(100)
-    computed = group_hashes(phashes, cache_above=0)
-    (file,) = cached_groups.iterdir()
-    content = file.read_bytes()
-    if damaged is None:
-        file.unlink()
-        (file / "something").mkdir(parents=True)
-    else:
-        file.write_bytes(damaged)
-    assert group_hashes(phashes, cache_above=0) == computed
-    assert file.read_bytes() == content
-    assert caplog.text.count(f"{file} is damaged") == 1
-
-
-def test_group_hashes_goes_on_without_a_cache_that_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setenv("FLOWERS_CACHE", str(tmp_path / "file"))
-    phashes = random_hashes(100)
-    assert group_hashes(phashes, cache_above=0) == group_hashes(phashes)
-    assert f"cannot use the cache {tmp_path / 'file'}" in caplog.text
-
-
-def test_group_hashes_bounds_the_size_of_the_cache(cached_groups: Path):
-    for count in range(10, 16):
-        group_hashes(random_hashes(count), cache_above=0, cache_bytes=300)
-        assert sum(path.stat().st_size for path in cached_groups.iterdir()) <= 300
-    assert len(list(cached_groups.iterdir())) == 3  # of about 32 + 4 * 15 bytes
-
-
-def test_group_hashes_does_not_cache_a_few_hashes(cached_groups: Path):
-    group_hashes(random_hashes(100))
-    assert not cached_groups.exists()
+        groups.append(group)
+    return groups
 
 
 @pytest.mark.parametrize(
@@ -317,8 +210,81 @@ def test_group_hashes_does_not_cache_a_few_hashes(cached_groups: Path):
     ],
 )
 def test_assign_splits_never_changes_for_the_same_images(settings: dict[str, float], digest: str):
+    digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(1000)]
     images = [
-        ImageRecord(f"{number % 3}/{number}", str(number % 3), hashlib.sha256(str(number).encode()).hexdigest(), phash)
-        for number, phash in enumerate(random_hashes(1000))
+        ImageRecord(
+            f"{number % 3}/{number}", str(number % 3), sha256, "", group=min(digests[each] for each in group)[:16]
+        )
+        for number, (sha256, group) in enumerate(zip(digests, random_groups(1000), strict=True))
     ]
     assert split_sha256(assign_splits(images, **settings)) == digest  # type: ignore[arg-type]
+
+
+GROUPS = st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=8), min_size=1, max_size=3)
+
+
+def images_in_groups(classes: list[list[int]]) -> list[ImageRecord]:
+    """Return images of classes that have groups of these sizes."""
+    return [
+        ImageRecord(f"{label}/{group}/{number}", str(label), f"{number:064x}", "", group=f"{label}-{group}")
+        for label, sizes in enumerate(classes)
+        for group, size in enumerate(sizes)
+        for number in range(size)
+    ]
+
+
+@given(GROUPS, st.sampled_from([0.05, 0.2, 0.5]), st.integers(0, 9))
+def test_assign_splits_fills_val_as_well_as_groups_of_any_sizes_allow(
+    classes: list[list[int]], fraction: float, seed: int
+):
+    records = assign_splits(images_in_groups(classes), fraction, seed=seed)
+    assert find_leaks(records) == []
+    for label, sizes in enumerate(classes):
+        found = sum(record.label == str(label) and record.split == "val" for record in records)
+        wanted = max(round(sum(sizes) * fraction), 1)
+        possible = {sum(some) for number in range(1, len(sizes)) for some in combinations(sizes, number)}
+        assert abs(found - wanted) == min(abs(each - wanted) for each in possible)
+
+
+@given(GROUPS, st.integers(0, 9))
+def test_assign_splits_leaves_groups_of_each_class_for_val_and_train_beside_a_large_test(
+    classes: list[list[int]], seed: int
+):
+    records = assign_splits(images_in_groups(classes), 0.3, 0.6, seed=seed)
+    assert find_leaks(records) == []
+    for split in ("train", "val"):
+        assert {record.label for record in records if record.split == split} == {*map(str, range(len(classes)))}
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=4, max_size=12), min_size=1, max_size=3), st.integers(2, 4))
+def test_folds_have_each_class_and_differ_by_less_than_its_largest_group(classes: list[list[int]], folds: int):
+    images = images_in_groups(classes)
+    split = [assign_splits(images, folds=folds, fold=fold) for fold in range(folds)]
+    for label, sizes in enumerate(classes):
+        counts = [sum(each.label == str(label) and each.split == "val" for each in records) for records in split]
+        assert sum(counts) == sum(sizes)
+        assert min(counts) > 0
+        assert max(counts) - min(counts) <= max(sizes)
+    assert all(find_leaks(records) == [] for records in split)
+
+
+def test_folds_are_even_where_single_images_can_make_them_even():
+    images = images_in_groups([[7, 1, 1, 1, 1, 1, 1, 1]])
+    for seed in range(9):
+        sides = [assign_splits(images, folds=2, fold=fold, seed=seed) for fold in range(2)]
+        assert [sum(record.split == "val" for record in records) for records in sides] == [7, 7]
+
+
+def test_describe_shortages_names_class_group_and_share():
+    records = assign_splits(images_in_groups([[29, 1], [1] * 30]))
+    (line,) = describe_shortages(records, 0.2)
+    assert line == (
+        "class 0: val has 1 of its 30 images, not 6: 29 of them (97%) are in one group of near duplicates, 0-0 "
+        "(such as 0/0/0)"
+    )
+
+
+def test_group_summary_says_how_many_groups_and_how_large():
+    records = assign_splits(images_in_groups([[3, 2, 1, 1], [1, 1]]))
+    assert group_summary(records) == "Near duplicates: 5 images in 2 group(s) of 2 to 3, each in one split"
+    assert group_summary(records[-2:]) == "Near duplicates: none"

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from flowers.evaluation.calibration import (
+    choose_temperature,
     coverage_curve,
     cross_fitted_probabilities,
     fit_temperature,
@@ -32,6 +33,14 @@ def test_cross_fitted_probabilities_of_an_image_do_not_depend_on_its_label():
     changed = (before != after).any(1)
     assert changed.any()
     assert not changed[7]
+
+
+def test_choose_temperature_keeps_a_calibration_only_if_it_helps_other_images():
+    predictions = overconfident()
+    assert choose_temperature(predictions) == fit_temperature(predictions.logits, predictions.labels)
+    few = overconfident(100, factor=1.0)
+    assert fit_temperature(few.logits, few.labels) != 1
+    assert choose_temperature(few) == 1
 
 
 def test_cross_fitted_probabilities_accept_fewer_images_than_folds():

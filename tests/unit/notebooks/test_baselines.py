@@ -20,7 +20,7 @@ def test_hog_svm_beats_chance_and_is_deterministic(painted: Path):
 
 def test_hog_svm_names_the_extra_to_install(painted: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "skimage.feature", None)
-    with pytest.raises(ValueError, match=r"pip install 'flowers\[notebooks\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '.\[notebooks\]'"):
         hog_svm(ImageDataModule.from_settings(painted))
 
 

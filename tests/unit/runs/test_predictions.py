@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flowers.runs.predictions import Predictions, load_predictions, load_run_predictions
+from flowers.runtime.text import read_csv
 
 
 def test_load_predictions_returns_what_save_wrote_to_the_bit(tmp_path: Path):
@@ -15,6 +16,19 @@ def test_load_predictions_returns_what_save_wrote_to_the_bit(tmp_path: Path):
     assert (list(loaded.paths), list(loaded.classes)) == (list(predictions.paths), list(predictions.classes))
     assert torch.equal(loaded.logits, predictions.logits)
     assert torch.equal(loaded.labels, predictions.labels)
+
+
+@pytest.mark.parametrize("names", [["path", "true"], ["class", "probability"], ["logit", "logit_a"], ["abstain", "a"]])
+def test_predictions_have_a_column_of_its_own_for_each_class(tmp_path: Path, names: list[str]):
+    Predictions(["1.jpg"], torch.tensor([1]), torch.ones(1, 2, dtype=torch.float64), names).save(tmp_path / "val.csv")
+    header = read_csv(tmp_path / "val.csv")[0]
+    assert header == ["path", "true", *(f"logit_{name}" for name in names)]
+    assert load_predictions(tmp_path / "val.csv").classes == names
+
+
+def test_load_predictions_reads_the_columns_of_older_runs(tmp_path: Path):
+    (tmp_path / "val.csv").write_text("path,true,path,logit_a\nx,path,1,2\n")
+    assert load_predictions(tmp_path / "val.csv").classes == ["path", "logit_a"]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
 import importlib.util
-from importlib.metadata import PackageNotFoundError
+from importlib import metadata
 
 import pytest
 from packaging.requirements import Requirement
 
-from flowers.runtime import extras
 from flowers.runtime.extras import DISTRIBUTION, install_command, require_extra
 
 LINES = [
@@ -17,16 +16,16 @@ LINES = [
 
 
 def test_install_command_names_packages_and_never_this_distribution(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(extras, "requires", lambda name: LINES)
+    monkeypatch.setattr(metadata, "requires", lambda name: LINES)
     assert install_command("app") == "pip install 'captum>=0.9' 'fastapi>=0.165'"
     assert install_command("docs") == "pip install 'mkdocstrings[python]>=0.30'"
 
 
 def test_install_command_of_a_checkout_that_was_never_installed(monkeypatch: pytest.MonkeyPatch):
     def missing(name: str) -> list[str]:
-        raise PackageNotFoundError(name)
+        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(extras, "requires", missing)
+    monkeypatch.setattr(metadata, "requires", missing)
     assert install_command("app") == "pip install -e '.[app]' in the folder of the project"
 
 
@@ -37,4 +36,4 @@ def test_require_extra_names_the_packages_with_their_bounds(monkeypatch: pytest.
 
 
 def test_no_requirement_is_found_under_the_name_of_a_foreign_project():
-    assert all(Requirement(line).name != "flowers" for line in extras.requires(DISTRIBUTION) or [])
+    assert all(Requirement(line).name != "flowers" for line in metadata.requires(DISTRIBUTION) or [])

@@ -25,7 +25,7 @@ def test_preprocessing_from_settings_is_that_of_the_classifier(mean: list[float]
     given = [] if mean is None else [f"+model.mean={mean}"]
     settings = configuration(f"data.root={folder}", "data.image_size=32", "data.resize=40", *given)
     found = Preprocessing.from_settings(settings.data, settings.model)
-    assert found == Preprocessing(32, 40, mean=IMAGENET_MEAN if mean is None else mean)
+    assert found == Preprocessing(32, 40, mean=IMAGENET_MEAN if mean is None else mean, bit_depth="auto")
     network = Network("resnet18", ["lily", "orchid"], preprocessing=found)
     assert network.preprocessing == found
     assert network.hparams["mean"] == (IMAGENET_MEAN if mean is None else mean)

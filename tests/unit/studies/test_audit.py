@@ -26,12 +26,11 @@ def make_folder():
     generator = np.random.default_rng(0)
     truth = np.arange(60) % 3
     features = torch.from_numpy(4 * np.eye(3, 16)[truth] + generator.normal(size=(60, 16))).float()
-    images = [
-        ImageRecord(
-            f"{CLASSES[label]}/{number}.jpg", CLASSES[label], generator.bytes(32).hex(), generator.bytes(32).hex()
-        )
-        for number, label in enumerate(truth)
-    ]
+    images = []
+    for number, label in enumerate(truth):
+        digest, phash = generator.bytes(32).hex(), generator.bytes(32).hex()
+        name = CLASSES[label]
+        images.append(ImageRecord(f"{name}/{number}.jpg", name, digest, phash, group=digest[:16]))
     return images, features
 
 
@@ -64,7 +63,7 @@ def test_audit_does_not_ask_again_about_a_judged_photo(folder):
 
 def test_audit_puts_identical_photos_with_two_labels_first_among_conflicts(folder):
     images, features = folder
-    near = images[3]._replace(label="c", phash=images[0].phash)  # alike, but not identical
+    near = images[3]._replace(label="c", group=images[0].group)  # alike, but not identical
     copy = images[7]._replace(path="a/copy.jpg", label="a")
     photos = [*images[:3], near, *images[4:], copy]
     found = audit(photos, torch.cat([features, features[7:8]])).likely("conflict")

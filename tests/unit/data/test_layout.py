@@ -1,0 +1,186 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowers.data.sources.folder import FolderSource
+from flowers.data.sources.layout import find_images
+from flowers.data.sources.listing import expand_image_paths, is_junk
+from flowers.data.splitter import Splitter
+
+JUNK = [
+    *("@eaDir", "$RECYCLE.BIN", "$Recycle.Bin", "System Volume Information", "__MACOSX", "lost+found", "#recycle"),
+    *(".ipynb_checkpoints", ".Trash-1000", "__pycache__", "@Recycle", "@Recently-Snapshot", ".@__thumb", "#snapshot"),
+    *("Thumbs.db", "desktop.ini", "Desktop.ini", "ehthumbs.db", "Icon\r", "._1.jpg", ".DS_Store", "found.000"),
+    *("1.jpg:Zone.Identifier", "1.jpg\uf03aZone.Identifier", "1.jpg@SynoEAStream", "Thumbs.db:encryptable"),
+]
+
+
+def create_files(root: Path, *files: str) -> Path:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(b"")
+    return root
+
+
+def labels(root: Path, **settings: Any) -> dict[str, tuple[str, str | None]]:
+    return {file.path: (file.label, file.split) for file in find_images(root, **settings)}
+
+
+@pytest.mark.parametrize("name", JUNK)
+def test_is_junk_is_neither_a_class_nor_a_photo_for_any_program(tmp_path: Path, name: str):
+    root = create_files(tmp_path, "rose/1.jpg", "tulip/2.jpg", f"{name}/3.jpg", f"rose/{name}/more/4.jpg")
+    create_files(tmp_path, f"tulip/x/{name}")
+    assert labels(root) == {"rose/1.jpg": ("rose", None), "tulip/2.jpg": ("tulip", None)}
+    photos = [root / "rose/1.jpg", root / "tulip/2.jpg"]
+    assert expand_image_paths(str(root)) == expand_image_paths(f"{root}/**") == expand_image_paths(f"{root}/*/*.jpg")
+    assert expand_image_paths(str(root)) == photos
+    assert expand_image_paths(str(root / name / "3.jpg")) == [root / name / "3.jpg"]  # named itself
+
+
+@given(st.from_regex(r"[A-Za-z0-9$#@~][\w $#@~+.-]{0,8}[A-Za-z0-9]", fullmatch=True))
+def test_is_junk_keeps_the_names_of_classes_and_ignores_case(name: str):
+    assert is_junk(name) == is_junk(name.upper()) == is_junk(name.lower())
+    assert not is_junk(f"{name} rose")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        *(("train_images", "test_images"), ("training_set", "test_set"), ("seg_train", "seg_test")),
+        *(("TrainImages", "TestImages"), ("trainset", "testset"), ("train2017", "test2017"), ("01 Train", "02 Test")),
+        *(("asl_alphabet_train", "asl_alphabet_test"), ("Training Data", "Testing Data"), ("imgs-trn", "imgs-tst")),
+    ],
+)
+def test_find_images_takes_folders_that_share_their_classes_for_splits(tmp_path: Path, train: str, test: str):
+    root = create_files(tmp_path, f"{train}/sea/1", f"{train}/wood/2", f"{test}/sea/3", f"{test}/wood/4")
+    expected = [("sea", "train"), ("wood", "train"), ("sea", "test"), ("wood", "test")]
+    assert labels(root) == dict(
+        zip([f"{train}/sea/1", f"{train}/wood/2", f"{test}/sea/3", f"{test}/wood/4"], expected, strict=True)
+    )
+
+
+@pytest.mark.parametrize("other", ["valid_test", "val_images", "validation_set", "dev_set", "valid2"])
+def test_find_images_takes_what_else_is_beside_train_for_val(tmp_path: Path, other: str):
+    root = create_files(tmp_path, "train/a/1", "train/b/2", f"{other}/a/3")
+    assert labels(root)[f"{other}/a/3"] == ("a", "val")
+
+
+def test_find_images_opens_the_nested_folders_of_an_archive_and_leaves_out_photos_without_labels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    files = [
+        "seg_train/seg_train/sea/1",
+        "seg_train/seg_train/wood/2",
+        "seg_test/seg_test/sea/3",
+        "seg_pred/seg_pred/4",
+    ]
+    with caplog.at_level("INFO"):
+        found = labels(create_files(tmp_path, *files))
+    assert found == dict(zip(files, [("sea", "train"), ("wood", "train"), ("sea", "test")], strict=False))
+    assert "seg_pred as photos without labels, ignored" in caplog.text
+
+
+def test_find_images_takes_splits_inside_of_the_classes(tmp_path: Path):
+    files = ["cat/train/1", "cat/test/2", "dog/train/3", "dog/test/4"]
+    assert labels(create_files(tmp_path, *files)) == dict(
+        zip(files, [("cat", "train"), ("cat", "test"), ("dog", "train"), ("dog", "test")], strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("left/2023/1", "left/2024/2", "right/2023/3", "right/2024/4"),
+        ("rose/batch_1/1", "rose/batch_2/2", "tulip/batch_1/3", "tulip/batch_2/4"),
+        ("rose/IMG/1", "rose/raw/2", "tulip/IMG/3", "tulip/raw/4"),
+        ("train station/1", "test tube/2"),
+        ("toy train/a/1", "test tube/b/2"),
+        ("cat/train/1", "dog/house/2"),
+        ("bird/owl/1", "bird/tit/2", "mammal/cat/3", "mammal/dog/4"),
+        ("left/a/1", "left/2", "left/b/3", "right/a/4", "right/b/5"),
+    ],
+)
+def test_find_images_takes_folders_that_are_no_splits_for_classes_as_before(tmp_path: Path, files: tuple[str, ...]):
+    found = labels(create_files(tmp_path, *files))
+    assert found == {file: (file.partition("/")[0], None) for file in files}
+
+
+@pytest.mark.parametrize(
+    ("files", "answers"),
+    [
+        (("part_a/sea/1", "part_a/wood/2", "part_b/sea/3", "part_b/wood/4"), "classes|subfolders"),
+        (("color/sea/1", "color/wood/2", "grey/sea/3", "grey/wood/4"), "classes|subfolders"),
+        (("train_1/a/1", "train_1/b/1", "train_2/a/2", "test_1/b/3"), "splits|classes"),
+        (("train_images/1", "test_images/2"), "classes"),
+        (("train_images/a/1", "train_images/b/1", "test_images/2"), "splits|classes"),
+        (("train_images/a/1", "train_images/b/1", "test_images/a/2", "masks/a/3"), "classes"),
+        (("train/a/1", "train/b/2", "test/a/3"), "splits"),
+    ],
+)
+def test_find_images_asks_in_one_line_where_it_is_not_certain(tmp_path: Path, files: tuple[str, ...], answers: str):
+    root = create_files(tmp_path, *files)
+    with pytest.raises(ValueError, match=r"data\.layout=") as caught:
+        find_images(root)
+    assert "\n" not in str(caught.value)
+    for answer in answers.split("|"):
+        assert f"data.layout={answer}" in str(caught.value)
+        assert labels(root, layout=answer)
+    assert all(split is None for _, split in labels(root, layout="classes").values())
+
+
+def test_find_images_lays_folders_out_as_the_setting_says(tmp_path: Path):
+    root = create_files(tmp_path, "part_a/sea/1", "part_b/sea/2", "part_b/wood/3", "part_b/wood/x/4")
+    assert [label for label, _ in labels(root, layout="subfolders").values()] == ["sea", "sea", "wood", "wood"]
+    assert {label for label, _ in labels(root, layout="classes").values()} == {"part_a", "part_b"}
+    with pytest.raises(ValueError, match=r"data\.layout=splits: .* part_a, part_b: expected names with train"):
+        find_images(root, "splits")
+    with pytest.raises(ValueError, match=r"data\.layout=odd: expected one of auto, classes"):
+        find_images(root, "odd")  # type: ignore[arg-type]
+
+
+def test_find_images_reads_folders_of_older_runs_as_they_did(tmp_path: Path):
+    root = create_files(tmp_path, "part_a/sea/1", "part_a/wood/2", "part_b/sea/3", "part_b/wood/4")
+    assert {label for label, _ in labels(root, layout=None).values()} == {"part_a", "part_b"}
+    split = create_files(tmp_path / "split", "train/a/1", "train/b/2", "val/a/3")
+    assert labels(split, layout=None)["val/a/3"] == ("a", "val")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Rose", "rose"), ("tulip", "tulip "), ("sea lion", "sea_lion"), ("Straße", "strasse"), ("\uff4cily", "lily")],
+)
+def test_find_images_names_similar_classes_and_joins_them_on_request(
+    tmp_path: Path, names: tuple[str, str], caplog: pytest.LogCaptureFixture
+):
+    root = create_files(tmp_path, f"{names[0]}/1", f"{names[0]}/2", f"{names[1]}/3", "other/4")
+    assert {label for label, _ in labels(root).values()} == {*names, "other"}
+    assert "data.merge_similar_names=true" in caplog.text
+    assert {label for label, _ in labels(root, merge_similar_names=True).values()} == {names[0], "other"}
+
+
+def test_find_images_takes_two_forms_of_one_name_for_one_class_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    root = create_files(tmp_path, "Bl\u00fcte/1", "Blu\u0308te/2", "other/3")
+    assert [label for label, _ in labels(root).values()].count("Bl\u00fcte") == 2
+    assert "joining folders whose names differ only in how Unicode composes letters: Bl\u00fcte" in caplog.text
+
+
+def test_find_images_hints_at_the_folder_of_classes_in_a_folder(tmp_path: Path):
+    create_files(tmp_path, "mum's photos/rose/1", "mum's photos/tulip/2")
+    with pytest.raises(ValueError, match=r"at least two, such as data\.root="):
+        find_images(tmp_path)
+
+
+def test_source_draws_val_from_train_where_only_train_and_test_are_folders(folder: Path, tmp_path: Path):
+    for path in folder.glob("*/*.png"):
+        part = tmp_path / "d" / ("seg_test" if path.name.endswith("2.png") else "seg_train") / path.parent.name
+        part.mkdir(parents=True, exist_ok=True)
+        (part / path.name).write_bytes(path.read_bytes())
+    records = Splitter(val_fraction=0.25).split(FolderSource(tmp_path / "d"))
+    assert {record.split for record in records} == {"train", "val", "test"}
+    assert all((record.split == "test") == record.path.startswith("seg_test/") for record in records)
+    assert {record.label for record in records} == {"lily", "orchid"}
