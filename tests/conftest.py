@@ -17,7 +17,7 @@ from flowers.data.synthetic import generate_dataset
 from flowers.evaluation.evaluator import run_evaluation
 from flowers.runtime.logging import HARMLESS_WARNINGS
 from flowers.training.experiment import run_training
-from tests.helpers import SMALL, configuration, packed
+from tests.helpers import SMALL, TINY, configuration, packed
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,6 +47,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, painted: Path) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "trained"
     settings = [f"data.root={painted}", f"run_dir={folder}", "data.test_fraction=0.1", "logger=[tensorboard,csv]"]
     run_training(configuration(*SMALL, *settings))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, painted: Path) -> Path:
+    """The folder of a run as that, of the network of TINY: what a run with one thing changed is compared with."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    run_training(configuration(*TINY, f"data.root={painted}", f"run_dir={folder}", "data.test_fraction=0.1"))
     return folder
 
 

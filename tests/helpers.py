@@ -1,6 +1,9 @@
 """Shared by tests of several folders: configurations, programs as subprocesses, what a run wrote."""
 
 import csv
+import importlib
+import io
+import logging
 import os
 import re
 import shutil
@@ -9,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -22,6 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flowers.data.packing import run_packing
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.run_folder import LAST_CHECKPOINT
+from flowers.runtime.logging import isolated_logging
 from flowers.settings.config import CONF, read_settings
 from flowers.settings.programs import settings_type
 
@@ -42,6 +48,10 @@ SMALL = (
     "finetune.epochs=2",
 )
 
+# For what is true of any network: half a million weights in the blocks of a ResNet, and no pictures for the trackers.
+# A training takes a quarter of the time of SMALL. Its network is in timm's own tests, too.
+TINY = (*SMALL, "model.architecture=timm/test_resnet", "~callbacks.image_logger")
+
 
 def configuration(*overrides: str, name: str = "train") -> Any:
     """Settings of a program, composed and typed as those of the command line."""
@@ -58,6 +68,29 @@ def composed(*overrides: str, name: str = "train") -> DictConfig:
 def program(*arguments: str, name: str = "train", **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"flowers.{name}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+def program_here(*arguments: str, name: str = "train") -> subprocess.CompletedProcess[str]:
+    """What `program` returns, of the same `main` in this process: where another process would only import torch again.
+
+    The command line, the environment, the folder and the log handlers are those of before afterwards.
+    """
+    main = importlib.import_module(f"flowers.{name}").main
+    output, errors, status = io.StringIO(), io.StringIO(), 0
+    with ExitStack() as stack:
+        for each in (isolated_logging(), patch.dict(os.environ), chdir(Path.cwd())):
+            stack.enter_context(each)
+        stack.enter_context(patch.object(sys, "argv", [f"flowers.{name}", *arguments]))
+        stack.enter_context(redirect_stdout(output))
+        stack.enter_context(redirect_stderr(errors))
+        logging.getLogger().handlers[:] = []  # those of pytest
+        try:
+            main()
+        except SystemExit as error:  # as Python ends a process
+            if isinstance(error.code, str):
+                errors.write(f"{error.code}\n")
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    return subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
 
 
 def install(site: Path, parts: Mapping[str, Mapping[str, str]], files: Mapping[str, str], name: str = "garden") -> None:

@@ -62,7 +62,8 @@ def plan_stages(head: HeadStage, finetune: FinetuneStage, run_dir: Path) -> list
         raise ValueError(
             f"head.epochs={head.epochs} finetune.epochs={finetune.epochs}: expected at least 0 each, and 1 in all"
         )
-    last, stages = run_dir / LAST_CHECKPOINT, [head, finetune]
+    last = run_dir / LAST_CHECKPOINT
+    stages: list[HeadStage | FinetuneStage] = [head, finetune]
     checkpoint = read_checkpoint(last) if last.exists() else None
     done, mid_epoch = (checkpoint["progress"]["epochs_done"], checkpoint.get("mid_epoch")) if checkpoint else (0, None)
     if checkpoint:

@@ -6,11 +6,11 @@ from filelock import FileLock
 
 from flowers.ablation import main
 from flowers.settings.overrides import quote_override
-from tests.helpers import SMALL, configuration, program
+from tests.helpers import TINY, configuration, program_here
 
 
 def settings(photos: Path, folder: Path) -> list[str]:
-    fixed = ",".join(map(quote_override, [*SMALL[:-2], "head.epochs=0", "finetune.epochs=1", f"data.root={photos}"]))
+    fixed = ",".join(map(quote_override, [*TINY[:-2], "head.epochs=0", "finetune.epochs=1", f"data.root={photos}"]))
     recipe = ["recipe.base=[]", "recipe.best=[smoothing]", "~recipe.parts.mixup", "~recipe.parts.flip"]
     return [*recipe, f"settings=[{fixed}]", "folds=2", f"folder={folder}"]
 
@@ -50,7 +50,7 @@ def test_ablation_trains_what_is_left_and_writes_the_same_table(
 
 
 def test_wrong_part_is_one_line_before_anything_is_trained(tmp_path: Path):
-    done = program("recipe.best=[mixp]", f"folder={tmp_path}/a", name="ablation")
+    done = program_here("recipe.best=[mixp]", f"folder={tmp_path}/a", name="ablation")
     assert done.returncode == 1
     assert done.stderr == "error: recipe.best: mixp: no such part: did you mean mixup?\n"
     assert not (tmp_path / "a").exists()

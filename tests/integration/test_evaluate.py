@@ -2,8 +2,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.predictions import Predictions, load_predictions
 from flowers.runs.run_folder import BEST_CHECKPOINT
 from flowers.runtime.files import read_json
-from tests.helpers import configuration
+from tests.helpers import configuration, program_here
 
 
 def evaluate(*overrides: str) -> float:
@@ -33,9 +31,11 @@ def test_evaluate_repeats_the_scores_of_training_exactly(trained: Path, tmp_path
     assert {name: scores[name] for name in reported} == reported
 
 
-def test_evaluate_prints_the_accuracy_and_leaves_no_file_in_the_working_directory(trained: Path, tmp_path: Path):
-    command = [sys.executable, "-m", "flowers.evaluate", f"run={trained}"]
-    process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+def test_evaluate_prints_the_accuracy_and_leaves_no_file_in_the_working_directory(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    process = program_here(f"run={trained}", name="evaluate")
     assert (process.returncode, process.stderr) == (0, "")
     assert f"{read_json(trained / 'result.json')['val']['accuracy']:.6f}" in process.stdout
     assert list(tmp_path.iterdir()) == []

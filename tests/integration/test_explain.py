@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ from flowers.data.images import read_image
 from flowers.deploy.classifier import Classifier
 from flowers.deploy.explain import crop_image, explain_images, overlay_heat_map, side_by_side
 from flowers.explain import main
-from tests.helpers import configuration
+from tests.helpers import configuration, program_here
 
 
 def explain(*overrides: str) -> int:
@@ -40,10 +38,12 @@ def test_explain_writes_a_picture_per_image_and_skips_other_files(
     assert f"{pictures[1]}: {caption}\n" in capsys.readouterr().out
 
 
-def test_explain_fails_with_one_line_if_no_file_can_be_read(trained: Path, tmp_path: Path):
+def test_explain_fails_with_one_line_if_no_file_can_be_read(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "a.jpg").write_text("not an image")
-    command = [sys.executable, "-m", "flowers.explain", f"run={trained}", "photos=a.jpg", "output=pictures"]
-    process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    process = program_here(f"run={trained}", "photos=a.jpg", "output=pictures", name="explain")
     assert process.returncode == 1
     assert process.stderr.startswith("skipped a.jpg: not a JPEG")
     assert "error: none of 1 files could be read" in process.stderr

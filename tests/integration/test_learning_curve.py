@@ -9,7 +9,7 @@ from flowers.learning_curve import check_source, main
 from flowers.runs.resume import write_start
 from flowers.runtime.files import read_json
 from flowers.runtime.text import read_csv
-from tests.helpers import SMALL, configuration
+from tests.helpers import SMALL, TINY, configuration
 
 
 def test_learning_curve_of_a_run_reaches_its_report(trained: Path, tmp_path: Path):
@@ -47,7 +47,7 @@ def test_finetuning_trains_each_part_once(trained: Path, painted: Path, tmp_path
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     (run / "started.yaml").unlink()
     quick = ["finetune.epochs=0", "head.epochs=1", f"data.root={painted}"]
-    write_start(run, [*SMALL, *quick], is_resumed=False)
+    write_start(run, [*TINY, *quick], is_resumed=False)
     settings = [f"run={run}", "fractions=[0.4,0.7,1.0]", "seeds=[0,1]", "stage=finetune"]
     first = main(configuration(*settings, name="learning_curve"))
     states = {path: path.stat().st_mtime_ns for path in (run / "learning_curve").rglob("result.json")}

@@ -17,7 +17,7 @@ from flowers.training.experiment import run_training
 from flowers.training.lr_finder import find_learning_rates, smooth, suggest_rate
 from flowers.training.stage_limits import StageTimer
 from flowers.training.task import FineTuning
-from tests.helpers import SMALL, configuration, curves, weights
+from tests.helpers import TINY, configuration, curves, weights
 
 # An improvement by 2 is not possible: each stage ends after 1 + patience epochs.
 STOPPING = ("callbacks=early_stopping", "callbacks.early_stopping.min_delta=2", "callbacks.early_stopping.patience=1")
@@ -42,7 +42,7 @@ class StageEpochs(Callback):
 def test_each_stage_stops_early_and_a_killed_run_stops_at_the_same_epoch_with_the_same_bits(
     painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe = [*SMALL, *STOPPING, "head.epochs=4", "finetune.epochs=5", "scheduler=cosine", f"data.root={painted}"]
+    recipe = [*TINY, *STOPPING, "head.epochs=4", "finetune.epochs=5", "scheduler=cosine", f"data.root={painted}"]
     recipe += ["+callbacks.kill._target_=tests.helpers.KillAt"]
     whole, killed, epochs = tmp_path / "whole", tmp_path / "killed", StageEpochs()
     run_training(configuration(*recipe, f"run_dir={whole}"), [epochs])
@@ -63,7 +63,7 @@ def test_each_stage_stops_early_and_a_killed_run_stops_at_the_same_epoch_with_th
 
 
 def test_patience_counts_on_resume_and_may_change(painted: Path, tmp_path: Path):
-    recipe = [*SMALL, *STOPPING, "head.epochs=0", f"data.root={painted}", f"run_dir={tmp_path}"]
+    recipe = [*TINY, *STOPPING, "head.epochs=0", f"data.root={painted}", f"run_dir={tmp_path}"]
     run_training(configuration(*recipe, "finetune.epochs=1"))
     epochs = StageEpochs()
     patience = ["finetune.epochs=9", f"resume={tmp_path}", "callbacks.early_stopping.patience=2"]
@@ -79,7 +79,7 @@ def test_time_limit_counts_over_resumes_and_a_later_resume_ends_like_a_run_witho
             (timer,) = (each for each in trainer.callbacks if isinstance(each, StageTimer))  # type: ignore[attr-defined]
             timer.seconds[cast(FineTuning, pl_module).stage.name] += 3600
 
-    recipe = [*SMALL, f"data.root={painted}", "head.epochs=1", "finetune.epochs=3"]
+    recipe = [*TINY, f"data.root={painted}", "head.epochs=1", "finetune.epochs=3"]
     whole, limited = tmp_path / "whole", tmp_path / "limited"
     run_training(configuration(*recipe, f"run_dir={whole}"))
     sessions = []
@@ -98,23 +98,23 @@ def test_time_limit_counts_over_resumes_and_a_later_resume_ends_like_a_run_witho
     "profiler", ["simple", *(pytest.param(name, marks=pytest.mark.faults) for name in ("advanced", "pytorch"))]
 )
 def test_profiler_writes_a_table_for_each_stage_and_changes_no_bit(
-    profiler: str, painted: Path, trained: Path, tmp_path: Path
+    profiler: str, painted: Path, tiny: Path, tmp_path: Path
 ):
-    recipe = [*SMALL, f"data.root={painted}", "data.test_fraction=0.1", f"trainer.profiler={profiler}"]
+    recipe = [*TINY, f"data.root={painted}", "data.test_fraction=0.1", f"trainer.profiler={profiler}"]
     run_training(configuration(*recipe, f"run_dir={tmp_path}"))
     for stage in ("head", "finetune"):
         table = (tmp_path / "profile" / f"fit-{stage}.txt").read_text(encoding="utf-8")
         # A batch of the head stage holds many steps.
         row = "run_training_batch" if stage == "head" else "optimizer_step"
         assert ("aten::" if profiler == "pytorch" else row) in table  # pytorch: its 20 longest rows
-    assert_same(tmp_path, trained)
+    assert_same(tmp_path, tiny)
 
 
 @pytest.mark.slow
 def test_learning_rates_are_found_for_both_stages_and_the_folder_can_hold_a_run_afterwards(
     painted: Path, tmp_path: Path
 ):
-    recipe = [*SMALL, f"data.root={painted}", f"run_dir={tmp_path}", "head.epochs=1", "finetune.epochs=1"]
+    recipe = [*TINY, f"data.root={painted}", f"run_dir={tmp_path}", "head.epochs=1", "finetune.epochs=1"]
     found = find_learning_rates(configuration(*recipe, "find_lr=true"))
     assert {path.name for path in tmp_path.iterdir()} == {"find_lr.png", "find_lr.json"}
     figures = read_json(tmp_path / "find_lr.json")
@@ -138,7 +138,7 @@ def test_learning_rates_are_found_for_both_stages_and_the_folder_can_hold_a_run_
     ],
 )
 def test_find_lr_refuses_what_it_cannot_do(settings: list[str], expected: str):
-    cfg = configuration(*SMALL, "data.root=x", "run_dir=x", "find_lr=true", *settings)
+    cfg = configuration(*TINY, "data.root=x", "run_dir=x", "find_lr=true", *settings)
     with pytest.raises(ValueError, match=re.escape(expected)):
         check_config(cfg)
 
@@ -161,4 +161,4 @@ def test_duration_is_read_in_both_forms(text: str, seconds: int):
 @pytest.mark.parametrize("text", ["", "0m", "90", "1.5h", "1m1h", "01:30:00", "-1h"])
 def test_other_durations_are_refused(text: str):
     with pytest.raises(ValueError, match=r"trainer\.max_time=.*: expected a duration above 0 such as 45m, 1h30m or"):
-        configuration(*SMALL, "data.root=x", "run_dir=x", f"trainer.max_time='{text}'")
+        configuration(*TINY, "data.root=x", "run_dir=x", f"trainer.max_time='{text}'")

@@ -17,7 +17,7 @@ from flowers.runs.predictions import predict_features
 from flowers.runs.run import Run
 from flowers.runtime.files import read_json
 from flowers.training.experiment import run_training
-from tests.helpers import SMALL, configuration, packed, program, weights
+from tests.helpers import TINY, configuration, packed, program, program_here, weights
 
 
 def test_pack_killed_at_any_time_and_repeated_writes_the_same_shards(painted: Path, tmp_path: Path):
@@ -46,14 +46,14 @@ def test_pack_killed_at_any_time_and_repeated_writes_the_same_shards(painted: Pa
 
 
 def test_pack_reports_a_missing_folder_in_one_line(tmp_path: Path):
-    done = program(f"photos={tmp_path}/none", f"output={tmp_path}/packed", name="pack")
+    done = program_here(f"photos={tmp_path}/none", f"output={tmp_path}/packed", name="pack")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "no folder of images" in done.stderr
 
 
 def test_checkpoint_has_the_same_scores_on_shards_as_on_the_folder(painted: Path, s3: str, tmp_path: Path):
     look: dict[str, Any] = {"image_size": 32, "resize": 32, "batch_size": 16, "num_workers": 0}
-    recipe = [*SMALL, f"run_dir={tmp_path / 'folder'}", f"data.root={painted}", "data.test_fraction=0.1"]
+    recipe = [*TINY, f"run_dir={tmp_path / 'folder'}", f"data.root={painted}", "data.test_fraction=0.1"]
     run_training(configuration(*recipe, "head.epochs=1", "finetune.epochs=0"))
     model = Run.open(tmp_path / "folder").network()
     folder = ImageDataModule.from_settings(painted, test_fraction=0.1, **look)
@@ -69,7 +69,7 @@ def test_checkpoint_has_the_same_scores_on_shards_as_on_the_folder(painted: Path
 
 @pytest.mark.slow
 def test_training_from_s3_killed_inside_an_epoch_and_resumed_is_the_uninterrupted_run(s3: str, tmp_path: Path):
-    recipe = [option for option in SMALL if option != "data=folder"]
+    recipe = [option for option in TINY if option != "data=folder"]
     recipe += ["model.architecture=mobilenet_v3_small"]  # has dropout
     recipe += ["data=shards", "data.root=s3://garden/packed", f"data.s3_endpoint={s3}", "data.shuffle_shards=2"]
     recipe += ["head.epochs=1", "finetune.epochs=1", "callbacks.mid_epoch.minutes=0.00001"]

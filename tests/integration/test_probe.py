@@ -7,7 +7,7 @@ from PIL import Image
 from flowers.models.backbones import build_backbone
 from flowers.probe import main
 from flowers.runtime.files import read_json
-from tests.helpers import configuration, program
+from tests.helpers import configuration, program_here
 
 
 @pytest.fixture(name="given")
@@ -38,8 +38,8 @@ def test_probe_ranks_backbones_and_remembers_them(given: list[str], tmp_path: Pa
     assert [row | {"is_remembered": False} for row in again["backbones"]] == found["backbones"]
 
 
-def test_probe_of_nothing_that_works_is_one_line(given: list[str], tmp_path: Path):
-    done = program(*given[1:], "models=[resnet18:DEFALT]", name="probe", FLOWERS_CACHE=str(tmp_path))
+def test_probe_of_nothing_that_works_is_one_line(given: list[str]):
+    done = program_here(*given[1:], "models=[resnet18:DEFALT]", name="probe")
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: none of the 1 backbones works; the last one: ")

@@ -9,14 +9,14 @@ from flowers.runtime.files import read_json
 from flowers.soup import main
 from flowers.training.experiment import run_training
 from flowers.training.soup import average_weights
-from tests.helpers import SMALL, configuration, program, weights
+from tests.helpers import TINY, configuration, program_here, weights
 
 
 @pytest.fixture(name="seeds", scope="module")
 def train_seeds(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the runs of two orders of the photos, and one with a useless learning rate."""
     folder = tmp_path_factory.mktemp("seeds")
-    common = [*SMALL, "head.epochs=2", "finetune.epochs=1", "data.test_fraction=0.1", f"data.root={painted}"]
+    common = [*TINY, "head.epochs=2", "finetune.epochs=1", "data.test_fraction=0.1", f"data.root={painted}"]
     run_training(configuration(*common, f"run_dir={folder}/a"))
     start = weights(folder / "a", LAST_CHECKPOINT)
     backbone = folder / "backbone.pt"
@@ -47,7 +47,7 @@ def test_soup_of_equal_runs_is_the_run_to_the_bit(seeds: Path):
 
 
 def test_soup_refuses_runs_from_other_weights_in_one_line(seeds: Path, tmp_path: Path):
-    done = program(f"runs=[{seeds}/a,{seeds}/b]", f"output={tmp_path}/soup", name="soup")
+    done = program_here(f"runs=[{seeds}/a,{seeds}/b]", f"output={tmp_path}/soup", name="soup")
     assert done.returncode == 1
     assert "has another weights_digest than" in done.stderr
     assert done.stderr.count("\n") == 1

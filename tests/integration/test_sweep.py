@@ -1,5 +1,6 @@
 import csv
 import re
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -18,9 +19,9 @@ from flowers.search.study import STUDY_FILE, Search, open_storage
 from flowers.settings.overrides import check_overrides
 from flowers.sweep import main, pack_trial_settings
 from flowers.training.in_process import train_in_process
-from tests.helpers import SMALL, configuration, program
+from tests.helpers import TINY, configuration, program
 
-HEAD = (*SMALL, "finetune.epochs=0", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "scheduler=constant,cosine")
+HEAD = (*TINY, "finetune.epochs=0", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "scheduler=constant,cosine")
 
 
 def searched(folder: Path, *given: str) -> float:
@@ -69,14 +70,14 @@ def test_the_best_is_repeated_by_the_command_that_is_printed(
 ):
     with caplog.at_level("INFO"):
         best = searched(tmp_path / "search", *HEAD, f"data.root={painted}", "sweep.trials=2", "sweep/sampler=random")
-    command = caplog.messages[-1].removeprefix("repeat it with: python -m flowers.train ").split()
+    command = caplog.messages[-1].removeprefix("repeat it with: python -m flowers.train ")
     again = tmp_path / "again"
-    train_in_process([*command, f"hydra.run.dir={again}"])
+    train_in_process([*shlex.split(command), f"hydra.run.dir={again}"])
     assert read_json(again / RESULT_FILE)["val"]["accuracy"] == best
 
 
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(painted: Path, tmp_path: Path):
-    given = [*SMALL, f"data.root={painted}", "finetune.epochs=0", "optimizer.lr=0.002,1e37", "sweep.trials=4"]
+    given = [*TINY, f"data.root={painted}", "finetune.epochs=0", "optimizer.lr=0.002,1e37", "sweep.trials=4"]
     searched(tmp_path, *given)
     done = study(tmp_path).trials
     failed = [trial for trial in done if trial.state == TrialState.FAIL]
@@ -87,7 +88,7 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(painted: Path, tm
 
 
 def test_a_search_of_which_all_fails_says_so(painted: Path, tmp_path: Path):
-    given = [*SMALL, f"data.root={painted}", "optimizer.lr=1e37", "finetune.epochs=0", "seed=0,1", "sweep.trials=2"]
+    given = [*TINY, f"data.root={painted}", "optimizer.lr=1e37", "finetune.epochs=0", "seed=0,1", "sweep.trials=2"]
     with pytest.raises(ValueError, match=r"all 2 trials failed; trial 0: ValueError: the .* loss became"):
         searched(tmp_path, *given)
 
@@ -104,7 +105,7 @@ def test_with_folds_a_trial_is_a_whole_cross_validation(painted: Path, tmp_path:
 
 
 def test_a_trial_that_falls_behind_is_stopped_in_this_process_and_in_one_of_its_own(painted: Path, tmp_path: Path):
-    given = [*SMALL, f"data.root={painted}", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "sweep/pruner=median"]
+    given = [*TINY, f"data.root={painted}", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "sweep/pruner=median"]
     given += ["sweep.pruner.n_warmup_steps=0", "sweep.pruner.n_startup_trials=1", "sweep.trials=2"]
     for name, epochs in (("here", 0), ("apart", 2)):
         folder = tmp_path / name

@@ -32,7 +32,7 @@ from flowers.training.stage_plan import StagePlan, check_stages
 from flowers.training.stages import FinetuneStage
 from flowers.training.task import FineTuning
 from flowers.training.trackers.csv import image_file
-from tests.helpers import SMALL, configuration, csv_curves, curves, program, weights
+from tests.helpers import SMALL, TINY, configuration, csv_curves, curves, program, program_here, weights
 
 REPRODUCIBLE = (
     "format_version",
@@ -86,13 +86,13 @@ def test_backbone_changes_only_in_the_finetune_stage(painted: Path, trained: Pat
     frozen = [f"data.root={painted}", "finetune.epochs=0", "head.epochs=1"]
     for views in (0, 1):
         run = tmp_path / f"views{views}"
-        run_training(configuration(*SMALL, *frozen, f"run_dir={run}", f"head.cached_views={views}"))
+        run_training(configuration(*TINY, *frozen, f"run_dir={run}", f"head.cached_views={views}"))
         assert backbone_is_unchanged(run, BEST_CHECKPOINT) == (True, 1)
     assert backbone_is_unchanged(trained, LAST_CHECKPOINT) == (False, 4)
 
 
 def test_head_stage_last_checkpoint_needs_the_initial_backbone(painted: Path, tmp_path: Path):
-    recipe = [*SMALL, f"data.root={painted}", "finetune.epochs=0"]
+    recipe = [*TINY, f"data.root={painted}", "finetune.epochs=0"]
     run_training(configuration(*recipe, f"run_dir={tmp_path}"))
     assert not [name for name in weights(tmp_path) if name.startswith("backbone.")]
     with pytest.raises(ValueError, match=r"head-stage checkpoint needs the backbone .* use best\.ckpt"):
@@ -154,7 +154,7 @@ def test_csv_holds_the_numbers_and_images_of_tensorboard(trained: Path):
 
 @pytest.mark.slow
 def test_run_killed_in_each_stage_and_in_a_checkpoint_ends_like_an_uninterrupted_one(painted: Path, tmp_path: Path):
-    recipe = [*SMALL, f"data.root={painted}", "model.architecture=mobilenet_v3_small", "scheduler=cosine"]
+    recipe = [*TINY, f"data.root={painted}", "model.architecture=mobilenet_v3_small", "scheduler=cosine"]
     recipe += ["head.cached_views=2", "+callbacks.kill._target_=tests.helpers.KillAt", "logger=[tensorboard,csv]"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_training(configuration(*recipe, f"run_dir={whole}"))
@@ -178,9 +178,9 @@ def test_run_killed_in_each_stage_and_in_a_checkpoint_ends_like_an_uninterrupted
 
 @pytest.mark.parametrize("at", ["2.1", "2.2", "1.0"])
 def test_sigterm_saves_at_the_next_step_and_the_run_resumes_to_the_same_bits(
-    at: str, painted: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: str, painted: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe = [*SMALL, f"data.root={painted}", "data.test_fraction=0.1", f"run_dir={tmp_path}"]
+    recipe = [*TINY, f"data.root={painted}", "data.test_fraction=0.1", f"run_dir={tmp_path}"]
     recipe += ["+callbacks.kill._target_=tests.helpers.KillAt"]
     monkeypatch.setenv("KILL_AT", at)
     monkeypatch.setenv("KILL_SIGNAL", str(int(signal.SIGTERM)))
@@ -195,18 +195,18 @@ def test_sigterm_saves_at_the_next_step_and_the_run_resumes_to_the_same_bits(
     monkeypatch.delenv("KILL_AT")
     run_training(configuration(*recipe, f"resume={tmp_path}"))
     for name in (BEST_CHECKPOINT, LAST_CHECKPOINT):
-        found, expected = weights(tmp_path, name), weights(trained, name)
+        found, expected = weights(tmp_path, name), weights(tiny, name)
         assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 @pytest.mark.parametrize("is_finished", [False, True])
 def test_lost_best_checkpoint_is_replaced_and_said(
-    is_finished: bool, painted: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    is_finished: bool, painted: Path, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     run = tmp_path / "run"
-    shutil.copytree(trained, run)
+    shutil.copytree(tiny, run)
     (run / BEST_CHECKPOINT).unlink()
-    recipe = [*SMALL, f"data.root={painted}", "data.test_fraction=0.1", f"run_dir={run}", f"resume={run}"]
+    recipe = [*TINY, f"data.root={painted}", "data.test_fraction=0.1", f"run_dir={run}", f"resume={run}"]
     run_training(configuration(*recipe, *([] if is_finished else ["finetune.epochs=3"])))
     assert "best.ckpt is missing" in caplog.text
     assert read_checkpoint(run / BEST_CHECKPOINT)["progress"]["epochs_done"] == (4 if is_finished else 5)
@@ -214,7 +214,7 @@ def test_lost_best_checkpoint_is_replaced_and_said(
 
 
 def test_schedule_ends_where_max_steps_ends_the_run(painted: Path, tmp_path: Path):
-    recipe = [*SMALL, f"data.root={painted}", f"run_dir={tmp_path}", "head.epochs=0", "scheduler=cosine"]
+    recipe = [*TINY, f"data.root={painted}", f"run_dir={tmp_path}", "head.epochs=0", "scheduler=cosine"]
     run_training(configuration(*recipe, "++trainer.max_steps=6", "trainer.log_every_n_steps=1"))
     rates = [rate for _, rate in curves(tmp_path)["train/lr/backbone"]]
     assert len(rates) == 6
@@ -226,7 +226,7 @@ def test_same_command_gives_the_same_result(painted: Path, tmp_path: Path):
     for name in "ab":
         main(
             configuration(
-                *SMALL, f"data.root={painted}", f"run_dir={tmp_path / name}", "head.epochs=1", "finetune.epochs=1"
+                *TINY, f"data.root={painted}", f"run_dir={tmp_path / name}", "head.epochs=1", "finetune.epochs=1"
             )
         )
         runs.append(read_json(tmp_path / name / "result.json"))
@@ -235,27 +235,25 @@ def test_same_command_gives_the_same_result(painted: Path, tmp_path: Path):
 
 def test_trainer_overrides_set_clipping_accumulation_and_precision(painted: Path, tmp_path: Path):
     overrides = ["++trainer.gradient_clip_val=1", "++trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed"]
-    run_training(
-        configuration(*SMALL, *overrides, f"data.root={painted}", f"run_dir={tmp_path}", "scheduler=one_cycle")
-    )
+    run_training(configuration(*TINY, *overrides, f"data.root={painted}", f"run_dir={tmp_path}", "scheduler=one_cycle"))
     last = read_checkpoint(tmp_path / LAST_CHECKPOINT)
     assert last["global_step"] == last["progress"]["steps"] == 8  # 4 epochs of 50 images: 4 batches of 16, 2 steps
     assert read_json(tmp_path / "result.json")["precision"] == "bf16-mixed"
 
 
-def test_run_folder_is_not_overwritten(trained: Path, painted: Path):
-    before = (trained / "result.json").read_bytes()
+def test_run_folder_is_not_overwritten(tiny: Path, painted: Path):
+    before = (tiny / "result.json").read_bytes()
     with pytest.raises(ValueError, match="already holds a run"):
-        run_training(configuration(*SMALL, f"data.root={painted}", f"run_dir={trained}"))
-    assert (trained / "result.json").read_bytes() == before
+        run_training(configuration(*TINY, f"data.root={painted}", f"run_dir={tiny}"))
+    assert (tiny / "result.json").read_bytes() == before
 
 
 def test_refused_start_leaves_the_run_resumable(painted: Path, tmp_path: Path):
-    start = [*SMALL, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", f"hydra.run.dir={tmp_path}/run"]
+    start = [*TINY, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", f"hydra.run.dir={tmp_path}/run"]
     train_in_process([*start, "head.cached_views=0"])
     with pytest.raises(ValueError, match="already holds a run"):
         train_in_process([*start, "seed=7"])
-    assert "the images or their split differ from" in program(f"resume={tmp_path}/run", "data.split_seed=9").stderr
+    assert "the images or their split differ from" in program_here(f"resume={tmp_path}/run", "data.split_seed=9").stderr
     resumed = expand_resume_args([f"resume={tmp_path}/run"])
     assert "head.cached_views=0" in resumed
     assert not {"seed=7", "data.split_seed=9"} & set(resumed)
@@ -263,7 +261,7 @@ def test_refused_start_leaves_the_run_resumable(painted: Path, tmp_path: Path):
 
 def test_moved_run_keeps_its_best_score(painted: Path, tmp_path: Path):
     first, moved = tmp_path / "first", tmp_path / "moved"
-    recipe = (*SMALL, f"data.root={painted}", "callbacks.best.monitor=val/loss", "callbacks.best.mode=min")
+    recipe = (*TINY, f"data.root={painted}", "callbacks.best.monitor=val/loss", "callbacks.best.mode=min")
     run_training(configuration(*recipe, f"run_dir={first}", "finetune.epochs=0"))
     shutil.copytree(first, moved)
     before = (first / BEST_CHECKPOINT).read_bytes()
@@ -281,17 +279,17 @@ def test_moved_run_keeps_its_best_score(painted: Path, tmp_path: Path):
         (["head.epochs=1", "finetune.epochs=9"], "has ended: resume it with head.epochs=2"),
     ],
 )
-def test_resume_refuses_to_change_what_is_trained(lengths: list[str], expected: str, trained: Path, painted: Path):
-    overrides = [f"data.root={painted}", f"run_dir={trained}", f"resume={trained}", *lengths]
+def test_resume_refuses_to_change_what_is_trained(lengths: list[str], expected: str, tiny: Path, painted: Path):
+    overrides = [f"data.root={painted}", f"run_dir={tiny}", f"resume={tiny}", *lengths]
     with pytest.raises(ValueError, match=re.escape(expected)):
-        run_training(configuration(*SMALL, *overrides))
+        run_training(configuration(*TINY, *overrides))
 
 
 def test_resume_with_more_epochs_and_other_batches_ends_with_the_hyperparameters_of_a_whole_run(
     painted: Path, tmp_path: Path
 ):
     """One cycle moves the momentum, too; a batch of the head stage holds several steps unless gradients are clipped."""
-    recipe = [*SMALL, f"data.root={painted}", "finetune.epochs=0", "optimizer=sgd", "scheduler=one_cycle"]
+    recipe = [*TINY, f"data.root={painted}", "finetune.epochs=0", "optimizer=sgd", "scheduler=one_cycle"]
     longer = ["head.epochs=4", "data.batch_size=7", "++trainer.gradient_clip_val=1", "optimizer.lr=0.01"]
     resumed, whole = tmp_path / "resumed", tmp_path / "whole"
     run_training(configuration(*recipe, f"run_dir={resumed}"))
@@ -319,12 +317,12 @@ def test_non_finite_training_loss_stops_the_run_before_a_checkpoint(painted: Pat
 def test_no_epoch_at_all_is_refused(painted: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="expected at least 1 epoch in one of them"):
         run_training(
-            configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path}", "head.epochs=0", "finetune.epochs=0")
+            configuration(*TINY, f"data.root={painted}", f"run_dir={tmp_path}", "head.epochs=0", "finetune.epochs=0")
         )
 
 
 def test_multirun_continues_after_a_failed_job_and_writes_the_table(painted: Path, tmp_path: Path):
-    done = program("-m", *SMALL, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", "seed=0,1",
+    done = program_here("-m", *TINY, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", "seed=0,1",
                    "optimizer.lr=0.001,1e37", f"hydra.sweep.dir={tmp_path}")  # fmt: skip
     assert done.returncode == 1
     with (tmp_path / "runs.csv").open(encoding="utf-8") as file:
@@ -347,7 +345,7 @@ def test_user_error_is_one_line_without_traceback(tmp_path: Path):
         (["data=folder", "data.root=/nowhere", f"hydra.run.dir={tmp_path}/run"], "/nowhere"),
         ([f"resume={tmp_path}"], "no run there"),
     ):
-        assert_one_line(program(*overrides), message)
+        assert_one_line(program_here(*overrides), message)
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], message: str) -> None:
@@ -384,9 +382,10 @@ def test_invalid_setting_is_refused_before_anything_is_downloaded_or_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_user_error_leaves_only_the_files_of_hydra(tmp_path: Path):
+def test_user_error_leaves_only_the_files_of_hydra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     overrides = ["data=flower_photos", "trainer=cpu", "model.weights=/nowhere.pth", f"hydra.run.dir={tmp_path}/run"]
-    assert_one_line(program(*overrides, FLOWERS_DATA=str(tmp_path / "data")), "model.weights=/nowhere.pth")
+    monkeypatch.setenv("FLOWERS_DATA", str(tmp_path / "data"))
+    assert_one_line(program_here(*overrides), "model.weights=/nowhere.pth")
     assert {path.name for path in tmp_path.rglob("*")} <= {
         *("run", "train.log", ".hydra", "config.yaml", "hydra.yaml", "overrides.yaml")
     }
@@ -402,7 +401,7 @@ def test_extra_callbacks_see_every_epoch_of_both_stages(painted: Path, tmp_path:
 
     recording = Recording()
     epochs = "head.epochs=1", "finetune.epochs=1"
-    run_training(configuration(*SMALL, f"data.root={painted}", f"run_dir={tmp_path}", *epochs), [recording])
+    run_training(configuration(*TINY, f"data.root={painted}", f"run_dir={tmp_path}", *epochs), [recording])
     assert recording.epochs == [("head", 0), ("finetune", 1)]
 
 
@@ -427,7 +426,7 @@ RECIPE = (
 def train_recipe(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run with every part of a recipe that draws or averages."""
     run = tmp_path_factory.mktemp("recipe")
-    run_training(configuration(*SMALL, *RECIPE, f"data.root={painted}", "data.test_fraction=0.1", f"run_dir={run}"))
+    run_training(configuration(*TINY, *RECIPE, f"data.root={painted}", "data.test_fraction=0.1", f"run_dir={run}"))
     return run
 
 
@@ -435,7 +434,7 @@ def train_recipe(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_recipe_killed_inside_an_epoch_resumes_to_the_same_bits(
     at: str, painted: Path, recipe_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe = [*SMALL, *RECIPE, f"data.root={painted}", "data.test_fraction=0.1", f"run_dir={tmp_path}"]
+    recipe = [*TINY, *RECIPE, f"data.root={painted}", "data.test_fraction=0.1", f"run_dir={tmp_path}"]
     recipe += ["+callbacks.kill._target_=tests.helpers.KillAt"]
     monkeypatch.setenv("KILL_AT", at)
     monkeypatch.setenv("KILL_SIGNAL", str(int(signal.SIGTERM)))
@@ -450,7 +449,7 @@ def test_recipe_killed_inside_an_epoch_resumes_to_the_same_bits(
 
 def test_best_checkpoint_of_an_average_holds_the_weights_that_were_validated(painted: Path, tmp_path: Path):
     """Lightning puts the raw weights into a weights-only checkpoint, under the score of the averaged ones."""
-    overrides = [*SMALL, "callbacks=ema", "callbacks.ema.decay=0.9", "head.epochs=0", f"data.root={painted}"]
+    overrides = [*TINY, "callbacks=ema", "callbacks.ema.decay=0.9", "head.epochs=0", f"data.root={painted}"]
     cfg = configuration(*overrides, f"run_dir={tmp_path}", "finetune.backbone_lr=0.01")
     run_training(cfg)
     best = read_checkpoint(tmp_path / BEST_CHECKPOINT)
@@ -473,7 +472,7 @@ CACHED = ("finetune.depth=1", "finetune.cached_views=2", "callbacks=ema", "head.
 def test_run_on_cached_activations_killed_inside_an_epoch_resumes_to_the_same_bits(
     painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe = [*SMALL, *CACHED, f"data.root={painted}", "+callbacks.kill._target_=tests.helpers.KillAt"]
+    recipe = [*TINY, *CACHED, f"data.root={painted}", "+callbacks.kill._target_=tests.helpers.KillAt"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_training(configuration(*recipe, f"run_dir={whole}"))
     monkeypatch.setenv("KILL_AT", "2.1")
@@ -501,7 +500,7 @@ def test_run_on_cached_activations_killed_inside_an_epoch_resumes_to_the_same_bi
     ],
 )
 def test_cached_activations_refuse_what_needs_images(setting: str, expected: str, painted: Path, tmp_path: Path):
-    settings = [*SMALL, "head.epochs=0", "finetune.depth=1", "finetune.cached_views=2", setting]
+    settings = [*TINY, "head.epochs=0", "finetune.depth=1", "finetune.cached_views=2", setting]
     with pytest.raises(ValueError, match=re.escape(expected)):
         run_training(configuration(*settings, f"data.root={painted}", f"run_dir={tmp_path}"))
 
@@ -524,9 +523,7 @@ def test_resume_inside_an_epoch_refuses_another_order_of_the_images(painted: Pat
 
 def test_weights_of_the_classes_are_given_once():
     with pytest.raises(ValueError, match=r"data\.balance=weights with loss\.class_weights: expected one of them"):
-        check_config(
-            configuration(*SMALL, "data.root=x", "run_dir=x", "data.balance=weights", "loss.class_weights=[1]")
-        )
+        check_config(configuration(*TINY, "data.root=x", "run_dir=x", "data.balance=weights", "loss.class_weights=[1]"))
 
 
 def test_a_step_on_cached_activations_is_that_on_images(painted: Path, tmp_path: Path):
@@ -535,7 +532,7 @@ def test_a_step_on_cached_activations_is_that_on_images(painted: Path, tmp_path:
     settings += ["data/augmentation=none", "optimizer=sgd", f"data.root={painted}"]  # Adam turns rounding into steps
     for views in (0, 1):
         run = [f"finetune.cached_views={views}", f"run_dir={tmp_path / str(views)}"]
-        run_training(configuration(*SMALL, *settings, *run))
+        run_training(configuration(*TINY, *settings, *run))
     for name, points in curves(tmp_path / "0").items():
         values = [value for _, value in curves(tmp_path / "1")[name]]
         assert values == pytest.approx([value for _, value in points], rel=1e-4), name
@@ -546,11 +543,11 @@ def test_a_step_on_cached_activations_is_that_on_images(painted: Path, tmp_path:
 
 
 def test_depth_trains_the_last_blocks_only(painted: Path, tmp_path: Path):
-    overrides = [*SMALL, "finetune.depth=1", "head.epochs=0", "finetune.epochs=1", f"data.root={painted}"]
+    overrides = [*TINY, "finetune.depth=1", "head.epochs=0", "finetune.epochs=1", f"data.root={painted}"]
     run_training(configuration(*overrides, f"run_dir={tmp_path}"))
     model = Run(tmp_path / BEST_CHECKPOINT).network()
     with seeded(0):
-        start = build_backbone("resnet18", None, {})[0].state_dict()
+        start = build_backbone("timm/test_resnet", None, {})[0].state_dict()
     weights = model.backbone.state_dict().items()
     assert {name.partition(".")[0] for name, value in weights if not torch.equal(value, start[name])} == {"layer4"}
 
@@ -562,7 +559,7 @@ def test_head_starts_as_asked(init: str, painted: Path, tmp_path: Path):
             self.weight = pl_module.state_dict()["head.weight"].clone()
 
     first = FirstHead()
-    overrides = [*SMALL, f"head.init={init}", "head.epochs=1", "finetune.epochs=0", f"data.root={painted}"]
+    overrides = [*TINY, f"head.init={init}", "head.epochs=1", "finetune.epochs=0", f"data.root={painted}"]
     before = set(threading.enumerate())
     run_training(configuration(*overrides, f"run_dir={tmp_path}"), [first])
     assert not set(threading.enumerate()) - before  # the writers of TensorBoard's files have ended
@@ -599,6 +596,6 @@ def test_image_sizes_take_turns_over_the_finetune_stage(painted: Path, tmp_path:
             pl_module.get_submodule("network.backbone").register_forward_pre_hook(note)
 
     sizes = Sizes()
-    overrides = [*SMALL, "head.epochs=1", "finetune.epochs=3", "finetune.image_sizes=[16,24]", f"data.root={painted}"]
+    overrides = [*TINY, "head.epochs=1", "finetune.epochs=3", "finetune.image_sizes=[16,24]", f"data.root={painted}"]
     run_training(configuration(*overrides, "head.cached_views=0", f"run_dir={tmp_path}"), [sizes])
     assert sizes.seen == [(0, 32), (1, 16), (2, 16), (3, 24)]

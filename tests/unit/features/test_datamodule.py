@@ -11,9 +11,10 @@ from flowers.features.datamodule import FeatureDataset
 from flowers.models.network import Network
 from flowers.training.callbacks import GlobalStep
 from flowers.training.lr_schedules import constant, cosine
+from flowers.training.schedule_position import Schedule
 from flowers.training.stage_plan import begin_stage
 from flowers.training.stages import HeadStage
-from flowers.training.task import FineTuning, Schedule
+from flowers.training.task import FineTuning
 
 EPOCHS, BATCH_SIZE = 3, 4
 NO_AUGMENTATION: dict[str, Any] = {

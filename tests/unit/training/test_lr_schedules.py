@@ -3,7 +3,7 @@ import torch
 
 from flowers.training import lr_schedules
 from flowers.training.lr_schedules import constant, cosine, one_cycle, step
-from flowers.training.task import Schedule
+from flowers.training.schedule_position import Schedule
 
 
 def rates(schedule: Schedule, steps: int = 100) -> list[float]:
