@@ -123,11 +123,9 @@ def _find_rejection(
 
 def _stranger_features(folder: str, run: Run, model: Network, how: Extraction) -> Tensor:
     """Return the features of all images below a folder."""
-    data = run.data(folder, has_classes=False)
     files = expand_image_paths(folder)
     digests = [_stranger_sha256(file) for file in files]
-    names = [str(file.absolute()) for file in files]
-    dataset = ImageDataset(Path("/"), names, [0] * len(files), digests, data.eval_transform, bit_depth=data.bit_depth)
+    data, dataset = run.loose_photos(folder, [str(file.absolute()) for file in files], digests)
     return extract_features(model, data, dataset, "strangers", how, run.data)
 
 

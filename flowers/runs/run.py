@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
+from flowers.data.dataset import ImageDataset
 from flowers.data.splits import SplitRecord, load_split, split_sha256
 from flowers.models.backbones import local_weights, state_dict_sha256
 from flowers.models.checkpoint_format import read_checkpoint
@@ -28,7 +29,8 @@ if TYPE_CHECKING:  # what a prediction does not need is imported where it is use
 # How the images of a run are prepared and read, for a model that is shown them again.
 _IMAGE_SETTINGS = (
     *("image_size", "resize", "interpolation", "bit_depth", "batch_size", "num_workers", "on_corrupt"),
-    *("merge_similar_names", "packed", "s3_endpoint", "retry_timeout", "cache_gb"),
+    "merge_similar_names",
+    *("packed", "s3_endpoint", "retry_timeout", "cache_gb"),
 )
 
 
@@ -171,8 +173,8 @@ class Run:
     def image_settings(self) -> dict[str, Any]:
         """The settings of `ImageDataModule.from_settings` for the photos, where they are now."""
         settings = self._preparation | {"root": self.photos}
-        if not settings.get("packed"):  # None for a run that is older than the setting
-            settings["layout"] = self.settings.data.given().get("layout")
+        if not settings.get("packed"):
+            settings["layout"] = self.settings.data.given().get("layout")  # None for a run older than the setting
         if self.root in (None, self.settings.data.root):
             return settings
         from flowers.data.sources.build import is_packed
@@ -187,12 +189,12 @@ class Run:
         limits = {"num_workers": max(available_cores(), 8), "batch_size": 1024}
         return settings | {name: min(settings[name], most) for name, most in limits.items() if settings.get(name)}
 
-    def data(self, photos: str | Path | None = None, has_classes: bool = True, **changes: Any) -> "ImageDataModule":
+    def data(self, photos: str | Path | None = None, whole: bool = False, **changes: Any) -> "ImageDataModule":
         """Return the photos of the run, in its split, or those of a folder, as the network was shown them.
 
         Args:
             photos: A folder with one subfolder for each class, in place of the photos of the run.
-            has_classes: False if it has no such subfolders: its bit depth is then that of the network, not measured.
+            whole: Whether to return all photos where those of the run are, also if they are not in its split.
             changes: Other settings of `ImageDataModule.from_settings`; None is as in training.
 
         Raises:
@@ -201,13 +203,29 @@ class Run:
         from flowers.data.datamodule import ImageDataModule
 
         changes = {name: value for name, value in changes.items() if value is not None}
-        if not has_classes:
-            depth = self.hparams.bit_depth
-            changes["bit_depth"] = None if depth == "auto" else depth
         if photos is not None:
             return ImageDataModule.from_settings(photos, **self._preparation | {"packed": False} | changes)
-        settings, _ = self.image_settings, self.split  # the file must be that of the checkpoint
-        return ImageDataModule.from_settings(split_file=self.folder / SPLIT_FILE, **settings | changes)
+        settings = self.image_settings | changes
+        if not whole:
+            _ = self.split  # the file must be that of the checkpoint
+            settings["split_file"] = self.folder / SPLIT_FILE
+        return ImageDataModule.from_settings(**settings)
+
+    def loose_photos(
+        self, folder: str | Path, names: list[str], digests: list[str]
+    ) -> "tuple[ImageDataModule, ImageDataset]":
+        """Return photos below a folder that belong to no class, as the network was shown those of the run.
+
+        Args:
+            folder: The folder.
+            names: Their paths, absolute or in the folder.
+            digests: Their SHA-256, hexadecimal.
+        """
+        data = self.data(folder)
+        depth = data.preprocessing.known_bit_depth  # none is measured: the folder is none of classes
+        data = data.resized(replace(data.preprocessing, bit_depth=depth))
+        labels = [0] * len(names)
+        return data, ImageDataset(Path(folder), names, labels, digests, data.eval_transform, bit_depth=depth)
 
     def extraction(self, network: Network) -> "Extraction":
         """Return how features are computed by a network of this run, such as `self.network()`.

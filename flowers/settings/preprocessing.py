@@ -50,7 +50,7 @@ class Preprocessing:
         return cls.from_dict(data.given() | ({} if model is None else model.given()))
 
     @property
-    def known_bit_depth(self) -> int | None:
+    def known_bit_depth(self) -> BitDepth | None:
         """The bit depth if it is a number: of photos that are not a folder of classes, none is measured."""
         return None if self.bit_depth == "auto" else self.bit_depth
 

@@ -80,7 +80,8 @@ def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network]:
         settings.photos,
         corrections=settings.corrections,
         on_corrupt=settings.on_corrupt or "skip",
-        **pixels.given() | {"bit_depth": "auto"},
+        **pixels.given(),
+        bit_depth="auto",
     )
     return data, pretrained_network(model, pixels, sorted({image.label for image in data.images}), settings.seed)
 
@@ -92,7 +93,7 @@ def _open_run(settings: AuditSettings) -> tuple[ImageDataModule, Network, Traine
         raise ValueError(f"run={settings.run}: its photos are in shards: name their folder with photos=FOLDER")
     own = run.folder / CORRECTIONS_FILE
     corrections = settings.corrections or (own if own.is_file() else None)
-    data = run.data(run.photos, corrections=corrections, on_corrupt=settings.on_corrupt)
+    data = run.data(whole=True, packed=False, corrections=corrections, on_corrupt=settings.on_corrupt)
     # Random features tell nothing of the labels: without weights, only the trained backbone can.
     return data, run.network(trained=run.settings.model.weights is None), run.settings.trainer
 

@@ -11,10 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from flowers.data.dataset import ImageDataset
 from flowers.data.images import ImageCheck, check_images, read_image
 from flowers.data.near_duplicates import find_duplicates
-from flowers.data.sources.build import build_source
 from flowers.data.sources.listing import expand_image_paths
 from flowers.data.splits import ImageRecord, load_split
 from flowers.data.splitter import Splitter
@@ -133,10 +131,8 @@ def suggest_photos(run: Run, pool: str | Path, count: int, method: str, seed: in
     _ = run.settings  # a damaged run is refused before photos are read
     checks = _readable(Path(pool))
     names = _unknown(checks, run, Path(pool))
-    data = run.data(pool, has_classes=False)
     digests = [checks[name].sha256 for name in names]
-    folder, labels = Path(pool).resolve(), [0] * len(names)
-    dataset = ImageDataset(folder, names, labels, digests, data.eval_transform, bit_depth=data.bit_depth)
+    data, dataset = run.loose_photos(Path(pool).resolve(), names, digests)
     model = run.network()
     features = extract_features(model, data, dataset, "pool", run.extraction(model))
     probabilities = predict_features(model, features, dataset).probabilities(run.temperature).numpy()
@@ -176,7 +172,7 @@ def _unknown(checks: dict[str, ImageCheck], run: Run, pool: Path) -> list[str]:
     images = list[ImageRecord]()
     source = None
     try:
-        source = build_source(run.image_settings)
+        source = run.data(whole=True).source
         images = [image for image in source.images if image.sha256 in known and image.phash]
     except (ValueError, OSError) as error:
         reason = one_line(str(error).splitlines()[0])

@@ -133,8 +133,8 @@ class Reference:
                 "the split of the run, which a checkpoint alone lacks"
             )
         if run.result is None:
-            advice = f"finish the training first, with {shell_setting('resume', run.folder)}"
-            raise ValueError(f"{run.folder} has no {RESULT_FILE}: {advice}")
+            resume = shell_setting("resume", run.folder)
+            raise ValueError(f"{run.folder} has no {RESULT_FILE}: finish the training first, with {resume}")
         self.run, self.result = run, run.result.to_dict()
         if not (is_remote(run.photos) or Path(run.photos).is_dir()):
             raise ValueError(

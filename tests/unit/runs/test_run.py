@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import torch
 from flowers.models.backbones import state_dict_sha256
 from flowers.models.network import predict_logits
 from flowers.runs.run import Run
-from flowers.runs.run_folder import BEST_CHECKPOINT
+from flowers.runs.run_folder import BEST_CHECKPOINT, RESULT_FILE
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 
@@ -77,7 +79,11 @@ def test_run_result_has_the_scores_and_the_temperature(trained: Path, tmp_path: 
     run = Run.open(trained)
     assert run.result is not None
     assert run.result.val.accuracy == run.predictions("val").correct.double().mean()
-    assert run.temperature == run.result.temperature > 0
+    assert run.temperature == run.result.temperature
+    warm = Run.open(shutil.copytree(trained, tmp_path / "warm"))
+    content = json.loads((warm.folder / RESULT_FILE).read_text())
+    (warm.folder / RESULT_FILE).write_text(json.dumps(content | {"temperature": 1.5}))
+    assert warm.temperature == 1.5
     alone = with_config(tmp_path / "a.ckpt")
     assert (alone.result, alone.temperature, alone.rejection()) == (None, 1, None)
 
