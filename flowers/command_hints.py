@@ -23,6 +23,7 @@ _FLAGS = {
 _IMAGE = re.compile(r".*\.(jpe?g|png|webp|bmp|tiff?|gif)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?[\d.]+(e-?\d+)?", re.IGNORECASE)
 _SETTING = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@-]*=.*|~[\w./@-]+", re.DOTALL)
+_FORMATS = ("torch_export", "onnx", "int8", "hub", "web")
 _OPTION_GROUPS = (
     "experiment",
     "model",
@@ -119,7 +120,7 @@ def _settings(arguments: Sequence[str], valid: Collection[str]) -> Iterator[tupl
                 )
             yield name, _with_spaces(value, rest)
         elif "=" in word:
-            key, _, value = word.partition("=")
+            key, value = (part.strip() for part in word.split("=", 1))
             value = value or (rest.pop(0) if rest and _is_value(rest[0]) else "")
             yield key, _with_spaces(value, rest)
         elif rest and rest[0].startswith("=") and not Path(word).exists():
@@ -167,11 +168,11 @@ def _path_overrides(program: str, words: list[str], valid: set[str], given: Sequ
     Raises:
         ValueError: What is meant is not clear.
     """
-    found, photos = list[str](), list[str]()
+    found, photos, formats = list[str](), list[str](), list[str]()
     has = {line.partition("=")[0] for line in given}
     runs = [word for word in words if _is_run(word)]
     if not runs and valid & {"run", "runs"} and "run" not in has:
-        runs = [word for word in words if not Path(word).expanduser().exists() and not _IMAGE.fullmatch(word)]
+        runs = [word for word in words if _may_be_run(word)]
     for word in words:
         option = next((group for group in _OPTION_GROUPS if group in valid and word in options_of(group)), None)
         if word in runs:
@@ -180,12 +181,17 @@ def _path_overrides(program: str, words: list[str], valid: set[str], given: Sequ
             raise ValueError(f"try flowers {program} --help")
         if option and not Path(word).exists():
             found.append(f"{option}={word}")
+        elif word.isdigit() and "port" in valid:
+            found.append(f"port={word}")
+        elif "formats" in valid and word in _FORMATS:
+            formats.append(word)
         elif photos and "output" in valid and not has & {"output"} and not Path(word).exists():
             found.append(f"output={word}")
         elif word.rpartition(".")[2] in ("yaml", "yml") or not _is_path(word):
             raise ValueError(f"flowers {program} --help lists the settings")
         else:
             photos.append(word)
+    found += [f"formats=[{','.join(formats)}]"] * bool(formats)
     if runs and "runs" in valid:
         found.append(f"runs=[{','.join(runs)}]")
     elif runs and "run" in valid:
@@ -198,6 +204,10 @@ def _path_overrides(program: str, words: list[str], valid: set[str], given: Sequ
             path = str(Path(photos[0]).parent / f"*{Path(photos[0]).suffix}")
         found += our_overrides("path", path, valid)
     return found
+
+
+def _may_be_run(word: str) -> bool:
+    return not (Path(word).expanduser().exists() or _IMAGE.fullmatch(word) or word.isdigit() or word in _FORMATS)
 
 
 def _is_path(word: str) -> bool:

@@ -3,6 +3,7 @@
 The words are those of timm, ultralytics, fastai, Keras, scikit-learn, Hugging Face and Lightning.
 """
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -25,7 +26,7 @@ _SETTINGS = {
     "data.image_size={}": "image_size img_size imgsz input_size size img_sz resolution crop_size image_sz res",
     "data.num_workers={}": "num_workers workers n_workers j nw dataloader_num_workers num_threads threads",
     "num_workers={}": "num_workers workers n_workers j nw threads",
-    "data.val_fraction={}": "val_split validation_split valid_pct val_size val_ratio valid_size val_pct val_fraction",
+    "data.val_fraction={}": "val val_split validation_split valid_pct val_size val_ratio valid_size val_pct",
     "data.test_fraction={}": "test_split test_size test_ratio test_pct",
     "data.folds={}": "k k_fold kfold k_folds n_folds n_splits cv num_folds folds",
     "data.balance=weights": "class_weight class_weights balanced balance_classes weighted_loss",
@@ -65,7 +66,7 @@ _SETTINGS = {
     "logger=wandb": "wandb use_wandb wandb_project",
     "logger=mlflow": "mlflow use_mlflow",
     "logger=tensorboard": "tensorboard tb use_tensorboard tensorboard_dir",
-    "seed={}": "random_state random_seed manual_seed rng rng_seed seed",
+    "seed={}": "random_state random_seed manual_seed rng rng_seed seed seeds",
     "data.split_seed={}": "split_seed",
     "group={}": "project project_name",
     "resume={}": "resume_from_checkpoint resume_from ckpt ckpt_path checkpoint checkpoint_path restore continue_from",
@@ -74,6 +75,8 @@ _SETTINGS = {
         "experiment exp load_from pretrained restore m w weights_path"
     ),
     "multirun={}": "sweep sweep_dir multirun_dir",
+    "finetune.depth={}": "unfreeze unfreeze_layers trainable_layers n_unfreeze",
+    "runs=[{}]": "run folders models checkpoints",
     "data=folder data.root={}": (
         "data_dir data_path data_root dataset dataset_dir dataset_path img_dir image_dir images images_dir "
         "imgs path root dir directory folder input input_dir train_dir train_data_dir train_path train "
@@ -87,7 +90,7 @@ _SETTINGS = {
     "pool={}": "unlabeled unlabelled photos images data_dir data path dir folder input source data_root",
     "hydra.run.dir={}": (
         "output out output_dir out_dir outdir save_dir save_path log_dir logdir exp_dir work_dir workdir "
-        "results_dir results o experiment_dir default_root_dir checkpoint_dir run_name name exp_name"
+        "results_dir results o experiment_dir default_root_dir checkpoint_dir run_name name exp_name save"
     ),
     "output={}": (
         "out output_dir out_dir outdir save_dir save_path results_dir results o output_file output_path csv "
@@ -114,6 +117,14 @@ _NEEDLESS = {
         "val_dir valid_dir validation_dir test_dir val_path val_data test_data valid"
     ),
     "leave it out: accuracy and its interval are always measured": "metric metrics eval do_eval evaluate",
+    "the length is in epochs: finetune.epochs=N, or in minutes: trainer.max_time=30m": (
+        "steps max_steps num_steps iterations max_iter iters train_steps"
+    ),
+    "data/augmentation=light and data/augmentation=strong are others; data.hflip_prob=0 switches a part off": (
+        "augment augmentation aug augmentations transform transforms auto_augment data_augmentation"
+    ),
+    "an argument of the network is model.options.NAME=VALUE": "dropout drop_rate drop_path drop_path_rate",
+    "the program is the first word, such as flowers train": "mode task action command",
     "leave it out: what helps is printed": "verbose v quiet q verbosity",
     "give sweep.trials=N to flowers sweep": "n_trials trials num_trials max_trials",
     "there is no public link: host=0.0.0.0 and token=SECRET let other machines in": "share public",
@@ -161,6 +172,16 @@ _PROGRAMS = {
     "!tensorboard --logdir .": "tensorboard tb board logs",
 }
 
+# Values of settings, by the last word of their keys.
+_VALUES = {
+    "precision": {
+        **dict.fromkeys(("fp16", "16", "half", "float16", "amp", "true"), "16-mixed"),
+        **dict.fromkeys(("bf16", "bfloat16"), "bf16-mixed"),
+        **dict.fromkeys(("fp32", "32", "float32", "full", "false"), "32-true"),
+    },
+    "devices": {"all": "auto", "-1": "auto"},
+}
+
 _TRAINING_GROUPS = {"experiment", "debug", "mixing", "callbacks", "logger"}  # groups that no schema has
 
 
@@ -168,10 +189,11 @@ def _words(table: dict[str, str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for meaning, words in table.items():
         for word in words.split():
-            found.setdefault(word, []).append(meaning)
+            found.setdefault(word.replace("_", ""), []).append(meaning)
     return found
 
 
+_SHARES_OF_TRAIN = ("split", "trainsplit", "trainsize", "trainratio", "trainfraction", "trainpct")
 _SETTINGS_OF, _NEEDLESS_OF, _PROGRAMS_OF = _words(_SETTINGS), _words(_NEEDLESS), _words(_PROGRAMS)
 
 
@@ -184,6 +206,8 @@ def our_overrides(key: str, value: str | None, valid: Collection[str]) -> list[s
         valid: The keys and groups of the program.
     """
     word = next((name for name in (key.lower(), _plain(key)) if name in _SETTINGS_OF), _plain(key))
+    if value is not None and word in _SHARES_OF_TRAIN and (share := _number(value)) and 0 < share < 1:
+        word, value = "valsplit", f"{1 - share:.6g}"
     if value is not None and word == "pretrained" and value.lower() in _YES + _NO:
         return ["model.weights=" + ("DEFAULT" if value.lower() in _YES else "null")] * ("model.weights" in valid)
     meanings = _SETTINGS_OF.get(word, [])
@@ -195,8 +219,20 @@ def our_overrides(key: str, value: str | None, valid: Collection[str]) -> list[s
     for meaning in meanings:
         parts = meaning.split()
         if all(_is_valid(part.partition("=")[0], valid) for part in parts):
-            return [part.removesuffix("={}") if value is None else part.replace("{}", value) for part in parts]
+            filled = (
+                part.removesuffix("={}")
+                if value is None
+                else part.replace("{}", value.strip("[]") if "[{}]" in part else value)
+                for part in parts
+            )
+            return [our_value(each) for each in filled]
     return []
+
+
+def our_value(override: str) -> str:
+    """Return an override with the value that other tools write as the given one; as it is if that is not known."""
+    key, equals, value = override.partition("=")
+    return f"{key}{equals}{_VALUES.get(key.rpartition('.')[2], {}).get(value.lower(), value)}"
 
 
 def why_needless(key: str) -> str | None:
@@ -206,7 +242,7 @@ def why_needless(key: str) -> str | None:
 
 def our_option(group: str, option: str) -> list[str]:
     """Return overrides for an option that a group lacks: one that other tools call so, or a path; none if unknown."""
-    if meant := _OPTIONS.get(group, {}).get(_plain(option)):
+    if meant := _OPTIONS.get(group, {}).get(option.lower().replace("-", "_")):
         return [f"{group}={meant}"]
     if group == "data" and ("/" in option or Path(option).expanduser().exists()):
         return ["data=folder", f"data.root={option}"]
@@ -215,7 +251,14 @@ def our_option(group: str, option: str) -> list[str]:
 
 def our_program(word: str) -> str | None:
     """Return the program, with its first settings, that other tools call `word`; None if that is not known."""
-    return next(iter(_PROGRAMS_OF.get(word.lower().removesuffix(".py"), [])), None)
+    return next(iter(_PROGRAMS_OF.get(word.lower().removesuffix(".py").replace("_", ""), [])), None)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def is_word(key: str) -> bool:
@@ -224,11 +267,11 @@ def is_word(key: str) -> bool:
 
 
 def _plain(key: str) -> str:
-    return key.lstrip("-+").lower().replace("-", "_").replace("/", ".").rpartition(".")[2]
+    return re.sub("[-_]", "", key.lstrip("-+").lower().replace("/", ".").rpartition(".")[2])
 
 
 def _words_of_freezing() -> list[str]:
-    return _SETTINGS["experiment=head_only"].split()
+    return _SETTINGS["experiment=head_only"].replace("_", "").split()
 
 
 def _device(value: str) -> list[str]:

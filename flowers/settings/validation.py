@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from flowers.runtime.text import one_line
+from flowers.settings.other_tools import our_value
 from flowers.settings.programs import settings_type
 from flowers.settings.schema.training import Folder, Shards, TrainSettings
 from flowers.settings.schema.values import Expected, Group, expand_home
@@ -195,7 +196,14 @@ def _problem(error: ErrorDetails, schema: type[Group], values: Mapping[str, Any]
     for name in keys:
         value = value[int(name)] if isinstance(value, (list, tuple)) else value[name]
     shown = _shorten(format_setting(value))
-    hint = did_you_mean(shown, _choices(field)) if field else ""
+    meant = our_value(f"{key}={shown}")
+    hint = (
+        f": did you mean {meant}?"
+        if meant != f"{key}={shown}"
+        else did_you_mean(shown, _choices(field))
+        if field
+        else ""
+    )
     if field and not isinstance(value, (list, dict, type(None))) and get_origin(field.annotation) is list:
         hint = hint or f": did you mean {key}=[{shown}]?"
     batch_size = values.get("data", values).get("batch_size")
