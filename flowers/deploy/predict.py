@@ -5,16 +5,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+import flowers
 from flowers.data.sources.listing import expand_image_paths
 from flowers.deploy.classifier import Classifier, Prediction
 from flowers.deploy.model_files import find_classifier
+from flowers.deploy.unfinished_rows import UnfinishedRows
 from flowers.runtime.files import atomic_write
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.logging import progress_bar
@@ -41,6 +43,7 @@ def run_prediction(settings: PredictSettings) -> int:
     """
     check_confidence(settings.confidence)
     make_row_writer(settings.output)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     run = find_classifier(settings.run)
     files = [str(file) for file in expand_image_paths(settings.photos)]
     classifier = Classifier.load(
@@ -49,16 +52,44 @@ def run_prediction(settings: PredictSettings) -> int:
     num_workers = (
         settings.num_workers if settings.num_workers is not None else _default_num_workers(classifier, len(files))
     )
-    results = progress_bar(classifier.stream(files, num_workers), "Classifying", len(files))
-    rows = (PredictionRow.from_result(file, result, settings.confidence) for file, result in results)
+
+    def classify(left: Sequence[str]) -> Iterator[PredictionRow]:
+        for file, result in progress_bar(classifier.stream(left, num_workers), "Classifying", len(left)):
+            yield PredictionRow.from_result(file, result, settings.confidence)
+
     writer = make_row_writer(settings.output, classifier.rejection is not None, classifier.engine)
-    readable = writer(rows, classifier.classes)
+    if settings.output is None:
+        readable = writer(classify(files), classifier.classes)
+    else:
+        output = Path(settings.output)
+        with UnfinishedRows(output, PredictionRow.from_json, _origin(settings, run, classifier), files) as rows:
+            if rows.done:
+                console.print(f"going on behind the {rows.done:,} of {len(files):,} rows in {one_line(rows.path)}")
+            for row in classify(files[rows.done :]):
+                rows.append(row)
+            readable = writer(rows, classifier.classes)
+            rows.delete()
+        console.print(_summary(output, len(files), readable))
     if not readable:
         raise ValueError(
             f"none of {len(files)} files could be read: expected images (JPEG, PNG, WebP, BMP, GIF, TIFF); "
             "the reasons are in the rows"
         )
     return readable
+
+
+def _summary(output: Path, count: int, readable: int) -> str:
+    unreadable = f"; {count - readable:,} cannot be read, and column reason says why" if readable < count else ""
+    return f"{readable:,} of {count:,} photos classified, in {one_line(output)}{unreadable}"
+
+
+def _origin(settings: PredictSettings, run: Path, classifier: Classifier) -> dict[str, Any]:
+    """Return what rows depend on beside the photos."""
+    weights = sorted(run.iterdir()) if run.is_dir() else [run]
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
+    asked = {name: getattr(settings, name) for name in ("tta", "confidence", "reject", "precision")}
+    how = {"device": classifier.model.device.type, "engine": classifier.engine}
+    return {"version": flowers.__version__, "run": str(run.resolve()), "files": states, **asked, **how}
 
 
 def check_confidence(confidence: float | None) -> None:
@@ -116,6 +147,20 @@ class PredictionRow(NamedTuple):
         label, probability, probabilities, strangeness, rejected = result
         abstain = confidence is not None and probability < confidence
         return cls(file, label, probability, probabilities, abstain, "", strangeness, rejected)
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """Make the row of a list of its values.
+
+        Raises:
+            ValueError: It is none.
+        """
+        kinds = (str, str | None, float | None, dict, bool, str, float | None, bool)
+        if not isinstance(values, list) or len(values) != len(kinds):
+            raise ValueError("not a row")
+        if not all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)):
+            raise ValueError("not a row")
+        return cls(*values)
 
 
 RowWriter = Callable[[Iterable[PredictionRow], Sequence[str]], int]

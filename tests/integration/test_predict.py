@@ -2,11 +2,15 @@ import csv
 import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from flowers.deploy.classifier import Classifier, Prediction
+from flowers.deploy.predict import PredictionRow
+from flowers.deploy.unfinished_rows import UnfinishedRows
 from flowers.evaluation.evaluator import run_evaluation
 from flowers.features import int8_backbone
 from flowers.predict import main
@@ -220,3 +224,79 @@ def test_int8_is_refused_without_the_instructions_before_anything_is_written(
     with pytest.raises(ValueError, match="engine=int8 needs a CPU with VNNI or AMX"):
         run_evaluation(configuration(f"run={trained}", "engine=int8", f"report={run}", name="evaluate"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_prediction_goes_on_behind_what_it_has_written(
+    trained: Path, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (mixed / os.fsdecode(b"d\xe9j\xe0 (1).jpg")).write_bytes(b"")  # no UTF-8
+    command = [f"run={trained}", f"photos={mixed}", "output=a.csv"]
+    monkeypatch.chdir(tmp_path)
+    predict(*command[:2], "output=whole.csv")
+    whole, classified, stream = Path("whole.csv").read_bytes(), list[str](), Classifier.stream
+
+    def killed(self: Classifier, files: Sequence[str], num_workers: int = 0) -> Iterator[tuple[str, Prediction | str]]:
+        for number, (file, result) in enumerate(stream(self, files, num_workers)):
+            if number == 4:
+                raise KeyboardInterrupt
+            classified.append(file)
+            yield file, result
+
+    monkeypatch.setattr(Classifier, "stream", killed)
+    with pytest.raises(KeyboardInterrupt):
+        predict(*command)
+    assert len(classified) == 4
+    assert not Path("a.csv").exists()
+    rows = Path("a.csv.unfinished")
+    with rows.open("ab") as file:
+        file.write(b'["torn')
+    assert predict(*command) == 3
+    assert len(classified) == 7
+    assert (Path("a.csv").read_bytes(), rows.exists()) == (whole, False)
+    assert "going on behind the 4 of 7 rows" in capsys.readouterr().err
+
+    for change in ("confidence=0.9", "tta=flip"):  # other rows: all are made again
+        with pytest.raises(KeyboardInterrupt):
+            predict(*command)
+        monkeypatch.setattr(Classifier, "stream", stream)
+        predict(*command, change)
+        assert "going on" not in capsys.readouterr().err
+        monkeypatch.setattr(Classifier, "stream", killed)
+
+
+def test_a_photo_that_has_changed_since_is_classified_again(tmp_path: Path):
+    files = [str(tmp_path / f"{number}.jpg") for number in range(3)]
+    origin = {"run": "a"}
+    for file in files:
+        Path(file).touch()
+    with UnfinishedRows(tmp_path / "a.csv", PredictionRow.from_json, origin, files) as rows:
+        for file in files:
+            rows.append(PredictionRow(file, "rose", 1.0, {"rose": 1.0}, False, ""))
+        with pytest.raises(ValueError, match="another process writes it"):
+            UnfinishedRows(tmp_path / "a.csv", PredictionRow.from_json, origin, files)
+    with UnfinishedRows(tmp_path / "a.csv", PredictionRow.from_json, origin, [*files, "new"]) as rows:
+        assert (rows.done, [row.path for row in rows]) == (3, files)
+    later = rows.path.stat().st_mtime_ns + 10
+    os.utime(files[1], ns=(later, later))
+    with UnfinishedRows(tmp_path / "a.csv", PredictionRow.from_json, origin, files) as rows:
+        assert (rows.done, len([*rows])) == (1, 1)
+    with UnfinishedRows(tmp_path / "a.csv", PredictionRow.from_json, {"run": "b"}, files) as rows:
+        assert rows.done == 0
+
+
+@pytest.mark.parametrize(
+    "line", ["", "{", "[]", "[1,2,3,4,5,6,7,8]", '["a", "b", 1, {}, false, "", null, false]', "9" * 99]
+)
+def test_a_damaged_row_ends_the_rows(line: str, tmp_path: Path):
+    with UnfinishedRows(tmp_path / "a.csv", PredictionRow.from_json, {}, ["x"]) as rows:
+        pass
+    rows.path.write_text(f"{{}}\n{line}\n", encoding="utf-8")
+    with UnfinishedRows(tmp_path / "a.csv", PredictionRow.from_json, {}, ["x"]) as rows:
+        assert (rows.done, [*rows]) == (0, [])
+
+
+def test_rows_are_written_through_no_link(tmp_path: Path):
+    (tmp_path / "a.csv.unfinished").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"a\.csv\.unfinished"):
+        UnfinishedRows(tmp_path / "a.csv", PredictionRow.from_json, {}, [])
+    assert not (tmp_path / "elsewhere").exists()
