@@ -209,7 +209,10 @@ class Run:
 
         changes = {name: value for name, value in changes.items() if value is not None}
         if photos is not None:
-            return ImageDataModule.from_settings(photos, **self._preparation | {"packed": False} | changes)
+            # Classes may be called train and val. The folder may be without splits, though the run had some.
+            is_split = self.settings.data.given().get("layout") != "classes"
+            settings = self._preparation | {"packed": False, "layout": "auto" if is_split else "classes"}
+            return ImageDataModule.from_settings(photos, **settings | changes)
         settings = self.image_settings | changes
         if not whole:
             _ = self.split  # the file must be that of the checkpoint
