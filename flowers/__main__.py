@@ -2,13 +2,14 @@
 
 import runpy
 import sys
+import traceback
 
 import flowers
 from flowers.runtime.machine_errors import open_standard_streams
 from flowers.runtime.text import printable
-from flowers.settings.config_reference import summary_of
-from flowers.settings.programs import all_programs
-from flowers.settings.registry import add_working_directory
+from flowers.settings.config_reference import help_text, summary_of
+from flowers.settings.programs import PROGRAMS, all_programs
+from flowers.settings.registry import add_working_directory, import_problem
 
 
 def main() -> None:
@@ -23,8 +24,16 @@ def main() -> None:
         sys.argv[1:] = arguments
         if program.settings:
             add_working_directory()
-        # As `python -m` does, so that launchers find the module's name in `__main__.__spec__` and can start it again.
-        runpy.run_module(program.module, run_name="__main__", alter_sys=True)
+            if arguments[:1] in (["--help"], ["-h"]):  # the imports of a program take longer than its help
+                sys.stdout.write(help_text(name))
+                return
+        try:
+            # As `python -m` does: launchers find the module's name in `__main__.__spec__` and can start it again.
+            runpy.run_module(program.module, run_name="__main__", alter_sys=True)
+        except Exception as error:
+            if name in PROGRAMS or any(each.name == "main" for each in traceback.extract_tb(error.__traceback__)[1:]):
+                raise
+            sys.exit(f"error: {name}: {program.module} cannot be imported: {import_problem(error)}")
     else:
         from flowers.command_hints import unknown_program  # imports the settings of all programs
 

@@ -1,6 +1,8 @@
 """Serve a trained run to browsers and programs: `python -m flowers.app --help`."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,11 +21,12 @@ def app(settings: "AppSettings") -> None:
     serve_app(settings, server)
 
 
-def check_run(settings: "AppSettings") -> None:
+def prepare(settings: "AppSettings") -> Callable[[], None]:
     """Raise ValueError if there is no model in `run=`, before torch is imported, which takes seconds."""
     from flowers.deploy.model_files import find_classifier
 
     find_classifier(settings.run)
+    return partial(app, settings)
 
 
 def main(settings: "AppSettings | None" = None) -> None:
@@ -34,7 +37,7 @@ def main(settings: "AppSettings | None" = None) -> None:
     from flowers.cli import program
     from flowers.settings.schema.programs import AppSettings
 
-    program(app, AppSettings, check=check_run)(settings)
+    program(app, AppSettings, prepare=prepare)(settings)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -18,6 +19,10 @@ from flowers.evaluation.evaluator import run_evaluation
 from flowers.runtime.logging import HARMLESS_WARNINGS
 from flowers.training.experiment import run_training
 from tests.helpers import SMALL, TINY, configuration, packed
+
+# A slow machine is no failure, and a test fails for the same examples everywhere.
+hypothesis.settings.register_profile("flowers", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("flowers")
 
 
 def pytest_configure(config: pytest.Config) -> None:

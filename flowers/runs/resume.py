@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from flowers.runs.run_folder import LAST_CHECKPOINT, RESUMES_FILE, START_FILE
+from flowers.runs.run_folder import LAST_CHECKPOINT, MULTIRUN_FILE, RESUMES_FILE, START_FILE, read_result
 from flowers.runtime.files import atomic_write_text, read_yaml
 from flowers.runtime.launch import (
     exit_with_parent,
@@ -27,7 +27,7 @@ def expand_resume_args(overrides: Sequence[str]) -> list[str]:
 
     `resume=FOLDER` expands to the overrides that the run in FOLDER was started with, those of earlier resumes since
     which the run has progressed, and `overrides`. The working directory becomes that of the run, if it still exists, so
-    that relative paths keep their meaning.
+    that relative paths keep their meaning. If FOLDER is that of a multirun, its jobs start again; see `resume_job`.
 
     Raises:
         ValueError: FOLDER holds no run, or several processes would each make a run folder of their own.
@@ -40,6 +40,8 @@ def expand_resume_args(overrides: Sequence[str]) -> list[str]:
     if not given:
         return share_run_dir(overrides)
     folder = Path(given).resolve()
+    if (folder / MULTIRUN_FILE).is_file():
+        return _expand_multirun(folder, overrides)
     if not (folder / START_FILE).is_file():
         raise ValueError(f"resume={given}: no run there (no {START_FILE}): give a run folder")
     cwd, started = read_start(folder)
@@ -49,6 +51,54 @@ def expand_resume_args(overrides: Sequence[str]) -> list[str]:
     quoted = quote_override(folder)
     # Without hydra.output_subdir=null, Hydra would replace the overrides of the start in .hydra.
     return share_run_dir([*expanded, f"resume={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"])
+
+
+def _expand_multirun(folder: Path, overrides: Sequence[str]) -> list[str]:
+    path = folder / MULTIRUN_FILE
+    content = _read_yaml(path, "start a new multirun")
+    try:
+        given, cwd = content["hydra"]["overrides"], str(content["hydra"]["runtime"]["cwd"])
+        task, hydra = [str(line) for line in given["task"]], [str(line) for line in given["hydra"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: expected the settings of a multirun: start a new one") from error
+    own = [line for line in overrides if not line.startswith("resume=")]
+    if changed := [line for line in own if not line.startswith("hydra")]:
+        raise ValueError(
+            f"{changed[0]}: a multirun resumes with its own settings: leave it out, or resume one run, such as "
+            f"{shell_setting('resume', folder / '0')}"
+        )
+    with suppress(OSError):
+        os.chdir(cwd)
+    quoted = quote_override(folder)
+    known = ("hydra.mode=", "hydra.sweep.dir=", "resume=")
+    lines = [line for line in (*task, *hydra, *own) if not line.startswith(known)]
+    return [*lines, f"resume={quoted}", f"hydra.sweep.dir={quoted}", "hydra.mode=MULTIRUN"]
+
+
+def resume_job(resume: str, multirun: Path, folder: Path, overrides: Sequence[str]) -> tuple[float | None, Path | None]:
+    """Return what a job of a resumed multirun has left to do.
+
+    Args:
+        resume: The folder that is to be resumed.
+        multirun: The folder of the multirun.
+        folder: The run folder of the job.
+        overrides: The overrides of the job.
+
+    Returns:
+        The accuracy of a finished run, else None; the folder of an interrupted run, None for one that has not begun.
+
+    Raises:
+        ValueError: The resumed folder is not that of the multirun, or the run folder is damaged or holds another run.
+    """
+    if Path(resume).resolve() != multirun.resolve():
+        raise ValueError(f"resume={resume} with -m: expected the folder of a multirun, or no -m")
+    if not (folder / START_FILE).exists():
+        return None, None
+    own = [line for line in overrides if not line.startswith("resume=")]
+    if read_start(folder)[1][: len(own)] != own:
+        raise ValueError(f"{folder} holds another run, with other settings: move it away")
+    result = read_result(folder)
+    return (float(result["val"]["accuracy"]) if result else None), folder
 
 
 def read_start(folder: Path) -> tuple[str, list[str]]:

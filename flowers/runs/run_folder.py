@@ -30,6 +30,7 @@ PREDICTIONS_DIR = "predictions"  # one file a split, such as val.csv: the logits
 REJECTION_FILE = "rejection.safetensors"  # what rejects images of none of the classes; only with `reject`
 TRACKERS_FILE = "trackers.json"  # the id of the run in MLflow and in Weights & Biases
 RESULT_FILE = "result.json"  # scores, versions and cost; written last, so only finished runs have it
+MULTIRUN_FILE = "multirun.yaml"  # in the folder of a multirun: its configuration, written by Hydra
 HYDRA_OVERRIDES_FILE = ".hydra/overrides.yaml"  # the overrides of this run, written by Hydra
 
 
@@ -117,11 +118,6 @@ def run_dir_of(checkpoint: Path) -> Path:
     return checkpoint.resolve().parent.parent
 
 
-def short_name(folder: Path) -> str:
-    """Return the last two parts of a path, such as "2025-01-31/12-30-00": what trackers call a run or a group."""
-    return "/".join(folder.absolute().parts[-2:])
-
-
 def require_run_dir(folder: str | Path | None) -> Path:
     """Return `folder` as a path after checking that it is a run folder.
 
@@ -138,7 +134,7 @@ def require_run_dir(folder: str | Path | None) -> Path:
 def iterate_multirun(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield each run folder of a Hydra multirun and its overrides, sorted by name; failed runs are included.
 
-    The overrides are as they were given: `${…}` in them is not resolved.
+    The overrides are as they were given: `${…}` in them is not resolved. That of a resume is left out.
 
     Raises:
         ValueError: A file of overrides is damaged.
@@ -149,7 +145,7 @@ def iterate_multirun(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         # Hydra writes texts, but for one that is a number or the like to YAML.
         if any(isinstance(line, (list, dict)) or line is None for line in lines):
             raise ValueError(f"{path} is damaged: expected a list of overrides")
-        yield path.parents[1], [str(line) for line in lines]
+        yield path.parents[1], [str(line) for line in lines if not str(line).startswith("resume=")]
 
 
 def provenance() -> dict[str, Any]:

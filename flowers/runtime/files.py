@@ -361,6 +361,11 @@ def atomic_write_text(path: Path, text: str, durable: bool = True) -> None:
         temporary.write_bytes(content)
 
 
+def short_name(folder: Path) -> str:
+    """Return the last two parts of a path, such as "2025-01-31/12-30-00": what trackers call a run or a group."""
+    return "/".join(folder.absolute().parts[-2:])
+
+
 def write_json(content: Mapping[str, Any], path: str | Path) -> None:
     r"""Write `content` as indented JSON, atomically; invalid bytes of file names become escapes such as `\udce9`.
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import optuna
-from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer
 
 from flowers.search.study import attach_trial, open_storage
+from flowers.settings.schema.values import Target
 
 # An environment variable and not configuration: the storage's URL may contain a password, which must not get into
 # config.yaml; a trial's number among its overrides would keep `compare` from grouping trials that differ in the seed;
@@ -47,7 +47,7 @@ class PruningCallback(Callback):
         self._best = 0.0
         if PRUNING_ENV in os.environ:
             context = PruningContext(**json.loads(os.environ[PRUNING_ENV]))
-            storage, pruner = open_storage(context.storage), instantiate(context.pruner)
+            storage, pruner = open_storage(context.storage), Target.model_validate(context.pruner).build()
             self._study = optuna.load_study(study_name=context.study, storage=storage, pruner=pruner)
             self._trial = attach_trial(self._study, storage, context.trial)
             self._first_step = context.first_step

@@ -3,9 +3,11 @@
 import inspect
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import count, islice, product
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Generic, Literal, NamedTuple, overload
 
 from hydra import compose
 from hydra.errors import HydraException
@@ -15,7 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from flowers.settings.config_reference import CONF as CONF
 from flowers.settings.literal_overrides import literal_overrides
 from flowers.settings.overrides import (
-    check_overrides,
+    compose_checked,
     escape_interpolations,
     hydra_context,
     parse_overrides,
@@ -58,14 +60,37 @@ def load_config(overrides: Sequence[str] = (), name: str = "train") -> Group:
     overrides = literal_overrides(overrides, [name])
     if several := [each.input_line for each in parse_overrides(overrides) if each.is_sweep_override()]:
         raise ValueError(f"{several[0]}: expected one value; only -m on the command line runs several")
-    checked = check_overrides(overrides, name)
-    new = None
-    if name == "train" and not any(each.key_or_group == "run_dir" for each in parse_overrides(overrides)):
-        new = _new_run_dir()
-    settings = compose_settings([*checked, *([f"run_dir={quote_override(new)}"] if new else [])], settings_type(name))
-    if new:
-        new.mkdir(parents=True)  # so that the next call in the same second gets another one
-    return settings
+    schema = settings_type(name)
+    with hydra_context():
+        if name != "train" or any(each.key_or_group == "run_dir" for each in parse_overrides(overrides)):
+            return compose_single(overrides, schema).settings
+        with new_folder(Path(time.strftime("outputs/%Y-%m-%d/%H-%M-%S")).resolve()) as folder:
+            return compose_single([*overrides, f"run_dir={quote_override(folder)}"], schema).settings
+
+
+class ComposedRun(NamedTuple, Generic[S]):
+    """The settings of a single run, and what Hydra composed them from.
+
+    Attributes:
+        overrides: As `check_overrides` returns them.
+        settings: The settings, typed.
+        cfg: The configuration with Hydra's own group, for `flowers.settings.job`.
+    """
+
+    overrides: list[str]
+    settings: S
+    cfg: DictConfig
+
+
+def compose_single(overrides: Sequence[str], schema: type[S]) -> ComposedRun[S]:
+    """Compose the settings of a single run once, and check names and values, within `hydra_context`.
+
+    Raises:
+        ValueError: See `check_overrides` and `read_settings`; or an override has several values.
+    """
+    with _one_line():
+        checked, cfg = compose_checked(overrides, program_of(schema))
+    return ComposedRun(checked, settings_of_run(cfg, schema), cfg)
 
 
 def compose_settings(overrides: Sequence[str], schema: type[S]) -> S:
@@ -93,14 +118,32 @@ def compose_settings(overrides: Sequence[str], schema: type[S]) -> S:
     return settings
 
 
+def has_valid_job(overrides: Sequence[str], schema: type[Group]) -> bool:
+    """Return whether one of the first 64 jobs of a sweep has no wrong value."""
+    values = [each for each in (single_overrides(override) for override in parse_overrides(overrides)) if each]
+    with hydra_context():
+        for job in islice(product(*values), 64):
+            with suppress(ValueError):
+                settings_of_run(compose_run(job, program_of(schema)), schema)
+                return True
+    return False
+
+
 def compose_run(overrides: Sequence[str], name: str) -> DictConfig:
     """Compose the configuration of a single run, with Hydra's own group.
 
     Raises:
         ValueError: Hydra cannot compose it.
     """
-    try:
+    with _one_line():
         return compose(name, list(overrides), return_hydra_config=True)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Raise what Hydra raises in a composition as ValueError."""
+    try:
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         reason = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
         raise ValueError(str(error).splitlines()[0] + reason) from error
@@ -177,10 +220,39 @@ def _check_target(group: Mapping[str, Any], key: str) -> None:
             raise ValueError(f"{key}.{each.name} is missing: {path} needs it")
 
 
-def _new_run_dir() -> Path:
-    base = Path(time.strftime("outputs/%Y-%m-%d/%H-%M-%S")).resolve()
-    candidates = (base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 1000)))
-    return next(folder for folder in candidates if not folder.exists())
+@contextmanager
+def own_folder(composed: ComposedRun[S], schema: type[S]) -> Iterator[ComposedRun[S]]:
+    """Make the run folder of a single run, unless the user has named one: another run may begin in the same second."""
+    named = ("run_dir=", "hydra.run.dir=")
+    if "run_dir" not in composed.cfg or any(line.lstrip("+").startswith(named) for line in composed.overrides):
+        yield composed
+        return
+    cfg, first = composed.cfg, composed.cfg.hydra.run.dir
+    with new_folder(Path(first)) as folder:
+        if str(folder) == first:
+            yield composed
+        else:
+            cfg.hydra.run.dir = str(folder)
+            yield composed._replace(settings=settings_of_run(cfg, schema))
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder for a new run, with a number added to its name if it exists. An error takes the folder away."""
+    parents = [parent for parent in folder.parents if not parent.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        numbered = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with suppress(FileExistsError):
+            numbered.mkdir()  # of several processes in the same second, one makes it
+            break
+    try:
+        yield numbered
+    except BaseException:
+        with suppress(OSError):  # one that holds something stays
+            for each in (numbered, *parents):
+                each.rmdir()
+        raise
 
 
 def build_parts(group: Group) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -18,7 +19,7 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quot
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from flowers.runtime.extras import install_command
 from flowers.settings.config_reference import (
@@ -65,22 +66,67 @@ def check_overrides(overrides: Sequence[str], config_name: str) -> list[str]:
         ValueError: A group, an option or a key does not exist. The message names the nearest valid name.
     """
     parsed = parse_overrides(overrides)
-    own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
-    groups = {group.partition("/")[0] for group in read_config_file(config_name).options}
-    options = [each for each in own if _is_dir(each) and each.key_or_group.partition("/")[0] in groups]
+    options = [each for each in parsed if _is_option(each, config_name)]
     with hydra_context():
         for override in parsed:
-            if override in options or override not in own:
+            if override in options or override.is_hydra_override():
                 _check_option(override)
         lines = [single_overrides(override) for override in options if not override.is_delete()]
         base = compose(config_name, [each[0] for each in lines if each and not each[0].endswith("=null")])
     _check_root(options, overrides)
-    values = flatten(OmegaConf.to_container(base))
-    keys = [override for override in own if override not in options]
+    return _check_keys(parsed, base, config_name)
+
+
+def compose_checked(overrides: Sequence[str], config_name: str) -> tuple[list[str], DictConfig]:
+    """Check the names in the overrides of a single run and compose its configuration, within `hydra_context`.
+
+    Hydra composes once, with the options alone: which keys there are follows from them. It then gets the keys.
+
+    Returns:
+        What `check_overrides` returns, and the configuration with Hydra's own group.
+
+    Raises:
+        ValueError: See `check_overrides`; or an override has several values.
+        HydraException: Hydra cannot compose them.
+    """
+    parsed = parse_overrides(overrides)
+    options = [each for each in parsed if _is_option(each, config_name) or each.is_hydra_override()]
+    for override in options:
+        _check_option(override)
+    first = [line for each in options for line in single_overrides(each)[:1]]
+    cfg = compose(config_name, first, return_hydra_config=True)
+    _check_root(options, overrides)
+    checked = _check_keys(parsed, cfg, config_name)
+    for each in parsed:
+        if each.is_sweep_override():
+            key, _, values = str(each.input_line).partition("=")
+            raise ValueError(
+                f"{key}={values}: expected one value: -m runs each of them, and {key}=[{values}] is a list"
+            )
+    own = [each for each in parse_overrides(checked) if not each.is_hydra_override()]
+    ConfigLoaderImpl._apply_overrides_to_config([each for each in own if not _is_option(each, config_name)], cfg)
+    cfg.hydra.overrides.task = [each.input_line for each in own]
+    cfg.hydra.job.override_dirname = get_overrides_dirname(own, **cfg.hydra.job.config.override_dirname)
+    return checked, cfg
+
+
+def _is_option(override: Override, config_name: str) -> bool:
+    """Return whether an override chooses an option of a group that the program has."""
+    groups = {group.partition("/")[0] for group in read_config_file(config_name).options}
+    group = override.key_or_group
+    return group.partition("/")[0] in groups and (CONF / group).is_dir() and not override.is_hydra_override()
+
+
+def _check_keys(parsed: Sequence[Override], base: DictConfig, config_name: str) -> list[str]:
+    """Check the keys of overrides against what their options compose, and return the lines as Hydra expects them."""
+    container = OmegaConf.to_container(base)
+    assert isinstance(container, dict)
+    values = flatten({name: value for name, value in container.items() if name != "hydra"})
+    keys = [each for each in parsed if not _is_option(each, config_name) and not each.is_hydra_override()]
     for override in keys:
         _check_renamed(override.key_or_group, values)
-    added = [override.input_line for override in keys if _must_be_added(override, values)]
-    return [f"++{line.lstrip('+')}" if line in added else line for line in overrides]
+    added = [override for override in keys if _must_be_added(override, values)]
+    return [f"++{str(each.input_line).lstrip('+')}" if each in added else str(each.input_line) for each in parsed]
 
 
 @contextmanager
@@ -131,10 +177,6 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise ValueError(f"an override is not of the form key=value: {str(error).splitlines()[0]}") from error
-
-
-def _is_dir(override: Override) -> bool:
-    return (CONF / override.key_or_group).is_dir()
 
 
 def _check_option(override: Override) -> None:

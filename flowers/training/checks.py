@@ -2,9 +2,7 @@
 
 import os
 from pathlib import Path
-
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
+from typing import NamedTuple
 
 from flowers.data.remote import is_remote
 from flowers.evaluation.metrics import all_metrics
@@ -18,18 +16,27 @@ from flowers.runtime.hardware import check_devices, resolve_trainer_config
 from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.text import shell_setting
 from flowers.settings.config import check_targets
+from flowers.settings.job import is_multirun
 from flowers.settings.schema.training import TrainSettings
 from flowers.training.trackers.mlflow import local_tracking_uri
 
 
-def prepare_run(settings: TrainSettings) -> tuple[TrainSettings, Path]:
-    """Check settings, and return them with the values that are still open, and the run folder. Nothing is written.
+class PreparedRun(NamedTuple):
+    """What `prepare_run` returns: checked settings without open values, with absolute paths, and the run folder."""
 
-    Paths are absolute.
+    settings: TrainSettings
+    run_dir: Path
+
+
+def prepare_run(run: TrainSettings | PreparedRun) -> PreparedRun:
+    """Check settings once, and return them with the values that are still open. Nothing is written.
 
     Raises:
         ValueError: See `check_config`; or the folder holds another run.
     """
+    if isinstance(run, PreparedRun):
+        return run
+    settings = run
     check_config(settings)
     model, data = resolve_input_settings(settings.model, settings.data)
     run_dir = Path(settings.run_dir)
@@ -48,24 +55,34 @@ def prepare_run(settings: TrainSettings) -> tuple[TrainSettings, Path]:
     if settings.logger and mlflow and not mlflow.tracking_uri and "MLFLOW_TRACKING_URI" not in os.environ:
         local = mlflow.replace(tracking_uri=local_tracking_uri())
         settings = settings.replace(logger=settings.logger.replace(mlflow=local))
+    check_is_free(settings, run_dir)
+    return PreparedRun(settings, run_dir)
+
+
+def check_is_free(settings: TrainSettings, run_dir: Path) -> None:
+    """Check that a run folder holds no run, or the one that is resumed.
+
+    Raises:
+        ValueError: It holds another run.
+    """
     if is_rank_zero() and (run_dir / START_FILE).exists() and not settings.resume:
         raise ValueError(
             f"{run_dir} already holds a run: {shell_setting('resume', run_dir)} continues it, "
             "hydra.run.dir=FOLDER starts another one"
         )
-    return settings, run_dir
 
 
-def check_run(settings: TrainSettings) -> None:
+def check_run(settings: TrainSettings) -> PreparedRun:
     """Check a run before Hydra creates its folder: its settings, and that the folder is free.
 
     Raises:
         ValueError: See `prepare_run`; or another process trains in the folder.
     """
-    _, run_dir = prepare_run(settings)
-    if is_rank_zero() and (run_dir / LOCK_FILE).exists():
-        with own_run_dir(run_dir):
+    run = prepare_run(settings)
+    if is_rank_zero() and (run.run_dir / LOCK_FILE).exists():
+        with own_run_dir(run.run_dir):
             pass
+    return run
 
 
 def check_config(settings: TrainSettings) -> None:
@@ -79,7 +96,7 @@ def check_config(settings: TrainSettings) -> None:
             require_extra(f"logger={tracker}", tracker, tracker)
     check_targets(settings.to_dict())
     devices, strategy = settings.trainer.devices, settings.trainer.strategy
-    if _is_multirun() and devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
+    if is_multirun() and devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
         raise ValueError(
             f"trainer.devices={devices}: in a multirun, each process would run the whole sweep: "
             "expected trainer.devices=1, or start each run by itself"
@@ -102,7 +119,7 @@ def check_config(settings: TrainSettings) -> None:
         raise ValueError("data.balance=weights with loss.class_weights: expected one of them")
     check_cached_activations(settings)
     if settings.find_lr:
-        check_find_lr(settings, _is_multirun())
+        check_find_lr(settings)
     check_devices(settings.trainer.accelerator, settings.trainer.devices)
     accelerator = resolve_trainer_config(settings.trainer.to_dict())["accelerator"]
     if settings.trainer.precision == "16-mixed" and accelerator == "cpu":
@@ -135,7 +152,7 @@ def check_cached_activations(settings: TrainSettings) -> None:
             )
 
 
-def check_find_lr(settings: TrainSettings, is_multirun: bool) -> None:
+def check_find_lr(settings: TrainSettings) -> None:
     """Check that the learning rates of one run can be found on one device.
 
     Raises:
@@ -145,7 +162,7 @@ def check_find_lr(settings: TrainSettings, is_multirun: bool) -> None:
         raise ValueError(
             f"find_lr=true with resume={settings.resume}: rates are found before a run: expected one of them"
         )
-    if is_multirun:
+    if is_multirun():
         raise ValueError("find_lr=true in a multirun: expected one set of settings, without -m")
     devices, strategy = settings.trainer.devices, settings.trainer.strategy
     if devices not in (1, "1") or strategy == "fsdp2":
@@ -153,7 +170,3 @@ def check_find_lr(settings: TrainSettings, is_multirun: bool) -> None:
             f"find_lr=true with trainer.devices={devices} trainer.strategy={strategy}: "
             "expected one device, trainer.devices=1 trainer.strategy=auto"
         )
-
-
-def _is_multirun() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

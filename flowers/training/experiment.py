@@ -16,7 +16,7 @@ from flowers.settings.schema.training import TrainSettings
 from flowers.settings.schema.values import parse_duration
 from flowers.training.build import make_data, make_profiler, make_stages, make_task, make_trainer
 from flowers.training.callbacks import GlobalStep, ProbeHead
-from flowers.training.checks import prepare_run
+from flowers.training.checks import PreparedRun, check_is_free, prepare_run
 from flowers.training.cuda_graphs import GraphTraining
 from flowers.training.manifest import log_run_summary, log_time_limit, write_run_manifest
 from flowers.training.results import finalize_run
@@ -25,11 +25,11 @@ from flowers.training.stage_plan import check_stages, plan_stages, train_stage
 from flowers.training.trackers.session import tracked
 
 
-def run_training(settings: TrainSettings, extra_callbacks: Sequence[Callback] = ()) -> float:
+def run_training(run: TrainSettings | PreparedRun, extra_callbacks: Sequence[Callback] = ()) -> float:
     """Train the stages that are left of a run, and evaluate its best checkpoint.
 
     Args:
-        settings: Those of `flowers.train`.
+        run: The settings of `flowers.train`, or what `prepare_run` returned for them.
         extra_callbacks: Callbacks in addition to `settings.callbacks`.
 
     Returns:
@@ -40,8 +40,9 @@ def run_training(settings: TrainSettings, extra_callbacks: Sequence[Callback] = 
             network is checked before anything is downloaded, read or written.
     """
     configure_logging(shows_progress=True)  # Lightning is imported by now
-    settings, run_dir = prepare_run(settings)
+    settings, run_dir = prepare_run(run)
     with own_run_dir(run_dir) if is_rank_zero() else nullcontext():
+        check_is_free(settings, run_dir)  # another process may have finished a run since
         return _run_stages(settings, run_dir, extra_callbacks)
 
 

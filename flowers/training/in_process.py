@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from flowers.runs.run_folder import short_name
+from flowers.runtime.files import short_name
 from flowers.runtime.logging import configure_logging, isolated_logging, write_traceback
-from flowers.settings.config import read_settings
-from flowers.settings.overrides import hydra_context, quote_override
+from flowers.settings.job import run_overrides
+from flowers.settings.overrides import quote_override
 from flowers.settings.schema.training import TrainSettings
 from flowers.training.experiment import run_training
 
@@ -19,20 +17,17 @@ def train_in_process(overrides: Sequence[str]) -> None:
     Raises:
         Exception: Whatever the training raises; its traceback is in the run's log file.
     """
-    errors: list[Exception] = []
 
-    def task(cfg: DictConfig) -> None:
+    def task(settings: TrainSettings) -> None:
         configure_logging()
         try:
-            run_training(read_settings(cfg, TrainSettings))
+            run_training(settings)
         except Exception as error:
             write_traceback(error)
-            errors.append(error)  # Hydra would print it
+            raise
 
-    with isolated_logging(), hydra_context() as hydra:
-        hydra.run("train", task, [*overrides, "hydra/job_logging=file"])
-    if errors:
-        raise errors[0]
+    with isolated_logging():
+        run_overrides([*overrides, "hydra/job_logging=file"], TrainSettings, task)
 
 
 def group_override(folder: Path) -> str:

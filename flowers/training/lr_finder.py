@@ -28,7 +28,7 @@ from flowers.settings.config import build_parts
 from flowers.settings.schema.training import TrainSettings
 from flowers.training.build import make_stages, make_task
 from flowers.training.callbacks import ProbeHead
-from flowers.training.checks import prepare_run
+from flowers.training.checks import PreparedRun, prepare_run
 from flowers.training.stage_plan import begin_stage, check_stages, plan_stages, train_stage
 from flowers.training.stages import Stage
 from flowers.training.task import FineTuning
@@ -61,13 +61,13 @@ class RangeTest(NamedTuple):
     suggestion: float
 
 
-def find_learning_rates(settings: TrainSettings) -> dict[str, float]:
+def find_learning_rates(run: TrainSettings | PreparedRun) -> dict[str, float]:
     """Find the rates of the stages of a run, write a picture and the figures to the run folder, and log them.
 
     The folder may become that of a run later: it gets nothing else.
 
     Args:
-        settings: Those of `flowers.train`.
+        run: The settings of `flowers.train`, or what `prepare_run` returned for them.
 
     Returns:
         The rates by the names of their settings.
@@ -76,7 +76,7 @@ def find_learning_rates(settings: TrainSettings) -> dict[str, float]:
         ValueError: The configuration, the images or the run folder cannot be used; or the loss never fell.
     """
     configure_logging()  # Lightning is imported by now
-    settings, run_dir = prepare_run(settings)
+    settings, run_dir = prepare_run(run)
     plans = plan_stages(*make_stages(settings), run_dir)
     data = ImageDataModule.from_settings(**build_parts(settings.data), seed=settings.seed)
     seed_everything(settings.seed)

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
 from omegaconf import OmegaConf
 
@@ -20,7 +19,7 @@ from flowers.runtime.files import atomic_write_text
 from flowers.runtime.hardware import device_name
 from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.text import one_line, shell_setting
-from flowers.settings.overrides import escape_interpolations
+from flowers.settings.job import job_overrides
 from flowers.settings.schema.training import TrainSettings
 from flowers.training.build import make_stages
 from flowers.training.stage_plan import StagePlan, plan_stages
@@ -47,11 +46,7 @@ def write_run_manifest(settings: TrainSettings, run_dir: Path, data: ImageDataMo
             "or start a new run"
         )
     if is_rank_zero():
-        given = HydraConfig.get().overrides.task if HydraConfig.initialized() else None
-        overrides = (
-            None if given is None else [escape_interpolations(line) for line in given]
-        )  # Hydra has resolved them
-        write_start(run_dir, overrides, bool(settings.resume))
+        write_start(run_dir, job_overrides(), bool(settings.resume))
         if data.corrections.lines and not (run_dir / CORRECTIONS_FILE).exists():
             data.corrections.save(run_dir / CORRECTIONS_FILE)
         if not split_file.exists():

@@ -6,8 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +14,7 @@ from rich.text import Text
 from flowers.runs.resume import read_start
 from flowers.runs.run_folder import iterate_multirun, read_result
 from flowers.runtime.text import one_line, write_csv
+from flowers.settings.job import MultirunObserver
 
 MULTIRUN_COLUMNS = ("run", "overrides", "accuracy", "low", "high", "loss", "n", "seconds")
 
@@ -23,17 +22,16 @@ MULTIRUN_COLUMNS = ("run", "overrides", "accuracy", "low", "high", "loss", "n", 
 _unfinished: list[Path] = []  # folders of multiruns whose table is not printed
 
 
-class MultirunSummary(Callback):
+class MultirunSummary(MultirunObserver):
     """Print the runs of a multirun and write them to `runs.csv` in its folder. Exit with 1 if a run failed."""
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def started(self, folder: Path) -> None:
         """Have `summarize_unfinished` print the table if the multirun stops early, such as after a killed job."""
-        _unfinished.append(_multirun_dir(config))
+        _unfinished.append(folder)
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def ended(self, folder: Path) -> None:
         """Print the table and report failed runs."""
         _unfinished.clear()
-        folder = _multirun_dir(config)
         rows = _summarize(folder)
         if not rows:
             sys.exit(f"no run found in {folder}: all machines of the launcher must share this folder")
@@ -46,10 +44,6 @@ def summarize_unfinished() -> None:
     """Print the table of a multirun that has stopped early. Not at exit: torch cannot be imported there."""
     while _unfinished:
         _summarize(_unfinished.pop())
-
-
-def _multirun_dir(config: DictConfig) -> Path:
-    return Path(config.hydra.sweep.dir).resolve()
 
 
 def _summarize(folder: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from flowers.runtime.extras import install_command
 from flowers.settings.config_reference import CONF
-from tests.helpers import program
+from tests.helpers import install, program
 
 
 def flowers(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -37,6 +37,19 @@ def test_flowers_names_the_nearest_program():
     assert (done.returncode, done.stderr) == (1, "error: trian: no such program: try flowers train\n")
 
 
+def test_a_broken_program_of_another_package_is_answered_with_its_whole_cause(tmp_path: Path):
+    source = "try:\n    import no_such_module\nexcept ImportError as error:\n    raise RuntimeError('why') from error\n"
+    install(
+        tmp_path, {"programs": {"mow": "meadow.mow:MowSettings"}}, {"meadow/__init__.py": "", "meadow/mow.py": source}
+    )
+    done = flowers("mow", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: mow: meadow.mow cannot be imported: RuntimeError: why; because of ModuleNotFoundError: "
+        f"No module named 'no_such_module' ({tmp_path / 'meadow' / 'mow.py'}, line 2)\n"
+    )
+
+
 def test_flowers_version_prints_the_version():
     assert flowers("--version").stdout.startswith("flowers 0.")
 
@@ -44,7 +57,7 @@ def test_flowers_version_prints_the_version():
 def test_flowers_runs_a_program_as_python_m_does(tmp_path: Path):
     reports_its_module = (
         "import os, sys, runpy, flowers.cli\n"
-        "def program(task, name, arguments=list, check=None):\n"
+        "def program(task, name, arguments=list, prepare=None):\n"
         "    import __main__\n"
         "    return lambda: print(__main__.__spec__.name, sys.argv[1:], os.path.abspath(sys.path[0]))\n"
         "flowers.cli.program = program\n"

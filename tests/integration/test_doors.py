@@ -126,7 +126,7 @@ def test_a_program_of_a_package_runs_by_its_name_and_as_a_module(site: Path, wor
     found = command(work, "count", "photos=data/spots", PYTHONPATH=str(site))
     assert (found.returncode, found.stdout, found.stderr) == (0, "60 photos\n", "")
     wrong = command(work, "count", "photo=x", PYTHONPATH=str(site))
-    assert (wrong.returncode, wrong.stderr) == (1, "error: photo: no such key: did you mean photos?\n")
+    assert (wrong.returncode, wrong.stderr) == (1, "error: photo: no such key: did you mean photos=x?\n")
     module = [sys.executable, "-m", "meadow.count", "photos=nowhere"]
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(module, cwd=work, capture_output=True, text=True, check=False, env=environment)

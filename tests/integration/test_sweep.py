@@ -12,8 +12,8 @@ from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from flowers.runs.run_folder import RESULT_FILE, short_name
-from flowers.runtime.files import read_json
+from flowers.runs.run_folder import RESULT_FILE
+from flowers.runtime.files import read_json, short_name
 from flowers.search.manifest import SearchManifest
 from flowers.search.study import STUDY_FILE, Search, open_storage
 from flowers.settings.overrides import check_overrides

@@ -20,9 +20,10 @@ from flowers.models.backbones import build_backbone, state_dict_sha256
 from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.resume import expand_resume_args
 from flowers.runs.run import Run
-from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, short_name
-from flowers.runtime.files import read_json
+from flowers.runs.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
+from flowers.runtime.files import read_json, short_name
 from flowers.runtime.seeding import seeded
+from flowers.runtime.text import read_csv
 from flowers.settings.config import build_parts
 from flowers.train import main
 from flowers.training.checks import check_config
@@ -338,6 +339,37 @@ def test_multirun_continues_after_a_failed_job_and_writes_the_table(painted: Pat
     assert good["val"]["accuracy"] == float(rows[0]["accuracy"])
     settings = [yaml.safe_load((tmp_path / row["run"] / "config.yaml").read_text(encoding="utf-8")) for row in rows]
     assert {each["group"] for each in settings} == {short_name(tmp_path)}
+
+
+def test_a_multirun_resumes_what_is_left(painted: Path, tmp_path: Path):
+    folder = tmp_path / "my runs (1)"
+    recipe = [*TINY, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", "seed=0,1,2"]
+    program_here("-m", *recipe, f"hydra.sweep.dir={folder}")
+    runs = [folder / str(number) for number in range(3)]
+    scores = [read_json(run / "result.json")["val"] for run in runs]
+    table = [row[:-1] for row in read_csv(folder / "runs.csv")]  # all but the seconds
+    (runs[1] / "result.json").unlink()
+    shutil.rmtree(runs[2])
+    finished = (runs[0] / "result.json").stat().st_mtime_ns
+    assert_one_line(program_here(f"resume={folder}", "seed=3"), "a multirun resumes with its own settings")
+    done = program_here("-m", f"resume={folder}")
+    assert (done.returncode, (runs[0] / "result.json").stat().st_mtime_ns) == (0, finished), done.stderr
+    assert "has finished already, with accuracy" in done.stderr + done.stdout
+    assert [read_json(run / "result.json")["val"] for run in runs] == scores
+    assert [row[:-1] for row in read_csv(folder / "runs.csv")] == table
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1", "2"]
+    (runs[1] / "started.yaml").write_text("cwd: /\noverrides: [seed=7]\n", encoding="utf-8")
+    assert program_here("-m", f"resume={folder}").returncode == 1
+    assert "holds another run, with other settings" in (runs[1] / "train.log").read_text(encoding="utf-8")
+
+
+def test_a_job_that_is_wrong_from_the_start_does_not_stop_the_others(painted: Path, tmp_path: Path):
+    recipe = [*TINY, f"data.root={painted}", "head.epochs=1", "finetune.epochs=0", "optimizer.lr=-1,0.001"]
+    done = program_here("-m", *recipe, f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 1
+    assert "warning: optimizer.lr=-1: expected a number, above 0: jobs with this value will fail" in done.stderr
+    assert [(tmp_path / name / "result.json").exists() for name in ("0", "1")] == [False, True]
+    assert_one_line(program_here("-m", *recipe, "optimizer.lr=-1,-2"), "optimizer.lr=-1: expected a number, above 0")
 
 
 def test_user_error_is_one_line_without_traceback(tmp_path: Path):

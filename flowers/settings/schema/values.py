@@ -91,7 +91,7 @@ PAIR = Field(min_length=2, max_length=2), AfterValidator(check_ascending)
 class Group(BaseModel):
     """A group of settings, which does not change. A key that is not declared is an error."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     _order: tuple[str, ...] = ()
 
@@ -131,7 +131,7 @@ class DeviceChoice(Group):
 class Target(Group):
     """A group that names what it calls (`_target_`); its other keys are the arguments, see `check_targets`."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, defer_build=True)
 
     def build(self, **arguments: Any) -> Any:
         """Call what `_target_` names with the other keys and `arguments`, which count more.
@@ -146,7 +146,7 @@ class Target(Group):
 class Parts(Group):
     """A group of parts by name, each of which names what it calls. There may be others than those that are declared."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, defer_build=True)
 
     def parts(self) -> dict[str, Target]:
         """Return the parts that were given, by name."""

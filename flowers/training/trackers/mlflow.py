@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
 
-from flowers.runs.run_folder import short_name
+from flowers.runtime.files import short_name
 from flowers.runtime.text import mask_password, one_line, printable
 from flowers.training.trackers.csv import image_file
 from flowers.training.trackers.server import ServerTracker

@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
-from flowers.runs.run_folder import short_name
+from flowers.runtime.files import short_name
 from flowers.runtime.text import one_line, printable
 from flowers.training.trackers.server import ServerTracker, error_line
 from flowers.training.trackers.tracker import Picture, Tracker

@@ -1,12 +1,25 @@
 import re
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
 
-from flowers.settings.config import check_targets, compose_settings, load_config
-from flowers.settings.overrides import check_overrides
+from flowers.settings.config import (
+    check_targets,
+    compose_run,
+    compose_settings,
+    compose_single,
+    load_config,
+    new_folder,
+)
+from flowers.settings.overrides import check_overrides, hydra_context
 from flowers.settings.schema.training import TrainSettings
 
 
@@ -88,3 +101,52 @@ def test_load_config_leaves_the_hydra_of_another_project_as_it_is(tmp_path: Path
         assert load_config(["run_dir=x"]).head.epochs == 5
         assert GlobalHydra.instance().hydra is other
     assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        ["experiment=quickstart", "optimizer=sgd", "optimizer.momentum=0.5", "seed=3"],
+        ["+optimizer.eps=1e-6", "trainer.gradient_clip_val=1", "+model.options.width=2", "~callbacks.progress"],
+        ["~debug", "data.resize=${data.image_size}", "hydra.run.dir='a b'", "logger=[tensorboard,csv]"],
+    ],
+)
+def test_a_single_run_is_composed_once_and_as_hydra_composes_it(lines: list[str], monkeypatch: pytest.MonkeyPatch):
+    count = 0
+    load = ConfigLoaderImpl.load_configuration
+
+    def counted(*args: Any, **kwargs: Any) -> DictConfig:
+        nonlocal count
+        count += 1
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    with hydra_context():
+        composed = compose_single(lines, TrainSettings)
+        assert count == 1
+        expected = compose_run(composed.overrides, "train")
+    assert OmegaConf.to_container(composed.cfg) == OmegaConf.to_container(expected)
+
+
+def test_runs_of_the_same_second_each_get_a_folder(tmp_path: Path):
+    start = Barrier(4)
+
+    def begin(_: int) -> Path:
+        start.wait()
+        with new_folder(tmp_path / "runs" / "12-00-00") as folder:
+            return folder
+
+    with ThreadPoolExecutor(4) as pool:
+        folders = {each.name for each in pool.map(begin, range(4))}
+    assert folders == {"12-00-00", "12-00-00-2", "12-00-00-3", "12-00-00-4"}
+
+
+def test_a_run_that_does_not_begin_leaves_no_folder(tmp_path: Path):
+    with pytest.raises(ValueError, match="wrong"), new_folder(tmp_path / "a" / "b"):
+        raise ValueError("wrong")
+    assert list(tmp_path.iterdir()) == []
+    with suppress(ValueError), new_folder(tmp_path / "a" / "b") as folder:
+        (folder / "file").touch()
+        raise ValueError("wrong")
+    assert (tmp_path / "a" / "b" / "file").exists()
