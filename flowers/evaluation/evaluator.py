@@ -12,7 +12,6 @@ from flowers.data.datamodule import ImageDataModule
 from flowers.data.dataset import ImageDataset
 from flowers.data.images import image_sha256, read_error_reason
 from flowers.data.sources.listing import expand_image_paths
-from flowers.data.splits import load_split
 from flowers.evaluation.gallery import save_mistakes, score_images
 from flowers.evaluation.metrics import compute_metrics
 from flowers.evaluation.rejection_scores import rejection_scores
@@ -24,7 +23,6 @@ from flowers.models.network import Network
 from flowers.runs.predictions import predict_features
 from flowers.runs.rejection import Rejection, rejection_threshold
 from flowers.runs.run import Run
-from flowers.runs.run_folder import SPLIT_FILE
 from flowers.runtime.files import write_json
 from flowers.runtime.text import one_line
 from flowers.settings.schema.programs import EvaluateSettings
@@ -88,12 +86,10 @@ def run_evaluation(settings: EvaluateSettings) -> float:
 
 def _count_trained_on(run: Run, digests: Sequence[str]) -> int | None:
     """Return how many images are among those that a run was trained on, or in a group with them; None if unknown."""
-    split_file = run.folder / SPLIT_FILE
-    if not split_file.is_file():
+    if run.stored_split is None:
         return None
-    records = load_split(split_file)
-    groups = {record.group for record in records if record.split == "train"}
-    known = {record.sha256 for record in records if record.group in groups}
+    groups = {record.group for record in run.stored_split if record.split == "train"}
+    known = {record.sha256 for record in run.stored_split if record.group in groups}
     return sum(digest in known for digest in digests)
 
 

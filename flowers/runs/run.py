@@ -105,16 +105,21 @@ class Run:
         return 1.0 if self.result is None else self.result.temperature
 
     @cached_property
+    def stored_split(self) -> list[SplitRecord] | None:
+        """The lines of split.csv, which may be another one than that of the checkpoint; None if there is no file."""
+        file = self.folder / SPLIT_FILE
+        return load_split(file) if file.is_file() else None
+
+    @cached_property
     def split(self) -> list[SplitRecord]:
         """The photos of train, val and test.
 
         Raises:
             ValueError: split.csv is missing, or is not that of the checkpoint.
         """
-        file, advice = self.folder / SPLIT_FILE, "name the images with photos=FOLDER"
-        if not file.is_file():
+        records, file, advice = self.stored_split, self.folder / SPLIT_FILE, "name the images with photos=FOLDER"
+        if records is None:
             raise ValueError(f"{self.checkpoint} is not in a run folder (no {file}): {advice}")
-        records = load_split(file)
         is_same = split_sha256(records) == self.hparams.split_digest
         if not is_same or {record.label for record in records} != {*self.hparams.classes}:
             raise ValueError(f"{file} is not the split that {self.checkpoint} was trained on: {advice}")
@@ -204,7 +209,10 @@ class Run:
 
         changes = {name: value for name, value in changes.items() if value is not None}
         if photos is not None:
-            return ImageDataModule.from_settings(photos, **self._preparation | {"packed": False} | changes)
+            # Classes may be called train and val. The folder may be without splits, though the run had some.
+            is_split = self.settings.data.given().get("layout") != "classes"
+            settings = self._preparation | {"packed": False, "layout": "auto" if is_split else "classes"}
+            return ImageDataModule.from_settings(photos, **settings | changes)
         settings = self.image_settings | changes
         if not whole:
             _ = self.split  # the file must be that of the checkpoint

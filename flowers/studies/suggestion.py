@@ -14,13 +14,12 @@ from rich.table import Column, Table
 from flowers.data.images import ImageCheck, check_images, read_image
 from flowers.data.near_duplicates import find_duplicates
 from flowers.data.sources.listing import expand_image_paths
-from flowers.data.splits import ImageRecord, load_split
+from flowers.data.splits import ImageRecord
 from flowers.data.splitter import Splitter
 from flowers.evaluation.tables import plain
 from flowers.features.extractor import extract_features
 from flowers.runs.predictions import predict_features
 from flowers.runs.run import Run
-from flowers.runs.run_folder import SPLIT_FILE
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
 from flowers.runtime.text import one_line, write_csv
@@ -167,8 +166,7 @@ def _readable(pool: Path) -> dict[str, ImageCheck]:
 
 def _unknown(checks: dict[str, ImageCheck], run: Run, pool: Path) -> list[str]:
     """Return the files that show something else than the photos of the run and than each other."""
-    split_file = run.folder / SPLIT_FILE
-    known = {record.sha256 for record in load_split(split_file)} if split_file.is_file() else set()
+    known = {record.sha256 for record in run.stored_split or ()}
     images = list[ImageRecord]()
     source = None
     try:

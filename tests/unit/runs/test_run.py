@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from flowers.models.backbones import state_dict_sha256
 from flowers.models.network import predict_logits
@@ -96,7 +97,7 @@ def test_run_split_must_be_that_of_the_checkpoint(trained: Path, tmp_path: Path)
     lines = (trained / "split.csv").read_text().splitlines(keepends=True)
     (tmp_path / "run" / "split.csv").write_text("".join(lines[:-1]))
     with pytest.raises(ValueError, match=r"split\.csv is not the split that .*a\.ckpt was trained on"):
-        run.data()
+        run.replace().data()  # a run reads a file once
 
 
 def test_run_without_settings_has_a_network_and_no_photos(tmp_path: Path):
@@ -130,6 +131,20 @@ def test_run_connects_to_no_address_that_only_it_names(tmp_path: Path):
     assert folder.image_settings["packed"] is False
     (tmp_path / "shards.json").touch()
     assert folder.image_settings["packed"] is True
+
+
+@pytest.mark.parametrize("layout", ["classes", "splits", None])
+def test_run_layout_of_other_photos_is_that_of_the_run_where_splits_are_classes(layout: str | None, tmp_path: Path):
+    for name in ("train", "test"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "photos" / name / "a.png")
+    run = with_config(tmp_path / "a.ckpt", data={"layout": layout} if layout else {})
+    assert run.image_settings["layout"] == layout
+    if layout == "classes":
+        assert run.data(tmp_path / "photos").source.classes == ["test", "train"]
+    else:
+        with pytest.raises(ValueError, match="has the folders test, train: expected train, val"):
+            _ = run.data(tmp_path / "photos").source.classes
 
 
 def test_run_starts_no_more_processes_than_this_machine_bears(tmp_path: Path):
