@@ -79,7 +79,7 @@ class TensorBoardTracker(Tracker, TensorBoardLogger):
 
     def how_to_watch(self) -> str:
         """Return the command that shows the run."""
-        return f"to watch: tensorboard --logdir {shlex.quote(str(self.root_dir))}"
+        return f"to watch: tensorboard --logdir {shlex.quote(str(Path(self.root_dir)))}"
 
 
 def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions, root: ImageRoot) -> None:
