@@ -123,7 +123,8 @@ def composes_jobs_once() -> Iterator[None]:
 
     Hydra composes each job twice, to check it and to run it, for 0.2 s each time. A copy takes a tenth of that.
     """
-    compose_job, composed = ConfigLoaderImpl.load_sweep_config, dict[tuple[str, ...], DictConfig]()
+    patched: Any = ConfigLoaderImpl
+    compose_job, composed = patched.load_sweep_config, dict[tuple[str, ...], DictConfig]()
 
     def load_sweep_config(
         loader: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]
@@ -140,11 +141,11 @@ def composes_jobs_once() -> Iterator[None]:
         OmegaConf.copy_cache(from_config=master_config, to_config=cfg)
         return cfg
 
-    ConfigLoaderImpl.load_sweep_config = load_sweep_config  # type: ignore[method-assign]
+    patched.load_sweep_config = load_sweep_config
     try:
         yield
     finally:
-        ConfigLoaderImpl.load_sweep_config = compose_job  # type: ignore[method-assign]
+        patched.load_sweep_config = compose_job
 
 
 def _is_key(override: Override, loader: ConfigLoaderImpl) -> bool:
