@@ -18,7 +18,6 @@ from flowers.runtime.launch import (
 )
 from flowers.runtime.text import shell_setting
 from flowers.settings.overrides import last_value, quote_override
-from flowers.settings.schema.run_files import Resume, Start
 from flowers.settings.validation import check_file
 
 
@@ -148,6 +147,8 @@ def _checkpoint_state(folder: Path) -> int:
 
 
 def _read_start(path: Path) -> dict[str, Any]:
+    from flowers.settings.schema.run_files import Start  # takes 40 ms, also where a typo is answered
+
     advice = "start a new run with the settings in config.yaml"
     content = _read_yaml(path, advice)
     check_file(path, content, Start, advice)
@@ -158,6 +159,8 @@ def _read_resumes(path: Path, advice: str) -> list[dict[str, Any]]:
     """Return the entries of resumed.yaml; none if there is no such file."""
     if not path.is_file():
         return []
+    from flowers.settings.schema.run_files import Resume  # see _read_start
+
     entries = _read_yaml(path, advice)
     for entry in entries if isinstance(entries, list) else [entries]:
         check_file(path, entry, Resume, advice)

@@ -8,12 +8,14 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowers.runtime.files import read_json, read_yaml, remove_stale_parts
 from flowers.runtime.text import shell_setting
-from flowers.settings.schema.run_files import Result
 from flowers.settings.validation import check_file
+
+if TYPE_CHECKING:
+    from flowers.settings.schema.run_files import Result
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def find_checkpoint(run: str | Path | None) -> Path:
     return checkpoint
 
 
-def load_result(folder: Path) -> Result | None:
+def load_result(folder: Path) -> "Result | None":
     """Return result.json; None if the run has not finished.
 
     Raises:
@@ -91,6 +93,8 @@ def load_result(folder: Path) -> Result | None:
     path = folder / RESULT_FILE
     if not path.is_file():
         return None
+    from flowers.settings.schema.run_files import Result  # takes 40 ms, also where a typo is answered
+
     return check_file(path, read_json(path), Result, "delete it and resume the run to write it again")
 
 

@@ -3,8 +3,10 @@
 import importlib.util
 import shlex
 from importlib import metadata
+from typing import TYPE_CHECKING
 
-from packaging.requirements import Requirement
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 DISTRIBUTION = "flowers-finetune"  # on the public index, the name `flowers` is that of another project
 
@@ -29,6 +31,8 @@ def install_command(extra: str) -> str:
 
     The packages and their versions are those that the installed metadata name.
     """
+    from packaging.requirements import Requirement  # takes 25 ms, and only this line needs it
+
     try:
         needed = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or []]
     except metadata.PackageNotFoundError:  # run from a checkout that was never installed
@@ -36,7 +40,7 @@ def install_command(extra: str) -> str:
     return shlex.join(["pip", "install", *_packages(needed, extra)])
 
 
-def _packages(needed: list[Requirement], extra: str) -> list[str]:
+def _packages(needed: "list[Requirement]", extra: str) -> list[str]:
     found = []
     for each in needed:
         if each.marker and "extra" in str(each.marker) and each.marker.evaluate({"extra": extra}):

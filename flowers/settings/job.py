@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from flowers.runtime.files import short_name
 from flowers.settings.config import CONF, compose_run, read_settings, settings_of_run
-from flowers.settings.overrides import escape_interpolations, hydra_context
+from flowers.settings.overrides import composes_jobs_once, escape_interpolations, hydra_context
 from flowers.settings.programs import program_of
 from flowers.settings.validation import S
 
@@ -37,7 +37,8 @@ def run_with_hydra(schema: type[S], job: Callable[[Callable[[], S], bool], Any])
             cfg.group = short_name(Path(own.sweep.dir))
         return job(lambda: read_settings(cfg, schema), is_multirun())
 
-    return hydra.main(version_base="1.3", config_path=str(CONF), config_name=program_of(schema))(run)()
+    with composes_jobs_once():
+        return hydra.main(version_base="1.3", config_path=str(CONF), config_name=program_of(schema))(run)()
 
 
 def run_composed(cfg: DictConfig, task: Callable[[], Any]) -> Any:

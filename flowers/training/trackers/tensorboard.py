@@ -2,6 +2,7 @@
 
 import colorsys
 import math
+import operator
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ from flowers.training.trackers.tracker import Picture, Tracker
 
 _PROJECTOR_IMAGES = 256
 _PROJECTOR_SIDE, _PROJECTOR_FRAME = 40, 4  # of a thumbnail and its frame, in pixels
+_SPRITES: list[tuple[list[Image.Image], list[str], Picture]] = []  # the last one, and what it shows
 
 # The tab HPARAMS shows five hyperparameters, in the order of their names: unless told otherwise, those that begin with
 # data and finetune.
@@ -70,7 +72,7 @@ class TensorBoardTracker(Tracker, TensorBoardLogger):
     def log_image(self, name: str, picture: Picture, step: int) -> None:
         """Log a picture. `add_image` of PyTorch compresses it for twice as long."""
         width, height = picture.image.size
-        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=picture.png)
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=picture.encoded)
         self.experiment._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def log_best_checkpoint(self, path: Path) -> None:
@@ -88,6 +90,8 @@ def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions,
     The frame of a thumbnail has the color of its true class: the projector opens without a color map, and nothing that
     is logged can select one.
     """
+    if not (loggers := tensorboard_loggers(trainer)):
+        return
     indices = evenly_spaced(len(predictions), _PROJECTOR_IMAGES)
     centered = features[indices].double() - features[indices].double().mean(0)
     components = torch.linalg.svd(centered, full_matrices=False)
@@ -99,16 +103,11 @@ def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions,
         "#" + "".join(f"{int(255 * part):02x}" for part in colorsys.hsv_to_rgb(label / len(names), 0.9, 0.9))
         for label in true
     ]
-    loggers = tensorboard_loggers(trainer)
-    columns, side = math.ceil(len(indices) ** 0.5), _PROJECTOR_SIDE + 2 * _PROJECTOR_FRAME
-    sheet = Image.new("RGB", (columns * side, columns * side))
-    for number, (index, color) in enumerate(zip(indices, colors, strict=True) if loggers else ()):
-        framed = ImageOps.expand(thumbnail(root / predictions.paths[index], _PROJECTOR_SIDE), _PROJECTOR_FRAME, color)
-        sheet.paste(framed, (number % columns * side, number // columns * side))
+    sprite = _sprite([thumbnail(root / predictions.paths[index], _PROJECTOR_SIDE) for index in indices], colors)
     name = f"{trainer.global_step:05}/val"
     info = EmbeddingInfo(tensor_name=f"val:{trainer.global_step:05}", tensor_path=f"{name}/tensors.tsv")
     info.metadata_path, info.sprite.image_path = f"{name}/metadata.tsv", f"{name}/sprite.png"
-    info.sprite.single_image_dim.extend([side, side])
+    info.sprite.single_image_dim.extend([_PROJECTOR_SIDE + 2 * _PROJECTOR_FRAME] * 2)
     config = text_format.MessageToString(ProjectorConfig(embeddings=[info]))
     rows = {"tensors.tsv": points.tolist(), "metadata.tsv": [["true", "predicted"], *labels]}
     for logger in loggers:
@@ -117,8 +116,22 @@ def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions,
             text = "".join("\t".join(map(str, row)) + "\n" for row in cells)
             atomic_write_text(folder / name / file, text, durable=False)
         with atomic_write(folder / info.sprite.image_path, durable=False) as temporary:
-            temporary.write_bytes(Picture(np.asarray(sheet)).png)
+            temporary.write_bytes(sprite.png)
         atomic_write_text(folder / "projector_config.pbtxt", config, durable=False)
+
+
+def _sprite(thumbnails: list[Image.Image], colors: list[str]) -> Picture:
+    """Return the thumbnails in rows, each in a frame of its color: of the same ones, as in the next job, the same."""
+    for drawn, frames, picture in _SPRITES:
+        if len(drawn) == len(thumbnails) and all(map(operator.is_, drawn, thumbnails)) and frames == colors:
+            return picture
+    columns, side = math.ceil(len(thumbnails) ** 0.5), _PROJECTOR_SIDE + 2 * _PROJECTOR_FRAME
+    sheet = Image.new("RGB", (columns * side, columns * side))
+    for number, (image, color) in enumerate(zip(thumbnails, colors, strict=True)):
+        framed = ImageOps.expand(image, _PROJECTOR_FRAME, color)
+        sheet.paste(framed, (number % columns * side, number // columns * side))
+    _SPRITES[:] = [(thumbnails, colors, Picture(np.asarray(sheet)))]
+    return _SPRITES[0][2]
 
 
 def log_hyperparameters(trainer: Trainer, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:

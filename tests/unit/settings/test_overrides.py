@@ -1,9 +1,12 @@
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from torchvision import models
 
 from flowers.settings.config import compose_settings, load_config
 from flowers.settings.config_reference import torchvision_classifiers
-from flowers.settings.overrides import check_overrides
+from flowers.settings.overrides import check_overrides, composes_jobs_once, hydra_context
 from flowers.settings.renamed_keys import RENAMED_KEYS, rename_old_keys
 from flowers.settings.schema.training import TrainSettings
 
@@ -124,3 +127,22 @@ def test_rename_old_keys_upgrades_a_nested_configuration_and_leaves_its_argument
     }
     assert old["data"] == {"flip": 0.5, "hue": 0.1}
     assert rename_old_keys(new) == new
+
+
+def test_composes_jobs_once_composes_each_job_as_hydra_does():
+    jobs = [
+        ["optimizer.lr=1"],
+        ["optimizer.lr=2", "hydra.sweep.subdir=a"],
+        ["optimizer=sgd", "++optimizer.momentum=0.5", "~callbacks.progress"],
+        ["optimizer=sgd", "group='a b'", "~logger"],
+        ["optimizer=sgd", "~logger", "data={root: b}", "seed=3"],
+    ]
+    with hydra_context():
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("train", ["optimizer.lr=1,2"], RunMode.MULTIRUN)
+        expected = [loader.load_sweep_config(master, job) for job in jobs]
+        with composes_jobs_once():
+            composed = [loader.load_sweep_config(master, job) for job in jobs * 2]
+    for config, other in zip(expected * 2, composed, strict=True):
+        assert OmegaConf.to_yaml(other) == OmegaConf.to_yaml(config)
+        assert OmegaConf.is_struct(other) == OmegaConf.is_struct(config)
