@@ -199,7 +199,7 @@ class Classifier:
         )
         left = iter(images)
         for pixels, reasons in batches:
-            predictions = iter(self.classify(pixels) if len(pixels) else [])
+            predictions = iter(self.classify(torch.from_numpy(pixels)) if len(pixels) else [])
             yield from ((next(left), reason or next(predictions)) for reason in reasons)
 
     def classify(self, batch: Tensor) -> list[Prediction]:
@@ -309,7 +309,10 @@ class _Images(Dataset[tuple[Tensor | None, str]]):
             return None, read_error_reason(error)
 
 
-def _collate_readable(items: Sequence[tuple[Tensor | None, str]]) -> tuple[Tensor, list[str]]:
-    """Return the pixels (B, 3, H, W) of the B readable images, and all reasons (empty if readable)."""
+def _collate_readable(items: Sequence[tuple[Tensor | None, str]]) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Return the pixels (B, 3, H, W) of the B readable images, and all reasons (empty if readable).
+
+    Workers send an array through a pipe. A tensor takes /dev/shm, and where that is full, the program waits for ever.
+    """
     readable = [pixels for pixels, _ in items if pixels is not None]
-    return torch.stack(readable) if readable else torch.empty(0), [reason for _, reason in items]
+    return torch.stack(readable).numpy() if readable else np.empty(0, np.uint8), [reason for _, reason in items]
