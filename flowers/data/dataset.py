@@ -7,6 +7,7 @@ import multiprocessing
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -150,6 +151,14 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def sample(self, count: int) -> "ImageDataset":
+        """Return at most `count` images without augmentation, the same ones each time, in this order."""
+        indices = sorted(np.random.default_rng(0).permutation(len(self))[:count].tolist())
+        paths, labels, digests = (
+            [each[index] for index in indices] for each in (self.paths, self.labels, self.digests)
+        )
+        return ImageDataset(self.root, paths, labels, digests, self.prepare, bit_depth=self.bit_depth)
 
     def __getstate__(self) -> dict[str, Any]:
         # Spawned workers cannot share the cache. Forked ones do not pickle the dataset.

@@ -1,11 +1,14 @@
 """A trained run as a function from an image to a prediction."""
 
+import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,6 +29,10 @@ from flowers.runs.run_folder import REJECTION_FILE
 from flowers.runtime.hardware import resolve_device_and_precision
 
 log = logging.getLogger(__name__)
+
+
+ImageInput = str | Path | bytes | IO[bytes] | Image.Image | npt.NDArray[Any]
+AnyImage = TypeVar("AnyImage", bound=ImageInput)
 
 
 class Prediction(NamedTuple):
@@ -151,45 +158,49 @@ class Classifier:
             backbone.check_agreement(partial(_answers, model, rejection))
         return cls(model, temperature, precision, tta, rejection, backbone)
 
-    def __call__(self, image: str | Path | IO[bytes] | Image.Image) -> Prediction:
+    def __call__(self, image: ImageInput) -> Prediction:
         """Classify one image.
 
         Args:
-            image: A path or an open binary file in a format that `flowers.data.images.read_image` reads (JPEG, PNG,
-                WebP, BMP, GIF, TIFF), or a Pillow image of any mode.
+            image: A path, an open binary file or its bytes, in a format that `flowers.data.images.read_image` reads
+                (JPEG, PNG, WebP, BMP, GIF, TIFF); a Pillow image of any mode; or an array of pixels, uint8, (H, W, 3)
+                in RGB or (H, W) in gray. Files and Pillow images are turned upright as their EXIF data say. An array
+                has none: it is taken as it is.
 
         Returns:
             The prediction.
 
         Raises:
-            ValueError: The image has too many pixels or bytes, or there is not enough memory for it.
+            ValueError: The image has too many pixels or bytes, there is not enough memory for it, or an array has
+                another shape or type.
             OSError: The file cannot be read. Pillow may raise other exceptions for a damaged file.
         """
         return self.classify(self.pixels(image)[None])[0]
 
-    def pixels(self, image: str | Path | IO[bytes] | Image.Image) -> Tensor:
+    def pixels(self, image: ImageInput) -> Tensor:
         """Read, resize and crop an image: the input of the network, uint8 (3, H, W)."""
         return _read_pixels(image, self.eval_transform, self.model.preprocessing.bit_depth)
 
-    def stream(self, files: Sequence[str], num_workers: int = 0) -> Iterator[tuple[str, Prediction | str]]:
-        """Classify any number of files in batches. Memory use does not depend on their number.
+    def stream(self, images: Sequence[AnyImage], num_workers: int = 0) -> Iterator[tuple[AnyImage, Prediction | str]]:
+        """Classify any number of images in batches. Memory use does not depend on their number.
 
         Args:
-            files: Paths.
+            images: Paths, or whatever else a call takes.
             num_workers: Worker processes that read images. 0 reads them in this process.
 
         Yields:
-            Each file in order, with its prediction or the reason why it cannot be read.
+            Each of them in order, with its prediction or the reason why it cannot be read.
         """
         batches = DataLoader(
-            _ImageFiles(files, self.eval_transform, self.model.preprocessing.bit_depth),
+            _Images(images, self.eval_transform, self.model.preprocessing.bit_depth),
             self.backbone.batch_size,
             num_workers=num_workers,
             collate_fn=_collate_readable,
         )
-        for names, pixels, reasons in batches:
+        left = iter(images)
+        for pixels, reasons in batches:
             predictions = iter(self.classify(pixels) if len(pixels) else [])
-            yield from ((name, reason or next(predictions)) for name, reason in zip(names, reasons, strict=True))
+            yield from ((next(left), reason or next(predictions)) for reason in reasons)
 
     def classify(self, batch: Tensor) -> list[Prediction]:
         """Return the predictions of network inputs, uint8 (B, 3, H, W)."""
@@ -255,41 +266,50 @@ def _answers(model: Network, rejection: Rejection | None, features: Tensor) -> T
     return answers
 
 
-def _read_pixels(
-    image: str | Path | IO[bytes] | Image.Image, transform: Callable[[Tensor], Tensor], bit_depth: GrayBits
-) -> Tensor:
+def _read_pixels(image: ImageInput, transform: Callable[[Tensor], Tensor], bit_depth: GrayBits) -> Tensor:
     with named_memory_error(image if isinstance(image, (str, Path)) else "the image"):
-        if isinstance(image, Image.Image):
+        if isinstance(image, np.ndarray):
+            rgb = _from_array(image)
+        elif isinstance(image, Image.Image):
             rgb = to_upright_rgb(image, bit_depth)
         else:
-            rgb = read_image(image, bit_depth=bit_depth)
+            rgb = read_image(io.BytesIO(image) if isinstance(image, bytes) else image, bit_depth=bit_depth)
         return torch.as_tensor(transform(v2.functional.pil_to_tensor(rgb)))
 
 
-class _ImageFiles(Dataset[tuple[str, Tensor | None, str]]):
-    """Item i is a path, its pixels (3, H, W) or None, and the reason why there are none.
+def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)) or not pixels.size:
+        raise ValueError(
+            f"an array {pixels.dtype} {pixels.shape}: expected the pixels of one image, uint8, (H, W, 3) in RGB or "
+            "(H, W) in gray"
+        )
+    return Image.fromarray(pixels).convert("RGB")
+
+
+class _Images(Dataset[tuple[Tensor | None, str]]):
+    """Item i is the pixels (3, H, W) of an image, or None, and the reason why there are none.
 
     It holds the transform and not the classifier: a worker that is started by spawn gets a copy of it.
     """
 
-    def __init__(self, files: Sequence[str], transform: Callable[[Tensor], Tensor], bit_depth: GrayBits) -> None:
-        self.files, self.transform, self.bit_depth = files, transform, bit_depth
+    def __init__(
+        self, images: Sequence[ImageInput], transform: Callable[[Tensor], Tensor], bit_depth: GrayBits
+    ) -> None:
+        self.images, self.transform, self.bit_depth = images, transform, bit_depth
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[str, Tensor | None, str]:
-        file = self.files[index]
+    def __getitem__(self, index: int) -> tuple[Tensor | None, str]:
         try:
-            return file, _read_pixels(file, self.transform, self.bit_depth), ""
+            return _read_pixels(self.images[index], self.transform, self.bit_depth), ""
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file
-            return file, None, read_error_reason(error)
+            return None, read_error_reason(error)
 
 
-def _collate_readable(items: Sequence[tuple[str, Tensor | None, str]]) -> tuple[list[str], Tensor, list[str]]:
-    """Return all paths, the pixels (B, 3, H, W) of the B readable images, and all reasons (empty if readable)."""
-    readable = [pixels for _, pixels, _ in items if pixels is not None]
-    pixels = torch.stack(readable) if readable else torch.empty(0)
-    return [name for name, _, _ in items], pixels, [reason for _, _, reason in items]
+def _collate_readable(items: Sequence[tuple[Tensor | None, str]]) -> tuple[Tensor, list[str]]:
+    """Return the pixels (B, 3, H, W) of the B readable images, and all reasons (empty if readable)."""
+    readable = [pixels for pixels, _ in items if pixels is not None]
+    return torch.stack(readable) if readable else torch.empty(0), [reason for _, reason in items]

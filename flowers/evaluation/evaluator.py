@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from flowers.data.datamodule import ImageDataModule
-from flowers.data.dataset import ImageDataset
 from flowers.data.images import image_sha256, read_error_reason
 from flowers.data.sources.listing import expand_image_paths
 from flowers.evaluation.gallery import save_mistakes, score_images
@@ -153,16 +151,7 @@ def fit_rejection(
     rejection_threshold(torch.zeros(len(val_features)), share)
     dataset = data.dataset("train")
     if not model.has_untrained_backbone():
-        dataset = _sample(dataset, _TRAIN_IMAGES)
+        dataset = dataset.sample(_TRAIN_IMAGES)
     features = extract_features(model, data, dataset, "train", how)
     strangeness = fit_strangeness(features, torch.tensor(dataset.labels))
     return Rejection(strangeness, strangeness(val_features), share, how.tta)
-
-
-def _sample(dataset: ImageDataset, count: int) -> ImageDataset:
-    """Return at most `count` images of a dataset, the same ones each time, in its order."""
-    indices = sorted(np.random.default_rng(0).permutation(len(dataset))[:count].tolist())
-    paths, labels, digests = (
-        [each[index] for index in indices] for each in (dataset.paths, dataset.labels, dataset.digests)
-    )
-    return ImageDataset(dataset.root, paths, labels, digests, dataset.prepare, bit_depth=dataset.bit_depth)

@@ -2,12 +2,19 @@
 
 import errno
 import os
+import re
 import sys
 
 from flowers.runtime.text import one_line
 
 _MEMORY_TEXTS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "failed to map segment")
-_MORE_MEMORY = "end other programs, raise the limit (ulimit -v), or use a smaller batch and fewer workers"
+_MORE_MEMORY = (
+    "end other programs, raise the limit (ulimit -v), or use a smaller batch and fewer workers "
+    "(data.batch_size, data.num_workers)"
+)
+# Their errors come as RuntimeError, or as a subclass that only torch has.
+_DEVICE_MEMORY = re.compile(r"\b(CUDA|HIP|XPU|MPS)\b.*out of memory|_STATUS_ALLOC_FAILED")
+_SHARED_MEMORY = re.compile(r"shared memory\(shm\)|out of shared memory|unable to write to file </torch_")
 _ELSEWHERE = "make it writable (or readable, if it is only read), or name another folder"
 # What to do, for each error of the system that is not a mistake in the program.
 _ADVICE = {
@@ -39,8 +46,22 @@ def is_memory_error(error: BaseException) -> bool:
 
 def machine_error_text(error: BaseException) -> str | None:
     """Return what the machine lacks, where, and what to do, in one line; None if it is another error."""
+    # A worker passes on its traceback, whose last line is the error.
+    text = str(error).strip().rpartition("\n")[2] if str(error).startswith("Caught ") else str(error)
+    if isinstance(error, RuntimeError) and _SHARED_MEMORY.search(text):
+        return (
+            "not enough shared memory (/dev/shm) for the batches of the workers: use data.num_workers=0 "
+            "(flowers predict: num_workers=0), or make it larger (docker run --shm-size=8g)"
+        )
+    if isinstance(error, RuntimeError) and _DEVICE_MEMORY.search(text):
+        reason = ". ".join(text.partition("\n")[0].split(". ")[:2]).rstrip(".")  # the rest is about the allocator
+        return (
+            f"not enough memory on the device ({one_line(reason)}): use a smaller data.batch_size (with "
+            "trainer.accumulate_grad_batches=N a step keeps its images), trainer.precision=bf16-mixed, "
+            "finetune.depth=N, or a smaller network"
+        )
     if is_memory_error(error):
-        return f"not enough memory ({one_line(error) or type(error).__name__}): {_MORE_MEMORY}"
+        return f"not enough memory ({one_line(text) or type(error).__name__}): {_MORE_MEMORY}"
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return f"{error}: {_ADVICE[errno.EAGAIN]}"
     if isinstance(error, OSError) and error.errno in _ADVICE and type(error).__str__ is OSError.__str__:

@@ -18,6 +18,7 @@ from flowers.training.build import make_data, make_profiler, make_stages, make_t
 from flowers.training.callbacks import GlobalStep, ProbeHead
 from flowers.training.checks import PreparedRun, check_is_free, prepare_run
 from flowers.training.cuda_graphs import GraphTraining
+from flowers.training.input_checks import check_last_batch, explained_input_errors
 from flowers.training.manifest import log_run_summary, log_time_limit, write_run_manifest
 from flowers.training.results import finalize_run
 from flowers.training.stage_limits import StageTimer
@@ -61,12 +62,15 @@ def _run_stages(settings: TrainSettings, run_dir: Path, extra_callbacks: Sequenc
     settings = settings.replace(data=settings.data.replace(bit_depth=data.bit_depth or settings.data.bit_depth))
     task = make_task(settings, data, trainer)
     check_stages(plans, data, trainer, settings.reject)
+    for plan in plans:
+        check_last_batch(plan.stage, task.network, data, trainer)
     write_run_manifest(settings, run_dir, data)
     log_run_summary(data, task, plans, trainer)
     with resumable(f"python -m flowers.train {shell_setting('resume', run_dir)}"), tracked(trainer, settings):
         for plan in plans:
             trainer.profiler = make_profiler(settings.trainer.profiler, run_dir, plan.stage.name)  # type: ignore[attr-defined]
-            train_stage(plan, task, data, trainer)
+            with explained_input_errors(plan.stage, task.network, data, trainer):
+                train_stage(plan, task, data, trainer)
             if broadcast_object(timer.is_over):
                 log_time_limit(settings, run_dir, task.progress.epochs_done)
                 break

@@ -29,6 +29,7 @@ from flowers.settings.schema.training import TrainSettings
 from flowers.training.build import make_stages, make_task
 from flowers.training.callbacks import ProbeHead
 from flowers.training.checks import PreparedRun, prepare_run
+from flowers.training.input_checks import explained_input_errors
 from flowers.training.stage_plan import begin_stage, check_stages, plan_stages, train_stage
 from flowers.training.stages import Stage
 from flowers.training.task import FineTuning
@@ -87,12 +88,13 @@ def find_learning_rates(run: TrainSettings | PreparedRun) -> dict[str, float]:
     tests: dict[str, RangeTest] = {}
     for plan in plans:
         setting = plan.stage.rate_setting
-        tests[setting] = test = run_range_test(settings, task, data, plan.stage, probe)
-        log.info("%s stage: %s=%.2g", plan.stage.name, setting, test.suggestion)
-        if plan is not plans[-1]:  # the next stage starts from a trained head
-            log.info("training the head stage with it, for the test of the next stage")
-            task.optimizer = settings.optimizer.build(lr=test.suggestion)
-            train_stage(plan, task, data, _make_trainer(settings, probe))
+        with explained_input_errors(plan.stage, task.network, data, trainer):
+            tests[setting] = test = run_range_test(settings, task, data, plan.stage, probe)
+            log.info("%s stage: %s=%.2g", plan.stage.name, setting, test.suggestion)
+            if plan is not plans[-1]:  # the next stage starts from a trained head
+                log.info("training the head stage with it, for the test of the next stage")
+                task.optimizer = settings.optimizer.build(lr=test.suggestion)
+                train_stage(plan, task, data, _make_trainer(settings, probe))
     found = {setting: float(f"{test.suggestion:.2g}") for setting, test in tests.items()}
     _write(tests, run_dir)
     suggested = " ".join(f"{name}={rate:g}" for name, rate in found.items())

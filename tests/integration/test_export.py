@@ -273,7 +273,7 @@ def test_export_writes_odd_class_names(exporters: list[Any], trained: Path, tmp_
         "files": {},
         "folder": "a`|b",
     }
-    report = {"rounds": 1, "batch": 1, "height": 1, "width": 1, "device": "CPU"}
+    report = {"rounds": 1, "batch": 1, "height": 1, "width": 1, "device": "CPU", "photos": 1}
     card = render_model_card(facts | {"classes": names}, report, [["version"]], [])
     line = next(line for line in card.splitlines() if line.startswith("Classes: "))
     assert r"\=1\+1, \$a\$\_b\_ \[\/b\], \\x1b\[31m\\r, caf\\udce9, \<b\>\|\`" in line

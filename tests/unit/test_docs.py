@@ -9,6 +9,7 @@ import pytest
 
 import flowers
 from flowers.command_hints import check_arguments
+from flowers.runs import run_folder
 from flowers.settings.literal_overrides import literal_overrides
 from flowers.settings.overrides import check_overrides
 from flowers.settings.programs import CONFIGURED
@@ -49,6 +50,31 @@ def test_each_setting_for_users_of_other_tools_is_one(command: str):
     ]
     check_arguments(name, arguments)
     check_overrides(literal_overrides(arguments, [name]), name)
+
+
+def architecture_table(first: str) -> list[list[str]]:
+    """Return the cells in code of each row of the table whose heading begins with a word."""
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition(f"\n| {first} | ")[2].partition("\n\n")[0]
+    return [re.findall(r"`([^`]+)`", line) for line in table.splitlines()[2:]]
+
+
+def test_the_table_of_programs_names_each_and_what_it_calls():
+    rows = {name: (function, file) for name, function, file in architecture_table("program")}
+    assert {*rows, "train"} == {*CONFIGURED}
+    for function, file in rows.values():
+        assert f"\ndef {function}(" in (DOCS.parent / file).read_text(encoding="utf-8")
+
+
+def test_the_table_of_a_run_folder_names_each_file():
+    named = {cell.removesuffix("/").partition("/val.csv")[0] for row in architecture_table("file") for cell in row}
+    ours = {value for name, value in vars(run_folder).items() if name.endswith(("_FILE", "_DIR", "_CHECKPOINT"))}
+    assert ours - {run_folder.MULTIRUN_FILE, run_folder.HYDRA_OVERRIDES_FILE} <= named
+
+
+def test_the_table_of_packages_names_each_one():
+    packages = {path.parent.name for path in Path(flowers.__file__).parent.glob("*/__init__.py")}
+    assert {row[0].removeprefix("flowers/") for row in architecture_table("package")} == {*packages, "*.py"}
 
 
 def test_there_are_such_settings():

@@ -32,8 +32,8 @@ and normalized; the logits are divided by the temperature {temperature:.4f} befo
 {scores}
 
 The intervals are Wilson intervals at 95%. The validation images also chose the epoch and the temperature, so a test
-score, if there is one, is the fairer. The next table compares each version on the {n} validation images with the
-trained model in float32:
+score, if there is one, is the fairer. The next table compares each version with the trained model in float32, on {n}
+of the validation images:
 
 {parity}
 
@@ -176,7 +176,7 @@ def render_model_card(
             text.format(**rejection, percent=100 * rejection["reject"]) for text in rejections if rejection
         ),
         scores="\n".join(_markdown_table([["split", "accuracy", "interval", "n"], *_score_rows(facts["scores"])])),
-        n=counts["val"],
+        n=report["photos"],
         parity="\n".join(_markdown_table(parity_rows)),
         train=f"{counts['train']:,}",
         folder=escape_markdown(Path(facts["folder"]).name),

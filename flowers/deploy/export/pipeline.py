@@ -54,6 +54,8 @@ from flowers.runtime.text import one_line, shell_setting
 from flowers.settings.schema.programs import ExportSettings
 from flowers.settings.validation import format_setting
 
+_COMPARED = 256  # validation images: in float32, a ResNet-50 takes minutes for 661
+
 
 def run_export(settings: ExportSettings) -> dict[str, Any]:
     """Export a run's best checkpoint to the new folder `settings.output`.
@@ -80,6 +82,7 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
     run = Run.open(settings.run, settings.photos).replace(root_key="photos", tta=settings.tta)
     reference = Reference(run, settings.on_corrupt, settings.reject)
 
+    console = Console()
     output.parent.mkdir(parents=True, exist_ok=True)
     # One export at a time: two would distort each other's speeds.
     waiting = "another export measures its speed: waiting for it"
@@ -88,17 +91,18 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
         programs = {exporter.name: exporter.load(folder / exporter.file_name) for exporter in exporters}
         rejection = reference.classifier.rejection
         threshold = None if rejection is None else rejection.threshold
+        console.print(f"comparing {len(programs)} formats with {REFERENCE} on {len(reference.labels)} photos of val")
         rows = compare_outputs(run_all_programs(reference, programs), reference.labels, threshold)
         keys = [key for exporter in exporters for key in (exporter.agreement_key, exporter.rejection_key)]
         minimums = {key: options[key] for key in keys if rejection is not None or key != "min_rejection_agreement"}
         check_agreement(rows, exporters, minimums, len(reference.labels))
         speeds = measure_programs(reference, programs, settings.batch, settings.rounds, settings.seconds)
-        report = build_parity_report(folder, exporters, rows, speeds) | {"limits": minimums}
+        report = build_parity_report(folder, exporters, rows, speeds)
+        report |= {"limits": minimums, "photos": len(reference.labels)}
         write_json(report, folder / "parity.json")
         facts = write_model_files(reference, exporters, folder, report)
         if web_runtime is not None:
             write_web_page(folder / "web", facts, web_runtime)
-    console = Console()
     console.print(parity_table(report["versions"]))
     console.print(one_line(f"exported to {output}"), soft_wrap=True, markup=False, highlight=False)
     return report
@@ -115,7 +119,9 @@ def _check_settings(settings: ExportSettings, exporters: Sequence[Exporter], out
 
 
 class Reference:
-    """What exported programs are compared with: the classifiers of a finished run on its validation images, on a CPU.
+    """What exported programs are compared with: the classifiers of a finished run, on a CPU.
+
+    They are compared on its validation images, or on 256 of them.
 
     Args:
         run: A finished run, by its best checkpoint, with the test-time augmentation of the programs.
@@ -142,7 +148,7 @@ class Reference:
                 "photos=FOLDER, where they are now"
             )
         self.data = run.data(on_corrupt=on_corrupt)
-        self.val = self.data.dataset("val")
+        self.val = self.data.dataset("val").sample(_COMPARED)
         self.labels = torch.tensor(self.val.labels)
         self.classifier = classifier = Classifier.load(run.checkpoint, "cpu", "32-true", run.tta, reject)
         self.classifiers = {REFERENCE: classifier}

@@ -3,6 +3,7 @@
 import colorsys
 import math
 import operator
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,9 @@ class TensorBoardTracker(Tracker, TensorBoardLogger):
         return str(Path(self.root_dir, str(self.version)))
 
     def log_scalars(self, scalars: Mapping[str, float], step: int | None) -> None:
-        """Log points of curves."""
-        TensorBoardLogger.log_metrics(self, scalars, step)
+        """Log points of curves, but for the number of the epoch, which would be among the first ones that are shown."""
+        curves = {name: value for name, value in scalars.items() if name != "train/epoch"}
+        TensorBoardLogger.log_metrics(self, curves, step)
 
     def log_image(self, name: str, picture: Picture, step: int) -> None:
         """Log a picture. `add_image` of PyTorch compresses it for twice as long."""
@@ -79,7 +81,7 @@ class TensorBoardTracker(Tracker, TensorBoardLogger):
 
     def how_to_watch(self) -> str:
         """Return the command that shows the run."""
-        return f"to watch: tensorboard --logdir {Path(self.root_dir)}"
+        return f"to watch: tensorboard --logdir {shlex.quote(str(Path(self.root_dir)))}"
 
 
 def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions, root: ImageRoot) -> None:

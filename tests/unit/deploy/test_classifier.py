@@ -1,11 +1,13 @@
+import io
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
 from flowers.deploy.classifier import Classifier
@@ -78,6 +80,45 @@ def test_stream_sends_no_model_to_its_workers(trained: Path, painted: Path, monk
     classifier = Classifier.load(trained, "cpu", "32-true")
     assert list(classifier.stream([file])) == [(file, classifier(file))]
     assert sizes[0] < 10_000
+
+
+def test_an_image_has_one_answer_however_it_is_given(trained: Path, painted: Path, tmp_path: Path):
+    classifier = Classifier.load(trained, "cpu", "32-true")
+    with Image.open(painted / "rose" / "00002.jpg") as image:
+        upright = image.convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    turned = tmp_path / "turned.png"
+    upright.transpose(Image.Transpose.ROTATE_90).save(turned, exif=exif)
+    with Image.open(turned) as image:
+        given: list[Any] = [turned, str(turned), turned.read_bytes(), io.BytesIO(turned.read_bytes()), image]
+        array = np.asarray(ImageOps.exif_transpose(image))
+        answers = [classifier(each) for each in (*given, array)]
+        given[3].seek(0)
+        streamed = [answer for _, answer in classifier.stream([*given, array])]
+    assert {answer for answer in streamed if isinstance(answer, str)} == set()
+    assert [answer[1] for answer in streamed] == pytest.approx([answers[0].probability] * 6)  # a batch rounds otherwise
+    assert answers == [answers[0]] * 6
+    with Image.open(turned) as image:
+        assert classifier(np.asarray(image)) != answers[0]  # an array has no EXIF data
+    assert classifier(np.asarray(upright.convert("L"))) == classifier(upright.convert("L"))
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((8, 8, 3), dtype=np.float32),
+        np.zeros((8, 8, 4), dtype=np.uint8),
+        np.zeros((1, 8, 8, 3), dtype=np.uint8),
+        np.zeros((0, 8, 3), dtype=np.uint8),
+        np.zeros(8, dtype=np.uint8),
+    ],
+)
+def test_other_arrays_are_named(trained: Path, pixels: Any):
+    classifier = Classifier.load(trained, "cpu", "32-true")
+    with pytest.raises(ValueError, match=r"^an array \w+ \(.*\): expected the pixels of one image, uint8, \(H, W, 3\)"):
+        classifier(pixels)
+    assert next(str(reason) for _, reason in classifier.stream([pixels])).startswith("an array ")
 
 
 def test_classifier_may_be_used_by_several_threads_at_once(trained: Path, painted: Path):

@@ -30,6 +30,57 @@ def test_machine_error_text_says_what_to_do_without_memory(error: Exception):
     assert "\n" not in text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  …\n"
+        "RuntimeError: unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)\n",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+        "shared memory. Please try to raise your shared memory limit.",
+        "unable to write to file </torch_1_2_0>: No space left on device (28)",
+    ],
+)
+def test_machine_error_text_says_what_to_do_without_shared_memory(text: str):
+    found = machine_error_text(RuntimeError(text))
+    assert found is not None
+    assert "use data.num_workers=0" in found
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 7.91 GiB of which 2 MiB is "
+            "free. Of the allocated memory 7 GiB is allocated by PyTorch.",
+            "(CUDA out of memory. Tried to allocate 20.00 MiB)",
+        ),
+        ("CUDA error: out of memory\nCUDA kernel errors might be reported later.", "(CUDA error: out of memory)"),
+        (
+            "MPS backend out of memory (MPS allocated: 5 GB). Tried to allocate 1 GB on shared pool.",
+            "Tried to allocate",
+        ),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "CUBLAS_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_machine_error_text_names_the_settings_that_need_less_memory_of_a_device(text: str, reason: str):
+    found = machine_error_text(RuntimeError(text))
+    assert found is not None
+    assert found.startswith("not enough memory on the device (")
+    assert reason in found
+    assert "use a smaller data.batch_size" in found
+    assert "\n" not in found
+
+
+def test_machine_error_text_of_a_worker_is_its_error_without_the_traceback():
+    text = (
+        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback …\nRuntimeError: can't allocate memory"
+    )
+    found = machine_error_text(RuntimeError(text))
+    assert found is not None
+    assert found.startswith("not enough memory (RuntimeError: can't allocate memory): ")
+
+
 @pytest.mark.parametrize("error", [ValueError("out of memory"), RuntimeError("a mistake"), OSError("no"), KeyError(1)])
 def test_machine_error_text_is_none_for_other_errors(error: Exception):
     assert machine_error_text(error) is None

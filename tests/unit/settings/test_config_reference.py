@@ -55,7 +55,7 @@ def test_the_settings_of_the_report_are_the_defaults():
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
 def test_an_experiment_is_a_short_delta_that_opens_with_its_command(name: str):
     lines = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    assert lines[1] == f"# python -m flowers.train experiment={name}"
+    assert lines[1] == f"# flowers train experiment={name}"
     assert sum(bool(line.strip()) and not line.startswith("#") for line in lines) <= 15
 
 

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -26,6 +28,15 @@ def test_compare_outputs_counts_nan_as_disagreement():
     assert rows["ONNX"]["largest_difference"] == 1
     with pytest.raises(ValueError, match="ONNX predicts another label than PyTorch for 1 of 2 val images"):
         check_agreement(rows, [OnnxExporter()], {"min_agreement": 0.999}, 2)
+
+
+@pytest.mark.parametrize(
+    ("different", "count", "is_refused"), [(1, 30, False), (2, 30, True), (3, 256, False), (9, 256, True)]
+)
+def test_check_agreement_refuses_what_the_number_of_images_can_tell(different: int, count: int, is_refused: bool):
+    rows = {"ONNX": {"agreement_or_tie": (count - different) / count}}
+    with pytest.raises(ValueError, match=f"for {different} of {count} ") if is_refused else nullcontext():
+        check_agreement(rows, [OnnxExporter()], {"min_agreement": 0.985}, count)
 
 
 def test_check_agreement_ignores_another_label_only_if_it_is_a_tie_for_pytorch():
