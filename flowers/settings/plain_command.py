@@ -30,13 +30,15 @@ def plain_values(program: str, overrides: Sequence[str]) -> dict[str, Any] | Non
     Returns:
         The values, which are not checked; None if Hydra is needed, also to answer a mistake.
     """
+    matches = [match for line in overrides if (match := _LINE.fullmatch(line))]
+    if len(matches) < len(overrides):  # before the file is read, which takes longer for a training
+        return None
     path = CONF / f"{program}.yaml"
     content = read_yaml(path) if path.is_file() else {}
     if content.pop("defaults", None) != ["program", "_self_"]:
         return None
-    for line in overrides:
-        match = _LINE.fullmatch(line)
-        if match is None or match[1] not in content or isinstance(content[match[1]], dict):
+    for match in matches:
+        if match[1] not in content or isinstance(content[match[1]], dict):
             return None
         try:
             value = _read_value(match[2])
