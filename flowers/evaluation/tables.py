@@ -104,7 +104,7 @@ def ranking_table(scores: Mapping[str, Any], against_best: Mapping[str, Any]) ->
         scores: The result of `score` by run, best first.
         against_best: The result of `mcnemar(run, best)` by run.
     """
-    table = Table("run", "accuracy", "lead of the best", "95 % interval", "p", box=box.SIMPLE)
+    table = Table("run", "accuracy", "behind", "95 % interval", "p", box=box.SIMPLE, collapse_padding=True)
     for name, row in scores.items():
         pair = against_best.get(name)
         lead = [f"{pair['difference']:.4f}", format_interval(pair["interval"]), f"{pair['p']:.3g}"] if pair else []
@@ -115,7 +115,7 @@ def ranking_table(scores: Mapping[str, Any], against_best: Mapping[str, Any]) ->
 
 def run_group_table(groups: Sequence[RunGroup]) -> Table:
     """Return a table with the mean accuracy of each group of runs, its interval, and the spread of the runs."""
-    table = Table("overrides", "mean accuracy", "95 % interval", "standard deviation", "runs", box=box.SIMPLE)
+    table = Table("overrides", "mean", "95 % interval", "deviation", "runs", box=box.SIMPLE, collapse_padding=True)
     for group in groups:
         accuracies = list(group.accuracies.values())
         mean, deviation = mean_std(accuracies)
