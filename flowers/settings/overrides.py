@@ -52,7 +52,7 @@ _RESERVED_TRAINER_KEYS = {
     "trainer.check_val_every_n_epoch": "fewer epochs: the best epoch is found by validating each of them",
 }
 
-_COMPOSED_JOBS = 16  # choices of options that a multirun keeps, about 1 MB each
+_COMPOSED_JOBS = 16  # choices of options that a multirun keeps
 
 # Groups whose keys are not listed: they are arguments of the function that `model.architecture` names.
 _OPEN_GROUPS = ("model.options",)

@@ -46,6 +46,14 @@ function image(photo, size) {
   });
 }
 
+function enlarge(photo) {
+  const large = image(photo);
+  large.removeAttribute("width");
+  large.removeAttribute("height");
+  byId("large").replaceChildren(large);
+  byId("large").showModal();
+}
+
 const digestOf = (item) => data.photos[item.photo][DIGEST];
 const labelOf = (item) => data.photos[item.photo][LABEL];
 
@@ -61,7 +69,9 @@ function card(item, position) {
   const made = element("article", undefined, { tabIndex: -1 });
   made.dataset.position = position;
   made.dataset.digest = digestOf(item);
-  made.append(image(item.photo, 144));
+  const own = image(item.photo, 144);
+  own.addEventListener("click", () => enlarge(item.photo));
+  made.append(own);
   const body = element("div");
   const kinds = element("div", undefined, { className: "kinds" });
   for (const kind of item.kinds) kinds.append(element("span", kind, { title: data.kinds[kind] }));
@@ -208,10 +218,12 @@ function onKey(event) {
   const item = visible[current];
   if ((event.ctrlKey && key === "z") || (!event.ctrlKey && key === "u")) undo();
   else if (event.ctrlKey) return;
+  else if (byId("large").open) return;
   else if (key === "arrowdown") move(current + 1);
   else if (key === "arrowup") move(current - 1);
   else if (!item) return;
   else if (key === "k" && isReview) { judge(item, "keep"); move(current + 1); }
+  else if (key === "enter" && event.target.matches("article, body")) enlarge(item.photo);
   else if (key === "d") { judge(item, "drop"); move(current + 1); }
   else if (key === "r" && item.suggested !== null && item.suggested !== labelOf(item)) {
     judge(item, "relabel", item.suggested);
@@ -247,10 +259,12 @@ function start() {
   byId("undo").addEventListener("click", undo);
   byId("save").addEventListener("click", save);
   document.addEventListener("keydown", onKey);
+  byId("large").addEventListener("click", () => byId("large").close());
   new IntersectionObserver((entries) => {
     if (entries.some((entry) => entry.isIntersecting) && rendered < visible.length) renderMore();
   }, { rootMargin: "1500px" }).observe(byId("end"));
   filter();
+  move(0);
 }
 
 start();
