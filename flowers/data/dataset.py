@@ -20,6 +20,7 @@ from flowers.data.images import (
     ImageMemoryError,
     ImageRoot,
     named_memory_error,
+    pixel_limit,
     read_error_reason,
     read_image,
     read_unchanged,
@@ -186,7 +187,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         source, digest = self.root / self.paths[index], self.digests[index]
         content = source.content() if isinstance(source, ImageBytes) else read_unchanged(source, digest)
         try:
-            return read_image(io.BytesIO(content), is_checked=True, bit_depth=self.bit_depth)
+            return read_image(io.BytesIO(content), pixel_limit(self.root), is_checked=True, bit_depth=self.bit_depth)
         except ImageMemoryError:
             raise
         except Exception as error:  # shards that others have packed: their images were not checked here

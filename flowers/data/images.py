@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 # Pillow reads more formats. For some of them, such as EPS, it passes an untrusted file to another program.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 READ_VERSION = 1  # raise it with every change of `read_image` that changes pixels: features are then computed again
-MAX_PIXELS = 89_478_485  # the limit above which Pillow warns: a quarter of a GiB as RGB
+MAX_PIXELS = 89_478_485  # unless a setting says so: the limit above which Pillow warns, a quarter of a GiB as RGB
 MAX_FILE_BYTES = 2**29  # of an image file: about MAX_PIXELS of RGB with 16 bits, without compression
 DECODE_BYTES = 2**30  # what all threads of the process together take to decode images
 
@@ -52,6 +52,7 @@ _NAMES = {"MPO": "JPEG", "WEBP": "WebP"}  # of formats, where they are not those
 _CHUNK_BYTES = 1 << 20
 _EMPTY_SHA256 = hashlib.sha256().hexdigest()
 _MORE_MEMORY = "make it smaller, end other programs, or set fewer workers"
+_MORE_PIXELS = "make it smaller, or set a larger max_megapixels"
 _HASH_SIZE = 16  # a perceptual hash has 16 x 16 bits
 
 
@@ -89,6 +90,17 @@ class ImageRoot(Protocol):
         """Return the image with that path."""
 
 
+def pixels_of(megapixels: float | None) -> int:
+    """Return the pixels of a setting `max_megapixels`; None for MAX_PIXELS."""
+    return MAX_PIXELS if megapixels is None else round(megapixels * 1e6)
+
+
+def pixel_limit(root: ImageRoot) -> int:
+    """Return the most pixels of an image at `root`: those of an `ImageSource`, or MAX_PIXELS."""
+    limit: int = getattr(root, "max_pixels", MAX_PIXELS)
+    return limit
+
+
 class ImageCheck(NamedTuple):
     """The result of reading a file.
 
@@ -119,7 +131,7 @@ def read_image(
 
     Args:
         source: A path, an open binary file, or an image in a shard.
-        max_pixels: The limit of width x height.
+        max_pixels: The limit of width x height. A limit above MAX_PIXELS raises that of Pillow, for the process.
         is_checked: Whether the same bytes were read before, so that damage that Pillow does not find is not looked for.
         bit_depth: Of grayscale of more than 8 bits; see `flowers.settings.preprocessing.Preprocessing`.
 
@@ -141,9 +153,10 @@ def _decode(file: IO[bytes], max_pixels: int, is_checked: bool, bit_depth: GrayB
     file_bytes = file.seek(0, os.SEEK_END)
     _check_size(file_bytes)
     check_not_raw(file)
-    with _open_format(file) as image:
+    with _open_format(file, max_pixels) as image:
         if image.width * image.height > max_pixels:
-            raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {max_pixels:,}")
+            size = f"{image.width} x {image.height} pixels"
+            raise ValueError(f"{size}, over the limit of {max_pixels:,}: {_MORE_PIXELS}")
         # Some decoders copy the whole file.
         needed = file_bytes + image.width * image.height * _PEAK_BYTES_PER_PIXEL[str(image.format)]
         with _decoding.share(needed):
@@ -160,15 +173,19 @@ def _decode(file: IO[bytes], max_pixels: int, is_checked: bool, bit_depth: GrayB
                 raise ImageMemoryError(f"not enough memory to decode {size}: {_MORE_MEMORY}") from error
 
 
-def _open_format(file: IO[bytes]) -> ImageFile.ImageFile:
+def _open_format(file: IO[bytes], max_pixels: int) -> ImageFile.ImageFile:
     """Read the header of an image file.
 
     Raises:
         UnidentifiedImageError: It is of none of IMAGE_FORMATS.
-        ValueError: It starts as one of them, and goes on in another way.
+        ValueError: It starts as one of them, and goes on in another way, or has far more than `max_pixels` pixels.
     """
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > MAX_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
         return Image.open(file, formats=IMAGE_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"over the limit of {max_pixels:,} pixels: {_MORE_PIXELS}") from error
     except OSError as error:
         file.seek(0)
         if error.errno or is_memory_error(error) or (found := _SIGNATURE.match(file.read(16))) is None:
@@ -270,15 +287,13 @@ def read_error_reason(error: Exception) -> str:
     """Return in a few words, without a path, why `read_image` has raised `error`."""
     if isinstance(error, UnidentifiedImageError):
         return "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"over the limit of {MAX_PIXELS:,} pixels"
     if isinstance(error, OSError) and error.strerror:
         is_irregular = error.errno == errno.EINVAL  # of `open_regular`
         return error.strerror if is_irregular else f"cannot be opened ({error.strerror})"
     return one_line(" ".join(str(error).split())) or type(error).__name__
 
 
-def check_images(root: str | Path, files: Sequence[str]) -> dict[str, ImageCheck]:
+def check_images(root: str | Path, files: Sequence[str], max_pixels: int = MAX_PIXELS) -> dict[str, ImageCheck]:
     """Read each of `files` completely, in parallel.
 
     The results are cached by path, size and modification time, so that a second call reads only new and changed files.
@@ -287,19 +302,21 @@ def check_images(root: str | Path, files: Sequence[str]) -> dict[str, ImageCheck
     Args:
         root: The folder.
         files: Paths below `root`.
+        max_pixels: Images with more cannot be read.
 
     Returns:
         The result for each path.
     """
     root = Path(root).resolve()
-    cache = cache_dir() / "verdicts" / hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(root)).hexdigest()[:16] + (f"-{max_pixels}" if max_pixels != MAX_PIXELS else "")
+    cache = cache_dir() / "verdicts" / name
     waiting = f"another process checks the images in {one_line(root)}: waiting for it"
     with cache_lock(cache.with_name(f".{cache.name}.lock"), waiting):
-        checks = _check_new_files(root, files, cache)
+        checks = _check_new_files(root, files, cache, max_pixels)
     return {file: ImageCheck(*checks[file][1:]) for file in files}
 
 
-def _check_new_files(root: Path, files: Sequence[str], cache: Path) -> dict[str, list[Any]]:
+def _check_new_files(root: Path, files: Sequence[str], cache: Path, max_pixels: int) -> dict[str, list[Any]]:
     checks = _load_checks(cache)
     states = {file: _file_state(f"{root}/{file}") for file in files}  # a path object takes longer than the question
     new = [file for file in files if checks.get(file, [None])[0] != states[file]]
@@ -310,7 +327,9 @@ def _check_new_files(root: Path, files: Sequence[str], cache: Path) -> dict[str,
         # set here, because all threads share it. What Pillow warns of, such as a damaged EXIF tag, costs no pixels.
         with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            results = progress_bar(pool.map(lambda file: _check_file(root / file), new), "Checking images", len(new))
+            results = progress_bar(
+                pool.map(lambda file: _check_file(root / file, max_pixels), new), "Checking images", len(new)
+            )
             for chunk in chunk_by_time(zip(new, results, strict=True)):
                 checks |= {file: [states[file], *result] for file, result in chunk}
                 # A file that could not be opened may be readable later with the same size and modification time.
@@ -335,7 +354,7 @@ def _file_state(path: str) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def _check_file(path: Path) -> ImageCheck:
+def _check_file(path: Path, max_pixels: int) -> ImageCheck:
     try:
         file = _open_image(path)
     except (OSError, ValueError) as error:
@@ -348,7 +367,7 @@ def _check_file(path: Path) -> ImageCheck:
         if digest == _EMPTY_SHA256:
             return ImageCheck(digest, "", "empty")
         try:
-            image = read_image(file)
+            image = read_image(file, max_pixels)
             return ImageCheck(digest, str(imagehash.phash(image, hash_size=_HASH_SIZE)), "", image.info.get(PEAK, 0))
         except Exception as error:  # damaged files make Pillow raise anything from EOFError to struct.error
             if is_memory_error(error):

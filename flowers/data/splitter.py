@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from flowers.data.corrections import Corrections, load_corrections
-from flowers.data.images import ImageRoot, read_image
+from flowers.data.images import ImageRoot, pixel_limit, read_image
 from flowers.data.sources.source import ImageSource
 from flowers.data.splits import (
     ImageRecord,
@@ -140,9 +140,9 @@ class Splitter:
             # Not above: it imports torch, which takes seconds, also where nothing is split.
             from flowers.data.near_duplicates import find_duplicates
 
-            hashes = [image.phash for image in images]
+            hashes, limit = [image.phash for image in images], pixel_limit(root)
             found = find_duplicates(
-                digests, hashes, lambda index: read_image(root / images[index].path), self.duplicate_threshold
+                digests, hashes, lambda index: read_image(root / images[index].path, limit), self.duplicate_threshold
             )
             copies, groups = (_smallest_digests(numbers, digests) for numbers in found)
         elif self.group_by == "none":

@@ -88,7 +88,7 @@ def server_settings(settings: AppSettings, environment: Mapping[str, str] = os.e
         token,
         [name.lower() for name in settings.allowed_hosts],
         settings.proxy,
-        int(settings.max_megapixels * 1e6),
+        round(settings.max_megapixels * 1e6),
         int(settings.max_request_mb * 1e6),
         settings.max_files,
         settings.max_in_flight,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from flowers.data.images import named_memory_error, read_error_reason, read_image
+from flowers.data.images import MAX_PIXELS, named_memory_error, pixels_of, read_error_reason, read_image
 from flowers.data.pixels import GrayBits, to_upright_rgb
 from flowers.data.transforms import eval_transform
 from flowers.deploy.hub_folder import read_hub_folder
@@ -74,6 +74,7 @@ class Classifier:
         tta: Test-time augmentation: "none", "flip" or "five_crop".
         rejection: What rejects images of none of the classes. None to reject nothing.
         backbone: Computes the features in place of a copy of the model's backbone.
+        max_pixels: Files of images with more pixels are refused.
 
     Attributes:
         classes: The class names, in the order of the model's outputs.
@@ -87,13 +88,14 @@ class Classifier:
         tta: str = "none",
         rejection: Rejection | None = None,
         backbone: FrozenBackbone | Int8Backbone | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.model, self.temperature, self.tta, self.rejection = model.eval(), temperature, tta, rejection
         if rejection is not None and rejection.tta != tta:
             log.warning("tta=%s: the threshold of rejection was set with tta=%s", tta, rejection.tta)
         self.classes: list[str] = model.classes
         self.backbone = backbone or FrozenBackbone(model, precision, tta)
-        self.eval_transform = eval_transform(model.preprocessing)
+        self.eval_transform, self.max_pixels = eval_transform(model.preprocessing), max_pixels
 
     @property
     def engine(self) -> str:
@@ -110,6 +112,7 @@ class Classifier:
         reject: float | None = None,
         engine: str | None = "pytorch",
         root: str | None = None,
+        max_megapixels: float | None = None,
     ) -> Self:
         """Load the classifier of a run folder, of a checkpoint, or of a folder that was exported for a hub.
 
@@ -127,9 +130,9 @@ class Classifier:
                 the run, if it has one. 0 rejects nothing.
             engine: "pytorch", or "int8" to compute features in 8 bits on a CPU; see `load_int8_backbone`. Its answers
                 are first compared with those of PyTorch on validation images. None takes that of the training.
-
             root: Where the photos of the run are now, a folder or an address. Only `engine="int8"` reads them. None
                 takes the folder of the training.
+            max_megapixels: Files of images with more megapixels are refused. None takes that of the training.
 
         Returns:
             The classifier, ready to be called.
@@ -148,15 +151,16 @@ class Classifier:
                 advice = f"python -m flowers.evaluate run=FOLDER reject={reject:g}, and export that run again"
                 raise ValueError(f"reject={reject:g}: {found} has no {REJECTION_FILE}: {advice}")
             rejection = load_rejection(found, reject, model.head.in_features)
-            return cls(model.to(device), config["temperature"], precision, tta or config["tta"], rejection)
-        run = Run(found, root, tta=tta, engine=engine, needs_settings=False)
+            how = config["temperature"], precision, tta or config["tta"], rejection, None, pixels_of(max_megapixels)
+            return cls(model.to(device), *how)
+        run = Run(found, root, tta=tta, engine=engine, max_megapixels=max_megapixels, needs_settings=False)
         temperature, tta = run.temperature, run.settings.tta
         model = run.network().to(device)
         rejection, backbone = run.rejection(reject), None
         if run.engine_of(model) == "int8":
             backbone = load_int8_backbone(model, precision, tta, run.replace(needs_settings=True).data)
             backbone.check_agreement(partial(_answers, model, rejection))
-        return cls(model, temperature, precision, tta, rejection, backbone)
+        return cls(model, temperature, precision, tta, rejection, backbone, run.max_pixels)
 
     def __call__(self, image: ImageInput) -> Prediction:
         """Classify one image.
@@ -179,7 +183,10 @@ class Classifier:
 
     def pixels(self, image: ImageInput) -> Tensor:
         """Read, resize and crop an image: the input of the network, uint8 (3, H, W)."""
-        return _read_pixels(image, self.eval_transform, self.model.preprocessing.bit_depth)
+        return self._images([image]).read(0)
+
+    def _images(self, images: Sequence[ImageInput]) -> "_Images":
+        return _Images(images, self.eval_transform, self.model.preprocessing.bit_depth, self.max_pixels)
 
     def stream(self, images: Sequence[AnyImage], num_workers: int = 0) -> Iterator[tuple[AnyImage, Prediction | str]]:
         """Classify any number of images in batches. Memory use does not depend on their number.
@@ -192,7 +199,7 @@ class Classifier:
             Each of them in order, with its prediction or the reason why it cannot be read.
         """
         batches = DataLoader(
-            _Images(images, self.eval_transform, self.model.preprocessing.bit_depth),
+            self._images(images),
             self.backbone.batch_size,
             num_workers=num_workers,
             collate_fn=_collate_readable,
@@ -266,17 +273,6 @@ def _answers(model: Network, rejection: Rejection | None, features: Tensor) -> T
     return answers
 
 
-def _read_pixels(image: ImageInput, transform: Callable[[Tensor], Tensor], bit_depth: GrayBits) -> Tensor:
-    with named_memory_error(image if isinstance(image, (str, Path)) else "the image"):
-        if isinstance(image, np.ndarray):
-            rgb = _from_array(image)
-        elif isinstance(image, Image.Image):
-            rgb = to_upright_rgb(image, bit_depth)
-        else:
-            rgb = read_image(io.BytesIO(image) if isinstance(image, bytes) else image, bit_depth=bit_depth)
-        return torch.as_tensor(transform(v2.functional.pil_to_tensor(rgb)))
-
-
 def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)) or not pixels.size:
         raise ValueError(
@@ -293,20 +289,42 @@ class _Images(Dataset[tuple[Tensor | None, str]]):
     """
 
     def __init__(
-        self, images: Sequence[ImageInput], transform: Callable[[Tensor], Tensor], bit_depth: GrayBits
+        self,
+        images: Sequence[ImageInput],
+        transform: Callable[[Tensor], Tensor],
+        bit_depth: GrayBits,
+        max_pixels: int,
     ) -> None:
-        self.images, self.transform, self.bit_depth = images, transform, bit_depth
+        self.images, self.transform, self.bit_depth, self.max_pixels = images, transform, bit_depth, max_pixels
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, str]:
         try:
-            return _read_pixels(self.images[index], self.transform, self.bit_depth), ""
+            return self.read(index), ""
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file
             return None, read_error_reason(error)
+
+    def read(self, index: int) -> Tensor:
+        """Return the pixels (3, H, W) of an image, or raise an error."""
+        image = self.images[index]
+        with named_memory_error(image if isinstance(image, (str, Path)) else "the image"):
+            if isinstance(image, np.ndarray):
+                rgb = _from_array(image)
+            elif isinstance(image, Image.Image):
+                rgb = to_upright_rgb(image, self.bit_depth)
+            elif isinstance(image, (str, Path, bytes)) or hasattr(image, "read"):
+                file = io.BytesIO(image) if isinstance(image, bytes) else image
+                rgb = read_image(file, self.max_pixels, bit_depth=self.bit_depth)
+            else:
+                kind = type(image).__name__
+                raise ValueError(
+                    f"a {kind}: expected a path, bytes, an open binary file, a Pillow image or a NumPy array"
+                )
+            return torch.as_tensor(self.transform(v2.functional.pil_to_tensor(rgb)))
 
 
 def _collate_readable(items: Sequence[tuple[Tensor | None, str]]) -> tuple[npt.NDArray[np.uint8], list[str]]:

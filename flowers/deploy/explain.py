@@ -17,7 +17,6 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from flowers.data.images import ImageMemoryError, read_error_reason, read_image
-from flowers.data.pixels import GrayBits
 from flowers.data.sources.listing import expand_image_paths
 from flowers.data.transforms import eval_transform
 from flowers.deploy.classifier import Classifier, Prediction
@@ -170,11 +169,10 @@ def run_explanation(settings: ExplainSettings) -> int:
     files = expand_image_paths(settings.photos)
     pictures = _picture_paths(files, output)
     classifier = Classifier.load(run, settings.accelerator, settings.precision)
-    bit_depth = classifier.model.preprocessing.bit_depth
     console, readable = Console(soft_wrap=True, markup=False, highlight=False), 0
     pairs = progress_bar(list(zip(files, pictures, strict=True)), "Explaining")
     cropped = (
-        (path, crop_image(classifier, image)) for file, path in pairs if (image := _read_or_warn(file, bit_depth))
+        (path, crop_image(classifier, image)) for file, path in pairs if (image := _read_or_warn(file, classifier))
     )
     while batch := list(islice(cropped, classifier.backbone.batch_size)):
         explanations = explain_images(classifier, [crops for _, crops in batch], label)
@@ -187,10 +185,10 @@ def run_explanation(settings: ExplainSettings) -> int:
     return readable
 
 
-def _read_or_warn(file: Path, bit_depth: GrayBits) -> Image.Image | None:
+def _read_or_warn(file: Path, classifier: Classifier) -> Image.Image | None:
     """Return the image. Log a warning and return None if the file cannot be read."""
     try:
-        return read_image(file, bit_depth=bit_depth)
+        return read_image(file, classifier.max_pixels, bit_depth=classifier.model.preprocessing.bit_depth)
     except ImageMemoryError:
         raise
     except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from flowers import __version__
-from flowers.data.images import MAX_PIXELS, read_error_reason, read_image
+from flowers.data.images import read_error_reason, read_image
 from flowers.deploy.app_answers import JSON, Answers, Digests, FileAnswer, Limits, ModelFacts, Preprocessing
 from flowers.deploy.app_settings import ServerSettings
 from flowers.deploy.batches import Batches, BatchThread
@@ -41,9 +41,8 @@ class InferenceServer:
 
     def __init__(self, classifier: Classifier, settings: ServerSettings) -> None:
         self.classifier, self.settings = classifier, settings
-        self.max_pixels = min(settings.max_pixels, MAX_PIXELS)
         self.bit_depth = classifier.model.preprocessing.bit_depth
-        self.facts = _describe(classifier, settings, self.max_pixels)
+        self.facts = _describe(classifier, settings)
         self.bodies = RequestBodies(settings.max_request_bytes, settings.max_files)
         self.in_flight = 0
         # Threads suffice: Pillow and torch release the interpreter lock while they decode and resize.
@@ -134,7 +133,7 @@ class InferenceServer:
         if not upload.content:
             return "empty"
         try:
-            return prepare(read_image(io.BytesIO(upload.content), self.max_pixels, bit_depth=self.bit_depth))
+            return prepare(read_image(io.BytesIO(upload.content), self.settings.max_pixels, bit_depth=self.bit_depth))
         except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file
             return read_error_reason(error)
 
@@ -153,7 +152,7 @@ class InferenceServer:
         return files
 
 
-def _describe(classifier: Classifier, settings: ServerSettings, max_pixels: int) -> ModelFacts:
+def _describe(classifier: Classifier, settings: ServerSettings) -> ModelFacts:
     preprocessing = classifier.model.preprocessing
     size = preprocessing.image_size
     try:
@@ -171,7 +170,7 @@ def _describe(classifier: Classifier, settings: ServerSettings, max_pixels: int)
         rejects=classifier.rejection is not None,
         confidence=settings.confidence,
         explains=explains,
-        limits=Limits(files=settings.max_files, request_bytes=settings.max_request_bytes, pixels=max_pixels),
+        limits=Limits(files=settings.max_files, request_bytes=settings.max_request_bytes, pixels=settings.max_pixels),
     )
 
 

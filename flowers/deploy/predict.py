@@ -47,7 +47,9 @@ def run_prediction(settings: PredictSettings) -> int:
     run = find_classifier(settings.run)
     files = [str(file) for file in expand_image_paths(settings.photos)]
     classifier = Classifier.load(
-        run, settings.accelerator, settings.precision, settings.tta, settings.reject, settings.engine, settings.root
+        run,
+        *(settings.accelerator, settings.precision, settings.tta, settings.reject, settings.engine, settings.root),
+        max_megapixels=settings.max_megapixels,
     )
     num_workers = (
         settings.num_workers if settings.num_workers is not None else _default_num_workers(classifier, len(files))
@@ -87,7 +89,9 @@ def _origin(settings: PredictSettings, run: Path, classifier: Classifier) -> dic
     """Return what rows depend on beside the photos."""
     weights = sorted(run.iterdir()) if run.is_dir() else [run]
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
-    asked = {name: getattr(settings, name) for name in ("tta", "confidence", "reject", "precision")}
+    asked = {name: getattr(settings, name) for name in ("tta", "confidence", "reject", "precision")} | {
+        "max_pixels": classifier.max_pixels
+    }
     how = {"device": classifier.model.device.type, "engine": classifier.engine}
     return {"version": flowers.__version__, "run": str(run.resolve()), "files": states, **asked, **how}
 

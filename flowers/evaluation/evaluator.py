@@ -42,7 +42,7 @@ def run_evaluation(settings: EvaluateSettings) -> float:
     if settings.strangers and not Path(settings.strangers).is_dir():
         raise ValueError(f"strangers={settings.strangers}: no such folder")
     run = Run.open(settings.run, settings.root).replace(
-        accelerator=settings.accelerator, precision=settings.precision, tta=settings.tta, engine=settings.engine
+        **{name: getattr(settings, name) for name in ("accelerator", "precision", "tta", "engine", "max_megapixels")}
     )
     model = run.network()
     how = run.extraction(model)  # fails before any image is read

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
-from flowers.data.images import ImageBytes, ImageRoot, read_image
+from flowers.data.images import ImageBytes, ImageRoot, pixel_limit, read_image
 from flowers.data.remote import RemoteFileError
 from flowers.evaluation.calibration import cross_fitted_probabilities
 from flowers.runs.predictions import Predictions
@@ -67,17 +67,19 @@ def save_mistakes(rows: Sequence[ScoredImage], path: Path) -> None:
     write_csv(path, [ScoredImage._fields, *mistakes])
 
 
-def thumbnail(path: str | Path | ImageBytes, side: int = THUMBNAIL_SIDE) -> Image.Image:
-    """Return an image cropped to a square of `side` pixels; a gray square if it can no longer be read.
+def thumbnail(root: ImageRoot, name: str, side: int = THUMBNAIL_SIDE) -> Image.Image:
+    """Return an image at `root` cropped to a square of `side` pixels; a gray square if it can no longer be read.
 
     Raises:
         RemoteFileError: Its server cannot be reached. The next thumbnail would wait for the connection as well.
     """
+    limit = pixel_limit(root)
     try:
+        path = root / name
         if isinstance(path, ImageBytes):
-            return ImageOps.fit(read_image(path), (side, side))
-        status = Path(path).stat()
-        return _file_thumbnail(path, side, status.st_size, status.st_mtime_ns)
+            return ImageOps.fit(read_image(path, limit), (side, side))
+        status = path.stat()
+        return _file_thumbnail(path, side, limit, status.st_size, status.st_mtime_ns)
     except RemoteFileError:
         raise
     except Exception:  # Pillow raises many types on damaged bytes, and the image was readable when it was checked
@@ -85,9 +87,9 @@ def thumbnail(path: str | Path | ImageBytes, side: int = THUMBNAIL_SIDE) -> Imag
 
 
 @lru_cache(maxsize=320)  # of a run, which the next job of a multirun shows again; at most 55 MB
-def _file_thumbnail(path: str | Path, side: int, size: int, mtime_ns: int) -> Image.Image:
+def _file_thumbnail(path: Path, side: int, limit: int, size: int, mtime_ns: int) -> Image.Image:
     """Return the thumbnail of a file with this size and modification time. The caller must not modify it."""
-    return ImageOps.fit(read_image(path), (side, side))
+    return ImageOps.fit(read_image(path, limit), (side, side))
 
 
 def image_data_url(image: Image.Image) -> str:
@@ -106,7 +108,7 @@ def image_grid(root: ImageRoot, rows: Sequence[ScoredImage], columns: int = 4) -
     draw = ImageDraw.Draw(sheet)
     for index, row in enumerate(rows):
         left, top = index % columns * _GRID_SIDE + 3, index // columns * height
-        sheet.paste(thumbnail(root / row.path, _GRID_SIDE), (left - 3, top))
+        sheet.paste(thumbnail(root, row.path, _GRID_SIDE), (left - 3, top))
         probability = f" {row.probability:.2f}"
         captions = (_fit(row.predicted, font, probability) + probability, "true: " + _fit(row.true, font, "true: "))
         for line, (caption, color) in enumerate(zip(captions, ("black", "dimgray"), strict=True)):

@@ -119,7 +119,7 @@ def _printable(value: Any) -> Any:
 
 
 def _embed_images(root: ImageRoot, rows: Sequence[ScoredImage]) -> list[tuple[ScoredImage, str]]:
-    return [(row, image_data_url(thumbnail(root / row.path))) for row in rows[:_GALLERY_IMAGES]]
+    return [(row, image_data_url(thumbnail(root, row.path))) for row in rows[:_GALLERY_IMAGES]]
 
 
 def _curves(run_dir: Path) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor
 
 from flowers.data.dataset import ImageDataset
+from flowers.data.images import pixels_of
 from flowers.data.splits import SplitRecord, load_split, split_sha256
 from flowers.models.backbones import local_weights, state_dict_sha256
 from flowers.models.checkpoint_format import read_checkpoint
@@ -29,7 +30,7 @@ if TYPE_CHECKING:  # what a prediction does not need is imported where it is use
 # How the images of a run are prepared and read, for a model that is shown them again.
 _IMAGE_SETTINGS = (
     *("image_size", "resize", "interpolation", "bit_depth", "batch_size", "num_workers", "on_corrupt"),
-    "merge_similar_names",
+    *("merge_similar_names", "max_megapixels"),
     *("packed", "s3_endpoint", "retry_timeout", "cache_gb"),
 )
 
@@ -44,6 +45,7 @@ class Run:
         checkpoint: The checkpoint whose weights count.
         root: Where the photos are now, a folder or an address; None for where they were in training.
         accelerator: What computes features; None: as in training. Likewise `precision`, `tta` and `engine`.
+        max_megapixels: The most megapixels of an image; None: as in training.
         root_key: The setting that `root` comes from, for messages.
         needs_settings: Whether a checkpoint without settings, which Lightning alone has trained, is refused.
     """
@@ -54,6 +56,7 @@ class Run:
     precision: str | None = None
     tta: str | None = None
     engine: str | None = None
+    max_megapixels: float | None = None
     root_key: str = "root"
     needs_settings: bool = True
 
@@ -175,6 +178,13 @@ class Run:
         return stored if self.root is None else self.root
 
     @property
+    def max_pixels(self) -> int:
+        """The most pixels of an image."""
+        if self.max_megapixels is not None or not hasattr(self.settings, "data"):
+            return pixels_of(self.max_megapixels)
+        return pixels_of(self.settings.data.given().get("max_megapixels"))
+
+    @property
     def image_settings(self) -> dict[str, Any]:
         """The settings of `ImageDataModule.from_settings` for the photos, where they are now."""
         settings = self._preparation | {"root": self.photos}
@@ -188,7 +198,8 @@ class Run:
 
     @property
     def _preparation(self) -> dict[str, Any]:
-        given = self.settings.data.given()
+        asked = {} if self.max_megapixels is None else {"max_megapixels": self.max_megapixels}
+        given = self.settings.data.given() | asked
         settings = {name: given[name] for name in _IMAGE_SETTINGS if name in given}
         # The settings may be those of a stranger, or of another machine: they start no thousand processes here.
         limits = {"num_workers": max(available_cores(), 8), "batch_size": 1024}
@@ -233,7 +244,7 @@ class Run:
         depth = data.preprocessing.known_bit_depth  # none is measured: the folder is none of classes
         data = data.resized(replace(data.preprocessing, bit_depth=depth))
         labels = [0] * len(names)
-        return data, ImageDataset(Path(folder), names, labels, digests, data.eval_transform, bit_depth=depth)
+        return data, ImageDataset(data.source, names, labels, digests, data.eval_transform, bit_depth=depth)
 
     def extraction(self, network: Network) -> "Extraction":
         """Return how features are computed by a network of this run, such as `self.network()`.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps, ImageStat
 from torch import Tensor
 
-from flowers.data.images import ImageRoot, named_memory_error, read_image
+from flowers.data.images import ImageRoot, named_memory_error, pixel_limit, read_image
 from flowers.data.splits import ImageRecord, SplitRecord, assign_folds
 from flowers.features.linear_probe import cross_validated_logits, principal_components
 from flowers.runtime.hardware import available_cores
@@ -308,7 +308,7 @@ def preview_images(root: ImageRoot, paths: Sequence[str], side: int = _PREVIEW_S
 
 def _read_preview(root: ImageRoot, path: str, side: int) -> Preview:
     with named_memory_error(path):
-        return preview_image(read_image(root / path), side)
+        return preview_image(read_image(root / path, pixel_limit(root)), side)
 
 
 def preview_image(image: Image.Image, side: int = _PREVIEW_SIDE) -> Preview:

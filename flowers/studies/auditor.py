@@ -82,13 +82,14 @@ def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network]:
         on_corrupt=settings.on_corrupt or "skip",
         **pixels.given(),
         bit_depth="auto",
+        max_megapixels=settings.max_megapixels,
     )
     return data, pretrained_network(model, pixels, sorted({image.label for image in data.images}), settings.seed)
 
 
 def _open_run(settings: AuditSettings) -> tuple[ImageDataModule, Network, Trainer]:
     """Return the photos of a run, with the corrections that it was trained with, its pretrained backbone and device."""
-    run = Run.open(settings.run, settings.photos).replace(root_key="photos")
+    run = Run.open(settings.run, settings.photos).replace(root_key="photos", max_megapixels=settings.max_megapixels)
     if isinstance(run.settings.data, Shards) and run.settings.data.packed and not settings.photos:
         raise ValueError(f"run={settings.run}: its photos are in shards: name their folder with photos=FOLDER")
     own = run.folder / CORRECTIONS_FILE

@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from flowers.data.images import (
+    MAX_PIXELS,
     ImageMemoryError,
     image_sha256,
     named_memory_error,
@@ -24,7 +25,7 @@ _MAX_NAME_BYTES = 255
 _MAX_STEM_BYTES, _MAX_SUFFIX_BYTES = 150, 10  # of a copy: its temporary name, which is longer, must fit too
 
 
-def copy_labeled_photos(labels: Path, output: Path) -> Counter[str]:
+def copy_labeled_photos(labels: Path, output: Path, max_pixels: int = MAX_PIXELS) -> Counter[str]:
     """Copy the photos in labels.csv to `output`/CLASS, a folder to train on. Nothing is moved or overwritten.
 
     All lines, photos and folders are checked before the first copy. A photo that is there already is not copied again.
@@ -32,6 +33,7 @@ def copy_labeled_photos(labels: Path, output: Path) -> Counter[str]:
     Args:
         labels: A labels.csv, which the page of `flowers.suggest` saves.
         output: The folder with one subfolder per class, which may hold photos.
+        max_pixels: The most of a photo.
 
     Returns:
         The number of photos of labels.csv that are in the folder of each class.
@@ -47,7 +49,7 @@ def copy_labeled_photos(labels: Path, output: Path) -> Counter[str]:
     targets: dict[Path, str] = {}
     copies = list[tuple[Path, Path, str]]()
     for path, label, sha256 in rows:
-        _check_photo(path, sha256)
+        _check_photo(path, sha256, max_pixels)
         target = next(
             target
             for target in (output / label / name for name in _names(path, sha256))
@@ -76,12 +78,12 @@ def _check_writable(folder: Path) -> None:
         raise ValueError(f"{one_line(there)} {reason}: expected a folder for the photos: give another output=FOLDER")
 
 
-def _check_photo(path: Path, sha256: str) -> None:
+def _check_photo(path: Path, sha256: str, max_pixels: int) -> None:
     """Raise ValueError if a file is not the one with that digest, or is no photo."""
     content = read_unchanged(path, sha256)
     try:
         with named_memory_error(path):
-            read_image(io.BytesIO(content))
+            read_image(io.BytesIO(content), max_pixels)
     except ImageMemoryError:
         raise
     except Exception as error:  # Pillow raises anything from EOFError to struct.error for a damaged file

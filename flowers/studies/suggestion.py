@@ -11,8 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from flowers.data.images import ImageCheck, check_images, read_image
+from flowers.data.images import ImageCheck, check_images, pixels_of, read_image
 from flowers.data.near_duplicates import find_duplicates
+from flowers.data.sources.folder import FolderSource
 from flowers.data.sources.listing import expand_image_paths
 from flowers.data.splits import ImageRecord
 from flowers.data.splitter import Splitter
@@ -74,7 +75,8 @@ def run_suggestion(settings: SuggestSettings) -> int:
             raise ValueError(
                 f"labels={settings.labels}: copied where to? Give output=FOLDER, with one subfolder per class"
             )
-        counts = copy_labeled_photos(Path(settings.labels), Path(settings.output))
+        limit = pixels_of(settings.max_megapixels)
+        counts = copy_labeled_photos(Path(settings.labels), Path(settings.output), limit)
         of_each = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
         console.print(one_line(f"{counts.total()} photos are in {settings.output}: {of_each}"), soft_wrap=True)
         return counts.total()
@@ -82,14 +84,18 @@ def run_suggestion(settings: SuggestSettings) -> int:
     if not settings.pool:
         raise ValueError("which photos? Give pool=FOLDER, a folder of photos without labels")
     run = Run.open(settings.run, settings.root).replace(
-        accelerator=settings.accelerator, precision=settings.precision, engine="pytorch"
+        accelerator=settings.accelerator,
+        precision=settings.precision,
+        engine="pytorch",
+        max_megapixels=settings.max_megapixels,
     )
     rows = suggest_photos(run, settings.pool, settings.count, settings.method, settings.seed)
     if settings.output:
         table_file = Path(settings.output)
         page = table_file.with_suffix(".html")
         write_csv(table_file, [["rank", "path", "class", "probability", "uncertainty"], *map(_cells, rows)])
-        previews = preview_images(Path(), [row.path for row in rows], side=_THUMBNAIL_SIDE)
+        files = FolderSource(Path(), max_pixels=run.max_pixels)
+        previews = preview_images(files, [row.path for row in rows], side=_THUMBNAIL_SIDE)
         classes = run.hparams.classes
         guesses = [(classes.index(row.label), row.probability) for row in rows]
         write_page(page, labeling_content([(row.path, row.sha256) for row in rows], previews, guesses, classes))
@@ -128,7 +134,7 @@ def suggest_photos(run: Run, pool: str | Path, count: int, method: str, seed: in
         ValueError: The run is damaged, there is no such folder, or nothing is left of it.
     """
     _ = run.settings  # a damaged run is refused before photos are read
-    checks = _readable(Path(pool))
+    checks = _readable(Path(pool), run.max_pixels)
     names = _unknown(checks, run, Path(pool))
     digests = [checks[name].sha256 for name in names]
     data, dataset = run.loose_photos(Path(pool).resolve(), names, digests)
@@ -150,7 +156,7 @@ def suggest_photos(run: Run, pool: str | Path, count: int, method: str, seed: in
     ]
 
 
-def _readable(pool: Path) -> dict[str, ImageCheck]:
+def _readable(pool: Path, max_pixels: int) -> dict[str, ImageCheck]:
     """Return the checks of the files in a folder that can be read; name the others in the log."""
     try:
         files = expand_image_paths(str(pool)) if pool.is_dir() else []
@@ -158,7 +164,7 @@ def _readable(pool: Path) -> dict[str, ImageCheck]:
         files = []
     if not files:
         raise ValueError(f"pool={one_line(pool)}: no photos there: expected a folder of photos without labels")
-    checks = check_images(pool, [file.relative_to(pool).as_posix() for file in files])
+    checks = check_images(pool, [file.relative_to(pool).as_posix() for file in files], max_pixels)
     if bad := [f"  {one_line(name)}: {check.reason}" for name, check in checks.items() if check.reason]:
         log.warning("\n".join([f"ignoring {len(bad)} files that cannot be read:", *bad]))
     return {name: check for name, check in checks.items() if not check.reason}
@@ -180,7 +186,7 @@ def _unknown(checks: dict[str, ImageCheck], run: Run, pool: Path) -> list[str]:
     digests = [*(image.sha256 for image in images), *(checks[name].sha256 for name in fresh)]
     hashes = [*(image.phash for image in images), *(checks[name].phash for name in fresh)]
     numbers = find_duplicates(
-        digests, hashes, lambda index: read_image(places[index]), Splitter().duplicate_threshold
+        digests, hashes, lambda index: read_image(places[index], run.max_pixels), Splitter().duplicate_threshold
     ).groups
     of_run = set(numbers[: len(images)])
     seen, left = set(of_run), list[str]()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import BatchSampler
 
-from flowers.data.images import ImageCheck, check_images
+from flowers.data.images import MAX_PIXELS, ImageCheck, check_images
 from flowers.data.samplers import EpochSampler, SampleKeys
 from flowers.data.sources.layout import ImageFile, find_images
 from flowers.data.splits import ImageRecord, SplitRecord
@@ -26,6 +26,7 @@ class FolderSource:
         create: Called with `path` to create the folder, such as by a download; None if it exists.
         on_corrupt: For files that cannot be read: "error" lists them and stops, "skip" lists and ignores them.
         layout: See `find_images`; likewise `merge_similar_names`.
+        max_pixels: Files of images with more pixels cannot be read.
 
     Raises:
         ValueError: For an invalid argument; on first use, for a folder or files that cannot be used.
@@ -40,11 +41,12 @@ class FolderSource:
         on_corrupt: OnCorrupt = "error",
         layout: Layout | None = "auto",
         merge_similar_names: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if on_corrupt not in ("error", "skip"):
             raise ValueError(f"data.on_corrupt={on_corrupt}: expected error or skip")
         self.path, self.create, self.on_corrupt = Path(path).resolve(), create, on_corrupt
-        self.layout, self.merge_similar_names = layout, merge_similar_names
+        self.layout, self.merge_similar_names, self.max_pixels = layout, merge_similar_names, max_pixels
 
     def __str__(self) -> str:
         return str(self.path)
@@ -100,7 +102,7 @@ class FolderSource:
 
     @cached_property
     def _checks(self) -> dict[str, ImageCheck]:
-        return check_images(self.path, [file.path for file in self._files])
+        return check_images(self.path, [file.path for file in self._files], self.max_pixels)
 
     @cached_property
     def _files(self) -> list[ImageFile]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowers.data.images import MAX_FILE_BYTES, ImageFileError
+from flowers.data.images import MAX_FILE_BYTES, MAX_PIXELS, ImageFileError
 from flowers.data.remote import RemoteFile, RemoteFileCache, RemoteFileError, file_sha256, is_remote
 from flowers.data.samplers import EpochSampler, PrefetchingSampler, SampleKeys, ShardShuffleBatchSampler
 from flowers.data.sources.shard_format import MANIFEST_FILE, SHARD_SPLIT_FILE, Manifest, parse_manifest
@@ -51,6 +51,7 @@ class ShardSource:
         retry_timeout: Seconds after which a failing download is given up.
         cache_gb: Disk space for copies of remote shards, in GiB.
         shuffle_shards: Number of shards that are read at the same time, so that their training images mix.
+        max_pixels: Images with more pixels cannot be read.
 
     Raises:
         ValueError: For an address of an unknown kind; on first use, if the shards do not exist, cannot be downloaded
@@ -66,8 +67,9 @@ class ShardSource:
         retry_timeout: float,
         cache_gb: float,
         shuffle_shards: int = 16,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.root, self.shuffle_shards = root, shuffle_shards
+        self.root, self.shuffle_shards, self.max_pixels = root, shuffle_shards, max_pixels
         self.cache = RemoteFileCache(root, s3_endpoint, retry_timeout, cache_gb) if is_remote(root) else None
 
     def __str__(self) -> str:

@@ -34,6 +34,10 @@ class ImageSource(Protocol):
         """The largest value of each grayscale image of more than 8 bits; see `ImageCheck`."""
 
     @property
+    def max_pixels(self) -> int:
+        """The most pixels of an image; see `flowers.data.images.read_image`."""
+
+    @property
     def is_sequential(self) -> bool:
         """Whether images are read in parts, such as shards, of which each process takes its own.
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from flowers.settings.registry import find_parts
-from flowers.settings.schema.training import Folder, Model, Shards, Split
+from flowers.settings.schema.training import Folder, Model, Readable, Shards, Split
 from flowers.settings.schema.values import (
     AtLeastOne,
     Count,
@@ -16,6 +16,7 @@ from flowers.settings.schema.values import (
     Fraction,
     Group,
     ImageSide,
+    Megapixels,
     NotNegative,
     OnCorrupt,
     Positive,
@@ -54,6 +55,7 @@ class EvaluateSettings(DeviceChoice):
     photos: FilePath | None
     corrections: FilePath | None
     on_corrupt: OnCorrupt | None
+    max_megapixels: Megapixels | None
     engine: Engine | None
     output: FilePath | None
     report: FilePath | None
@@ -69,6 +71,7 @@ class AuditSettings(DeviceChoice):
     model: Model
     corrections: FilePath | None
     on_corrupt: OnCorrupt | None
+    max_megapixels: Megapixels | None
     image_size: ImageSide
     folds: Annotated[int, Field(ge=2)]
     seed: Seed
@@ -93,6 +96,7 @@ class PredictSettings(DeviceChoice):
     """flowers.predict."""
 
     run: FilePath | None
+    max_megapixels: Megapixels | None
     tta: TestTimeAugmentation | None
     photos: FilePath | list[FilePath]
     root: FilePath | None
@@ -149,7 +153,7 @@ class AppSettings(DeviceChoice):
     token: Annotated[Text, Expected("a text; a number in quotes, token=\"'123'\", or $FLOWERS_APP_TOKEN")] | None
     allowed_hosts: list[Text]
     proxy: bool
-    max_megapixels: Positive
+    max_megapixels: Megapixels
     max_request_mb: Positive
     max_files: AtLeastOne
     max_in_flight: AtLeastOne
@@ -205,6 +209,10 @@ class SoupSettings(DeviceChoice):
     output: FilePath
 
 
+class PackedFolder(Split, Readable):
+    """pack.data."""
+
+
 class PackSettings(Group):
     """flowers.pack."""
 
@@ -212,7 +220,7 @@ class PackSettings(Group):
     output: FilePath
     shard_mb: Positive
     workers: AtLeastOne | None
-    data: Split
+    data: PackedFolder
 
 
 class ProbeSettings(DeviceChoice):
@@ -253,6 +261,7 @@ class SuggestSettings(DeviceChoice):
     run: FilePath | None
     pool: FilePath | None
     root: FilePath | None
+    max_megapixels: Megapixels | None
     count: AtLeastOne
     labels: FilePath | None
     method: Literal["margin_kmeans", "margin", "badge", "random"]

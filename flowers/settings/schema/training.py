@@ -21,6 +21,7 @@ from flowers.settings.schema.values import (
     ImageSide,
     Interpolation,
     Layout,
+    Megapixels,
     NotNegative,
     OnCorrupt,
     Parts,
@@ -81,7 +82,13 @@ class Pixels(Resizing):
     decoded_cache_fraction: Fraction
 
 
-class ModelPixels(Pixels):
+class Readable(Group):
+    """Which images are read."""
+
+    max_megapixels: Megapixels
+
+
+class ModelPixels(Pixels, Readable):
     """How a configuration sets them."""
 
     resize: Annotated[int, Field(ge=1, le=8192)] | None  # type: ignore[assignment]

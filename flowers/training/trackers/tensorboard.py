@@ -103,7 +103,7 @@ def log_embeddings(trainer: Trainer, features: Tensor, predictions: Predictions,
         "#" + "".join(f"{int(255 * part):02x}" for part in colorsys.hsv_to_rgb(label / len(names), 0.9, 0.9))
         for label in true
     ]
-    sprite = _sprite([thumbnail(root / predictions.paths[index], _PROJECTOR_SIDE) for index in indices], colors)
+    sprite = _sprite([thumbnail(root, predictions.paths[index], _PROJECTOR_SIDE) for index in indices], colors)
     name = f"{trainer.global_step:05}/val"
     info = EmbeddingInfo(tensor_name=f"val:{trainer.global_step:05}", tensor_path=f"{name}/tensors.tsv")
     info.metadata_path, info.sprite.image_path = f"{name}/metadata.tsv", f"{name}/sprite.png"

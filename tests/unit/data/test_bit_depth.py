@@ -11,8 +11,7 @@ from PIL import Image
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.packing import run_packing
 from flowers.settings.preprocessing import Preprocessing
-from flowers.settings.schema.programs import PackSettings
-from flowers.settings.schema.training import Split
+from flowers.settings.schema.programs import PackedFolder, PackSettings
 
 SETTINGS: dict[str, Any] = {
     "image_size": 32,
@@ -84,8 +83,11 @@ def test_data_takes_the_bit_depth_that_is_given_and_says_what_is_nearly_black(
 def test_shards_keep_the_bit_depth_of_the_photos_that_were_packed(tmp_path: Path):
     root = make_folder(tmp_path / "photos", {"a": 255, "b": 4000, "c": 250, "d": 240})
     others = {"split_file": None, "corrections": None, "on_corrupt": "error", "layout": "auto"}
-    split = Split.model_validate(
-        SPLIT | others | {"merge_similar_names": False} | {"group_by": "auto", "duplicate_threshold": 0.6}
+    split = PackedFolder.model_validate(
+        SPLIT
+        | others
+        | {"merge_similar_names": False, "max_megapixels": 1.0}
+        | {"group_by": "auto", "duplicate_threshold": 0.6}
     )
     run_packing(PackSettings(photos=str(root), output=str(tmp_path / "shards"), shard_mb=1.0, workers=1, data=split))
     data = ImageDataModule.from_settings(tmp_path / "shards", packed=True, bit_depth="auto", **SETTINGS)

@@ -127,11 +127,11 @@ def test_check_images_resumes_after_an_interruption(tmp_path: Path, photo, monke
         photo(number).save(tmp_path / file)
     read, last = read_image, (tmp_path / files[3]).read_bytes()
 
-    def interrupt(file: IO[bytes]) -> Image.Image:
+    def interrupt(file: IO[bytes], max_pixels: int) -> Image.Image:
         file.seek(0)
         if file.read() == last:
             raise KeyboardInterrupt
-        return read(file)
+        return read(file, max_pixels)
 
     monkeypatch.setattr("flowers.runtime.files.CHUNK_SECONDS", 0.0)
     with monkeypatch.context() as patch:
@@ -202,9 +202,9 @@ def test_check_images_reads_a_cache_that_it_cannot_write(
         monkeypatch.setattr(name, refuse)
     read = list[IO[bytes]]()
 
-    def count(file: IO[bytes]) -> Image.Image:
+    def count(file: IO[bytes], max_pixels: int) -> Image.Image:
         read.append(file)
-        return read_image(file)
+        return read_image(file, max_pixels)
 
     monkeypatch.setattr("flowers.data.images.read_image", count)
     checks = check_images(tmp_path / "images", ["a.png", "b.png"])
@@ -267,6 +267,29 @@ def test_read_image_refuses_more_pixels_than_asked_for(tmp_path: Path):
     assert read_image(tmp_path / "a.png", max_pixels=200).size == (20, 10)
     with pytest.raises(ValueError, match="20 x 10 pixels, over the limit of 199"):
         read_image(tmp_path / "a.png", max_pixels=199)
+
+
+@pytest.fixture
+def low_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder of an image of 200 pixels, where Pillow warns of more than 50, and refuses more than 100."""
+    Image.new("L", (20, 10)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    monkeypatch.setattr("flowers.data.images.MAX_PIXELS", 50)
+    return tmp_path
+
+
+def test_read_image_takes_more_pixels_than_pillow_does_where_the_limit_is_raised(low_limit: Path):
+    with pytest.raises(ValueError, match=r"over the limit of 50 pixels: .* set a larger max_megapixels"):
+        read_image(low_limit / "a.png", 50)
+    assert read_image(low_limit / "a.png", 200).size == (20, 10)
+    with pytest.raises(ValueError, match="20 x 10 pixels, over the limit of 50: "):  # also after Pillow takes more
+        read_image(low_limit / "a.png", 50)
+
+
+def test_check_images_keeps_the_result_of_each_limit(low_limit: Path):
+    for _ in range(2):
+        assert "over the limit" in check_images(low_limit, ["a.png"], 50)["a.png"].reason
+        assert check_images(low_limit, ["a.png"], 200)["a.png"].reason == ""
 
 
 def test_read_image_reads_a_stream_that_cannot_seek(photo):

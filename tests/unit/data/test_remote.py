@@ -2,6 +2,7 @@ import errno
 import io
 import socket
 from pathlib import Path
+from typing import Self
 
 import pytest
 from filelock import FileLock
@@ -55,13 +56,16 @@ def test_remote_file_error_of_a_worker_is_one_line():
 
 def test_thumbnail_raises_remote_errors_and_is_gray_for_a_damaged_file(tmp_path: Path):
     class Unreachable:
+        def __truediv__(self, path: str) -> Self:
+            return self
+
         def content(self) -> bytes:
             raise RemoteFileError("cannot download it")
 
     with pytest.raises(RemoteFileError):
-        thumbnail(Unreachable())
+        thumbnail(Unreachable(), "a.jpg")
     (tmp_path / "damaged.jpg").write_bytes(b"not an image")
-    assert thumbnail(tmp_path / "damaged.jpg", 4).getpixel((0, 0)) == (128, 128, 128)
+    assert thumbnail(tmp_path, "damaged.jpg", 4).getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_remote_file_cache_never_exceeds_its_size_and_verifies_files(

@@ -41,6 +41,12 @@ def test_train_epoch_from_s3_with_workers_is_that_of_local_shards(shards: Path, 
         assert all(torch.equal(*tensors) for tensors in zip(*batches, strict=True))
 
 
+def test_an_image_in_a_shard_has_at_most_the_pixels_of_the_setting(shards: Path):
+    data = ImageDataModule.from_settings(shards, packed=True, max_megapixels=1e-4, **SMALL)
+    with pytest.raises(ImageFileError, match="over the limit of 100: make it smaller, or set a larger max_megapixels"):
+        data.dataset("val")[0]
+
+
 def test_each_of_two_processes_reads_its_half_of_the_val_shards(
     painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -121,6 +121,23 @@ def test_other_arrays_are_named(trained: Path, pixels: Any):
     assert next(str(reason) for _, reason in classifier.stream([pixels])).startswith("an array ")
 
 
+@pytest.mark.parametrize("image", [torch.zeros(8, 8, 3, dtype=torch.uint8), [1, 2], None])
+def test_what_is_no_image_is_named(trained: Path, image: Any):
+    classifier = Classifier.load(trained, "cpu", "32-true")
+    expected = f"a {type(image).__name__}: expected a path, bytes, an open binary file, a Pillow image or a NumPy array"
+    with pytest.raises(ValueError, match=f"^{expected}$"):
+        classifier(image)
+    assert list(classifier.stream([image])) == [(image, expected)]
+
+
+def test_classifier_refuses_files_of_more_pixels_than_asked_for(trained: Path, painted: Path):
+    classifier = Classifier.load(trained, "cpu", max_megapixels=1e-4)
+    file = painted / "rose" / "00002.jpg"
+    with pytest.raises(ValueError, match="over the limit of 100"):
+        classifier(file)
+    assert "over the limit of 100" in str(next(classifier.stream([file]))[1])
+
+
 def test_classifier_may_be_used_by_several_threads_at_once(trained: Path, painted: Path):
     classifier = Classifier.load(trained, "cpu", "32-true")
     pixels = [classifier.pixels(path)[None] for path in sorted(painted.glob("*/*.jpg"))[:12]]

@@ -58,7 +58,7 @@ def test_save_mistakes_writes_a_row_per_mistake(predictions: Predictions, tmp_pa
 
 def test_thumbnail_is_a_square_of_the_given_side(tmp_path: Path):
     Image.new("RGB", (30, 10), "red").save(tmp_path / "a.png")
-    image = thumbnail(tmp_path / "a.png", 8)
+    image = thumbnail(tmp_path, "a.png", 8)
     assert image.size == (8, 8)
     assert image.getpixel((4, 4)) == (255, 0, 0)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flowers.data.images import MAX_PIXELS
 from flowers.models.backbones import state_dict_sha256
 from flowers.models.network import predict_logits
 from flowers.runs.run import Run
@@ -47,6 +48,15 @@ def test_run_of_an_earlier_version_has_the_settings_of_then(folder: str):
     settings = Run.open(FIXTURES / folder).settings
     assert (settings.tta, settings.reject, settings.features.engine) == ("none", None, "pytorch")
     assert settings.data.image_size == 32
+
+
+def test_run_images_have_the_pixel_limit_of_the_training_or_the_one_asked_for(trained: Path, tmp_path: Path):
+    assert Run.open(FIXTURES / "run_format_2").max_pixels == Run.open(trained).max_pixels == MAX_PIXELS
+    raised = with_config(tmp_path / "a.ckpt", data={"max_megapixels": 200})
+    assert raised.max_pixels == 200_000_000
+    assert raised.replace(max_megapixels=0.5).max_pixels == 500_000
+    asked = Run.open(trained).replace(max_megapixels=120)
+    assert asked.data().source.max_pixels == asked.data(tmp_path).source.max_pixels == 120_000_000
 
 
 def test_run_reads_settings_whatever_a_stranger_calls_them(tmp_path: Path):
