@@ -52,7 +52,7 @@ _NAMES = {"MPO": "JPEG", "WEBP": "WebP"}  # of formats, where they are not those
 _CHUNK_BYTES = 1 << 20
 _EMPTY_SHA256 = hashlib.sha256().hexdigest()
 _MORE_MEMORY = "make it smaller, end other programs, or set fewer workers"
-_MORE_PIXELS = "make it smaller, or set a larger max_megapixels"
+_MORE_PIXELS = ": make it smaller, or set a larger max_megapixels"
 _HASH_SIZE = 16  # a perceptual hash has 16 x 16 bits
 
 
@@ -156,7 +156,7 @@ def _decode(file: IO[bytes], max_pixels: int, is_checked: bool, bit_depth: GrayB
     with _open_format(file, max_pixels) as image:
         if image.width * image.height > max_pixels:
             size = f"{image.width} x {image.height} pixels"
-            raise ValueError(f"{size}, over the limit of {max_pixels:,}: {_MORE_PIXELS}")
+            raise ValueError(f"{size}, over the limit of {max_pixels:,}{_MORE_PIXELS}")
         # Some decoders copy the whole file.
         needed = file_bytes + image.width * image.height * _PEAK_BYTES_PER_PIXEL[str(image.format)]
         with _decoding.share(needed):
@@ -185,7 +185,7 @@ def _open_format(file: IO[bytes], max_pixels: int) -> ImageFile.ImageFile:
     try:
         return Image.open(file, formats=IMAGE_FORMATS)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"over the limit of {max_pixels:,} pixels: {_MORE_PIXELS}") from error
+        raise ValueError(f"over the limit of {max_pixels:,} pixels{_MORE_PIXELS}") from error
     except OSError as error:
         file.seek(0)
         if error.errno or is_memory_error(error) or (found := _SIGNATURE.match(file.read(16))) is None:
