@@ -57,6 +57,8 @@ def _expand_multirun(folder: Path, overrides: Sequence[str]) -> list[str]:
     content = _read_yaml(path, "start a new multirun")
     try:
         given, cwd = content["hydra"]["overrides"], str(content["hydra"]["runtime"]["cwd"])
+        if not all(isinstance(given[name], list) for name in ("task", "hydra")):
+            raise TypeError("expected lists")
         task, hydra = [str(line) for line in given["task"]], [str(line) for line in given["hydra"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: expected the settings of a multirun: start a new one") from error

@@ -99,7 +99,7 @@ class Run:
 
     @cached_property
     def result(self) -> Result | None:
-        """result.json; None if the run has not finished."""
+        """The content of result.json; None if the run has not finished."""
         return load_result(self.folder)
 
     @property

@@ -85,7 +85,7 @@ def find_checkpoint(run: str | Path | None) -> Path:
 
 
 def load_result(folder: Path) -> "Result | None":
-    """Return result.json; None if the run has not finished.
+    """Return the content of result.json; None if the run has not finished.
 
     Raises:
         ValueError: The file is damaged.

@@ -121,10 +121,18 @@ def compose_settings(overrides: Sequence[str], schema: type[S]) -> S:
 def has_valid_job(overrides: Sequence[str], schema: type[Group]) -> bool:
     """Return whether one of the first 64 jobs of a sweep has no wrong value."""
     values = [each for each in (single_overrides(override) for override in parse_overrides(overrides)) if each]
+    swept = [each[0].partition("=")[0] for each in values if len(each) > 1]
+    reasons = list[str]()
     with hydra_context():
-        for job in islice(product(*values), 64):
-            with suppress(ValueError):
+        # If the first and the last job fail for one reason, which names no key of the sweep, all of them fail.
+        for job in ([each[0] for each in values], [each[-1] for each in values], *islice(product(*values), 64)):
+            try:
                 settings_of_run(compose_run(job, program_of(schema)), schema)
+            except ValueError as error:
+                reasons.append(str(error))
+                if len(reasons) == 2 and len(set(reasons)) == 1 and not any(key in reasons[0] for key in swept):
+                    return False
+            else:
                 return True
     return False
 

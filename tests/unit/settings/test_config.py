@@ -16,6 +16,7 @@ from flowers.settings.config import (
     compose_run,
     compose_settings,
     compose_single,
+    has_valid_job,
     load_config,
     new_folder,
 )
@@ -34,6 +35,27 @@ from flowers.settings.schema.training import TrainSettings
 def test_compose_settings_checks_each_value_of_a_sweep(overrides: list[str], message: str):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         compose_settings(check_overrides(overrides, "train"), TrainSettings)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_valid", "most"),
+    [
+        (["seed=range(0,8)", "head.epochs=1,2,3", "data.batch_size=0"], False, 2),
+        (["seed=1,2,3,4", "head.epochs=-1,1,-2"], True, 4),
+        (["head.epochs=-1,1", "data.batch_size=4,0"], True, 5),
+        (["head.epochs=-1,-1", "data.batch_size=4,8"], False, 6),
+    ],
+)
+def test_has_valid_job_tries_few_jobs(overrides: list[str], is_valid: bool, most: int, monkeypatch: pytest.MonkeyPatch):
+    tried = list[object]()
+
+    def compose_and_count(*arguments: Any) -> Any:
+        tried.append(arguments)
+        return compose_run(*arguments)
+
+    monkeypatch.setattr("flowers.settings.config.compose_run", compose_and_count)
+    assert has_valid_job(check_overrides(overrides, "train"), TrainSettings) == is_valid
+    assert len(tried) <= most
 
 
 @pytest.mark.parametrize(
