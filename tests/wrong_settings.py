@@ -168,6 +168,7 @@ WRONG: dict[str, dict[str, str]] = {
         "neighbors=0": "at least 1",
         "image_size=0": "from 1 to 4096",
         "on_corrupt=skp": "did you mean skip?",
+        "layout=split": "expected one of auto, classes, splits, subfolders",
         "output=": "not empty",
     },
     "soup": {"runs=A": "at least two runs", "output=": "not empty", "precision=64-true": "expected one of"},

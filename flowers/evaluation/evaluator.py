@@ -41,12 +41,15 @@ def run_evaluation(settings: EvaluateSettings) -> float:
     """
     if settings.strangers and not Path(settings.strangers).is_dir():
         raise ValueError(f"strangers={settings.strangers}: no such folder")
+    folders = {name: getattr(settings, name) for name in ("layout", "merge_similar_names")}
+    if not settings.photos and (given := [name for name, value in folders.items() if value is not None]):
+        raise ValueError(f"{given[0]} without photos=FOLDER: expected both: a split of the run is read as in training")
     run = Run.open(settings.run, settings.root).replace(
         **{name: getattr(settings, name) for name in ("accelerator", "precision", "tta", "engine", "max_megapixels")}
     )
     model = run.network()
     how = run.extraction(model)  # fails before any image is read
-    data = run.data(settings.photos, corrections=settings.corrections, on_corrupt=settings.on_corrupt)
+    data = run.data(settings.photos, corrections=settings.corrections, on_corrupt=settings.on_corrupt, **folders)
     dataset = data.full_dataset(run.hparams.classes) if settings.photos else data.dataset(settings.split)
     name = settings.photos or settings.split
     features = extract_features(model, data, dataset, name, how, run.data)

@@ -80,6 +80,8 @@ def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network]:
         settings.photos,
         corrections=settings.corrections,
         on_corrupt=settings.on_corrupt or "skip",
+        layout=settings.layout or "auto",
+        merge_similar_names=bool(settings.merge_similar_names),
         **pixels.given(),
         bit_depth="auto",
         max_megapixels=settings.max_megapixels,
@@ -94,7 +96,8 @@ def _open_run(settings: AuditSettings) -> tuple[ImageDataModule, Network, Traine
         raise ValueError(f"run={settings.run}: its photos are in shards: name their folder with photos=FOLDER")
     own = run.folder / CORRECTIONS_FILE
     corrections = settings.corrections or (own if own.is_file() else None)
-    data = run.data(whole=True, packed=False, corrections=corrections, on_corrupt=settings.on_corrupt)
+    asked = {name: getattr(settings, name) for name in ("on_corrupt", "layout", "merge_similar_names")}
+    data = run.data(whole=True, packed=False, corrections=corrections, **asked)
     # Random features tell nothing of the labels: without weights, only the trained backbone can.
     return data, run.network(trained=run.settings.model.weights is None), run.settings.trainer
 

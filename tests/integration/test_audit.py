@@ -39,13 +39,15 @@ def test_audit_writes_a_table_and_a_page_and_leaves_the_photos_alone(painted: Pa
     shutil.copy(first, root / classes[2] / "copy.png")
     before = {path: path.read_bytes() for path in root.glob("*/*")}
     small = ["model=resnet18", "model.weights=null", "image_size=32", "accelerator=cpu", "folds=3"]
-    audit(f"photos={root}", *small, f"output={tmp_path}/a")
+    shutil.move(root, tmp_path / "parts" / "photos")  # the folder of a part, whose subfolders are the classes
+    audit(f"photos={tmp_path / 'parts'}", "layout=subfolders", *small, f"output={tmp_path}/a")
+    shutil.move(tmp_path / "parts" / "photos", root)
     assert {path: path.read_bytes() for path in root.glob("*/*")} == before
     assert "conflict" in capsys.readouterr().out
 
     header, *rows = read_csv(tmp_path / "a" / "audit.csv")
     assert tuple(header) == AUDIT_COLUMNS
-    assert {rows[0][0], rows[1][0]} == {first.relative_to(root).as_posix(), f"{classes[2]}/copy.png"}
+    assert {rows[0][0], rows[1][0]} == {first.relative_to(tmp_path).as_posix(), f"photos/{classes[2]}/copy.png"}
     assert rows[0][1] == "conflict"
     assert sum(row[1] == "label" for row in rows) == len(before)
     text = (tmp_path / "a" / "audit.csv").read_text(encoding="utf-8")

@@ -98,6 +98,18 @@ def test_evaluate_says_how_many_photos_the_run_was_trained_on(
     )
 
 
+def test_evaluate_reads_folders_that_are_laid_out_otherwise(trained: Path, painted: Path, tmp_path: Path):
+    for part in ("color", "grey"):
+        shutil.copytree(painted, tmp_path / "photos" / part)
+    with pytest.raises(ValueError, match=r"data\.layout=subfolders for the latter \(without data\. in evaluate"):
+        evaluate(f"run={trained}", f"photos={tmp_path / 'photos'}")
+    evaluate(f"run={trained}", f"photos={tmp_path / 'photos'}", "layout=subfolders", f"output={tmp_path}/scores.json")
+    (scores,) = json.loads((tmp_path / "scores.json").read_text()).values()
+    assert scores["n"] == 2 * len([*painted.glob("*/*")])
+    with pytest.raises(ValueError, match=r"^layout without photos=FOLDER"):
+        evaluate(f"run={trained}", "layout=subfolders")
+
+
 def test_evaluate_refuses_images_of_unknown_classes(trained: Path, folder: Path):
     with pytest.raises(ValueError, match=r"lily, orchid: expected only classes of the model: daisy"):
         evaluate(f"run={trained}", f"photos={folder}")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from flowers.data.sources.listing import files_below, has_files, subfolders
+from flowers.data.sources.listing import files_below, has_photos, is_note, subfolders
 from flowers.runtime.text import listed_names, one_line, shell_setting
 from flowers.settings.schema.values import Layout
 
@@ -44,6 +44,7 @@ _NEUTRAL_WORDS = {
     *("jpg", "jpeg", "png", "dcim", "camera", "cam", "day", "week", "month", "year", "site", "plate", "slide", "scan"),
     *("patient", "subject", "user", "person", "participant", "round", "trial", "video", "clip", "sequence", "frames"),
 }
+_ELSEWHERE = " (without data. in evaluate and audit)"
 
 ClassFolder = tuple[str, str, str | None]  # path below the root, class, split
 
@@ -113,7 +114,21 @@ def _class_folders(root: Path, layout: Layout | None) -> list[ClassFolder]:
     if layout == "subfolders":
         parts = [_unwrapped(root, folder) for folder in folders]
         return [(f"{part}/{label}", label, None) for part in parts for label in subfolders(root / part)]
+    _check_not_above(root, folders)
     return _labeled(root, _usual_splits(root, folders)) or _recognized(root, folders) or classes
+
+
+def _check_not_above(root: Path, folders: Sequence[str]) -> None:
+    """Raise ValueError if one folder holds folders and the others hold lists and notes alone, such as `meta`."""
+    holders = [folder for folder in folders if len(_inner_folders(root, folder)) > 1]
+    if len(holders) != 1 or len(folders) < 2:
+        return
+    others = [file for folder in folders if folder not in holders for file in files_below(root / folder)]
+    if others and all(map(is_note, others)):
+        raise ValueError(
+            f"{one_line(root)}: the folders with photos are in {one_line(holders[0])}, and the others hold no photo: "
+            f"give data.root={one_line(shlex.quote(str(root / holders[0])))} (photos in evaluate and audit)"
+        )
 
 
 def _labeled(root: Path, split_of: Mapping[str, str]) -> list[ClassFolder]:
@@ -125,7 +140,7 @@ def _labeled(root: Path, split_of: Mapping[str, str]) -> list[ClassFolder]:
 def _unwrapped(root: Path, folder: str) -> str:
     """Return `folder`, or the one of the same name in it if it holds nothing else: archives nest them."""
     while [name.lower() for name in subfolders(root / folder)] == [Path(folder).name.lower()]:
-        if has_files(root / folder):
+        if has_photos(root / folder):
             break
         folder = f"{folder}/{subfolders(root / folder)[0]}"
     return folder
@@ -146,11 +161,12 @@ def _usual_splits(root: Path, folders: Sequence[str]) -> dict[str, str]:
         return split_of
     # A single such name may be a class, such as "train" beside "car", or "valid" beside "invalid".
     if (is_all and len(folders) > 1) or ("train" in counts and len(counts) > 1):
+        advice = f", or give data.layout=splits{_ELSEWHERE}: val is then drawn from train if none is val"
         are_named = "train" in counts and all(_named_split(folder) is not None for folder in folders)
         raise ValueError(
             f"{one_line(root)} has the folders {listed_names(folders)}: expected train, val and optionally test (or "
             "usual names such as training, valid, validation, dev, testing), each once, or only classes: rename or "
-            f"move some{', or give data.layout=splits: val is then drawn from train if none is val' * are_named}"
+            f"move some{advice * are_named}"
         )
     return {}
 
@@ -228,7 +244,7 @@ def _recognized(root: Path, folders: Sequence[str]) -> list[ClassFolder]:
     if is_shared or len(stems) == 1:  # else they are classes, such as "train station" and "test tube"
         raise ValueError(
             f"{one_line(root)} has the folders {listed_names(folders)}: are they splits or classes? Give "
-            "data.layout=splits or data.layout=classes, or rename or move some"
+            f"data.layout=splits or data.layout=classes{_ELSEWHERE}, or rename or move some"
         )
     return []
 
@@ -236,7 +252,7 @@ def _recognized(root: Path, folders: Sequence[str]) -> list[ClassFolder]:
 def _inner_folders(root: Path, folder: str) -> set[str]:
     """Return the names of the folders in a folder; none if files lie beside them, as in the folder of a class."""
     path = root / _unwrapped(root, folder)
-    return set() if has_files(path) else {*subfolders(path)}
+    return set() if has_photos(path) else {*subfolders(path)}
 
 
 def _has_splits(splits: Iterable[str | None]) -> bool:
@@ -257,8 +273,8 @@ def _check_not_shared(root: Path, names: Mapping[str, set[str]]) -> None:
         return
     raise ValueError(
         f"{one_line(root)} has the folders {listed_names(names, 4)}, each with {listed_names(sorted(shared), 4)}: "
-        "which are the classes? Give data.layout=classes for the former, data.layout=subfolders for the latter, or "
-        "rename or move some"
+        "which are the classes? Give data.layout=classes for the former, data.layout=subfolders for the latter"
+        f"{_ELSEWHERE}, or rename or move some"
     )
 
 
@@ -278,10 +294,10 @@ def _join_similar(root: Path, found: list[ImageFile], merge: bool) -> list[Image
     several = {key: labels for key, labels in alike.items() if len(labels) > 1}
     for labels in several.values():
         names = " and ".join(f'"{one_line(label)}"' for label in labels)
-        done = (
-            f'one class, "{one_line(labels[0])}"' if merge else "different classes: data.merge_similar_names=true joins"
-        )
-        log.warning("the folders %s of %s are %s%s", names, one_line(root), done, "" if merge else " them")
+        done = f'one class, "{one_line(labels[0])}"'
+        if not merge:
+            done = "different classes: data.merge_similar_names=true (without data. in evaluate and audit) joins them"
+        log.warning("the folders %s of %s are %s", names, one_line(root), done)
     if not merge:
         return found
     return [file._replace(label=alike[_compared(file.label)][0]) for file in found]
@@ -299,10 +315,10 @@ def _other_root(root: Path) -> str:
     inner = [name for name in subfolders(root) if len(subfolders(root / name)) > 1]
     if len(inner) == 1:
         return f", such as data.root={one_line(shlex.quote(str(root / inner[0])))}"
-    if not has_files(root):
+    if not has_photos(root):
         return ""
     parent = root.resolve().parent
-    siblings = [name for name in subfolders(parent) if name != root.name and has_files(parent / name)]
+    siblings = [name for name in subfolders(parent) if name != root.name and has_photos(parent / name)]
     if siblings:
         advice = one_line(shell_setting("data.root", parent))
         return f": it lies beside {listed_names(siblings, 3)}: did you mean {advice}?"

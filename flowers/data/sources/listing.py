@@ -23,6 +23,9 @@ _JUNK = re.compile(
     r"|.*[:\uf03a]zone\.identifier(:\$data)?|.*@syno(eastream|resource)",  # streams of a file that became files
     re.IGNORECASE | re.DOTALL,
 )
+_SUFFIXES_OF_NOTES = {
+    *(".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".pdf", ".mat"),
+}
 
 
 def is_junk(name: str) -> bool:
@@ -39,13 +42,18 @@ def subfolders(folder: Path) -> list[str]:
     return _entries(folder)[0]
 
 
-def has_files(folder: Path) -> bool:
-    """Return whether a file lies in a folder itself.
+def is_note(name: str) -> bool:
+    """Return whether a file is text beside photos, such as labels.csv."""
+    return Path(name).suffix.lower() in _SUFFIXES_OF_NOTES
+
+
+def has_photos(folder: Path) -> bool:
+    """Return whether a file that may be a photo lies in a folder itself.
 
     Raises:
         ValueError: The folder cannot be read.
     """
-    return bool(_entries(folder)[1])
+    return not all(map(is_note, _entries(folder)[1]))
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:

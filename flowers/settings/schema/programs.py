@@ -16,6 +16,7 @@ from flowers.settings.schema.values import (
     Fraction,
     Group,
     ImageSide,
+    Layout,
     Megapixels,
     NotNegative,
     OnCorrupt,
@@ -55,6 +56,8 @@ class EvaluateSettings(DeviceChoice):
     photos: FilePath | None
     corrections: FilePath | None
     on_corrupt: OnCorrupt | None
+    layout: Layout | None
+    merge_similar_names: bool | None
     max_megapixels: Megapixels | None
     engine: Engine | None
     output: FilePath | None
@@ -71,6 +74,8 @@ class AuditSettings(DeviceChoice):
     model: Model
     corrections: FilePath | None
     on_corrupt: OnCorrupt | None
+    layout: Layout | None
+    merge_similar_names: bool | None
     max_megapixels: Megapixels | None
     image_size: ImageSide
     folds: Annotated[int, Field(ge=2)]

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,20 @@ def test_find_images_asks_in_one_line_where_it_is_not_certain(tmp_path: Path, fi
         assert f"data.layout={answer}" in str(caught.value)
         assert labels(root, layout=answer)
     assert all(split is None for _, split in labels(root, layout="classes").values())
+
+
+@pytest.mark.parametrize("notes", [("meta/classes.txt",), ("meta/train.json", "annotations/all.xml", "doc/README.md")])
+def test_find_images_names_the_folder_that_was_meant_if_the_others_hold_only_notes(
+    tmp_path: Path, notes: tuple[str, ...]
+):
+    root = create_files(tmp_path, "images/pie/1.jpg", "images/soup/2.jpg", *notes)
+    meant = re.escape(f"in images, and the others hold no photo: give data.root={root / 'images'}")
+    with pytest.raises(ValueError, match=meant):
+        find_images(root)
+    assert {label for label, _ in labels(create_files(root, "meta/photo.jpg")).values()} == {
+        "images",
+        *(file.partition("/")[0] for file in notes),
+    }
 
 
 def test_find_images_lays_folders_out_as_the_setting_says(tmp_path: Path):
