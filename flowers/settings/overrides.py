@@ -22,6 +22,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from flowers.runtime.extras import install_command
+from flowers.runtime.text import one_line
 from flowers.settings.config_reference import (
     CONF,
     REGISTERED_GROUPS,
@@ -52,6 +53,7 @@ _RESERVED_TRAINER_KEYS = {
     "trainer.check_val_every_n_epoch": "fewer epochs: the best epoch is found by validating each of them",
 }
 
+_SEARCH_PATH = "hydra.searchpath"
 _COMPOSED_JOBS = 16  # choices of options that a multirun keeps
 
 # Groups whose keys are not listed: they are arguments of the function that `model.architecture` names.
@@ -70,11 +72,13 @@ def check_overrides(overrides: Sequence[str], config_name: str) -> list[str]:
     parsed = parse_overrides(overrides)
     options = [each for each in parsed if _is_option(each, config_name)]
     with hydra_context():
+        folders = _searched_folders(parsed)
         for override in parsed:
             if override in options or override.is_hydra_override():
-                _check_option(override)
+                _check_option(override, folders)
         lines = [single_overrides(override) for override in options if not override.is_delete()]
-        base = compose(config_name, [each[0] for each in lines if each and not each[0].endswith("=null")])
+        path = [str(each.input_line) for each in parsed if each.key_or_group == _SEARCH_PATH]
+        base = compose(config_name, [*path, *(each[0] for each in lines if each and not each[0].endswith("=null"))])
     _check_root(options, overrides)
     return _check_keys(parsed, base, config_name)
 
@@ -93,8 +97,9 @@ def compose_checked(overrides: Sequence[str], config_name: str) -> tuple[list[st
     """
     parsed = parse_overrides(overrides)
     options = [each for each in parsed if _is_option(each, config_name) or each.is_hydra_override()]
+    folders = _searched_folders(parsed)
     for override in options:
-        _check_option(override)
+        _check_option(override, folders)
     first = [line for each in options for line in single_overrides(each)[:1]]
     cfg = compose(config_name, first, return_hydra_config=True)
     _check_root(options, overrides)
@@ -223,10 +228,28 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         raise ValueError(f"an override is not of the form key=value: {str(error).splitlines()[0]}") from error
 
 
-def _check_option(override: Override) -> None:
+def _searched_folders(parsed: Sequence[Override]) -> list[Path]:
+    """Return the folders that `hydra.searchpath` adds to those of options.
+
+    Raises:
+        ValueError: There is no such folder.
+    """
+    given = [each.value() for each in parsed if each.key_or_group == _SEARCH_PATH]
+    entries = [str(entry) for value in given for entry in (value if isinstance(value, list) else [value])]
+    folders = [Path(entry.removeprefix("file://")) for entry in entries if not entry.startswith("pkg://")]
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise ValueError(
+            f"{_SEARCH_PATH}: no folder {one_line(missing[0])}: expected one such as conf/, with options in it"
+        )
+    return folders
+
+
+def _check_option(override: Override, folders: Sequence[Path]) -> None:
     group = override.key_or_group
     # The loader also knows the options that Hydra and its plugins bring.
     options = GlobalHydra.instance().config_loader().get_group_options(group)
+    if options:
+        options = [*options, *(path.stem for folder in folders for path in sorted((folder / group).glob("*.yaml")))]
     for value in _override_values(override) if options else ():
         for option in value if isinstance(value, list) else [value]:
             if option is None and "none" in options:
