@@ -82,10 +82,7 @@ def find_images(root: str | Path, layout: Layout | None = "auto", merge_similar_
     root = Path(root)
     if layout not in (*get_args(Layout), None):
         raise ValueError(f"data.layout={one_line(layout)}: expected one of {', '.join(get_args(Layout))}")
-    if root.is_file():
-        raise ValueError(f"{one_line(root)} is a file: expected a folder with one subfolder per class{_root_of(root)}")
-    if not root.is_dir():
-        raise ValueError(f"no folder of images at {one_line(root)}: expected one subfolder per class (data.root=PATH)")
+    check_root(root)
     found, empty, forms = list[ImageFile](), list[str](), defaultdict[str, set[str]](set)
     for folder, label, split in _class_folders(root, layout):
         files = files_below(root / folder)
@@ -102,6 +99,14 @@ def find_images(root: str | Path, layout: Layout | None = "auto", merge_similar_
     found = _join_similar(root, found, merge_similar_names)
     _check_classes(root, found)
     return sorted(found)
+
+
+def check_root(root: Path) -> None:
+    """Raise ValueError if a path is no folder, which `find_images` could look into."""
+    if root.is_file():
+        raise ValueError(f"{one_line(root)} is a file: expected a folder with one subfolder per class{_root_of(root)}")
+    if not root.is_dir():
+        raise ValueError(f"no folder of images at {one_line(root)}: expected one subfolder per class (data.root=PATH)")
 
 
 def _class_folders(root: Path, layout: Layout | None) -> list[ClassFolder]:
