@@ -18,11 +18,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from benchmarks.settings import SCHEMAS
+from flowers.runs.run_folder import read_config
+from flowers.runtime.files import read_json
 from flowers.settings.config import compose_settings
 from flowers.settings.overrides import check_overrides, flatten, hydra_context
 from flowers.settings.programs import CONFIGURED, settings_type
 from tests.faults.doors import cell_names
-from tests.helpers import SMALL
+from tests.helpers import SMALL, code_blocks, curves, install, program_here, shown_package
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -31,11 +33,6 @@ PROGRAMS = [*CONFIGURED, *SCHEMAS]
 FLAGS = {"-m", "--multirun", "--help"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-
-
-def code_blocks(page: Path, language: str) -> list[str]:
-    text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def inline_codes(page: Path) -> list[str]:
@@ -105,7 +102,24 @@ def known_keys() -> set[str]:
         }
 
 
+@pytest.fixture
+def reader(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory of a reader who has written the files of a page, and has installed its package."""
+    name, parts, files = shown_package(page)
+    install(tmp_path / "site", parts, {}, name)
+    install(tmp_path / "work", {}, files, name)
+    monkeypatch.chdir(tmp_path / "work")
+    for folder in ("site", "work"):
+        monkeypatch.syspath_prepend(tmp_path / folder)
+    before = {*sys.modules}
+    yield tmp_path / "work"
+    for module in {Path(path).parts[0].removesuffix(".py") for path in files}:
+        for loaded in [each for each in sys.modules.keys() - before if each.partition(".")[0] == module]:
+            del sys.modules[loaded]
+
+
 @each_page
+@pytest.mark.usefixtures("reader")
 def test_the_commands_of_a_page_are_accepted_by_their_programs(page: Path):
     failures = []
     for program, arguments in program_calls(page):
@@ -135,6 +149,7 @@ def test_a_wrong_command_would_be_found(command: str):
 
 
 @each_page
+@pytest.mark.usefixtures("reader")
 def test_the_python_examples_of_a_page_compile_and_their_imports_resolve(page: Path):
     for code in code_blocks(page, "python"):
         compile(code, str(page), "exec")
@@ -162,6 +177,28 @@ def test_the_complete_example_trains_and_predicts(tmp_path: Path, monkeypatch: p
     assert isinstance(accuracy, float)
     assert 0 <= accuracy <= 1
     assert getattr(prediction, "label", None) in getattr(names["classifier"], "classes", ())
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs" / "python-api.md"])
+def test_own_parts_train_on_the_command_line_and_in_python(page: Path, reader: Path):
+    _, arguments = list(program_calls(page))[-1]
+    done = program_here(*arguments, "trainer=cpu", "data.num_workers=0", "hydra.run.dir=command")
+    assert done.returncode == 0, done.stderr
+    example = code_blocks(page, "python")[-1]
+    small, replaced = re.subn(
+        r"^parts = \[", "\\g<0>'trainer=cpu', 'data.num_workers=0', ", example, flags=re.MULTILINE
+    )
+    assert replaced == 1
+    names: dict[str, Any] = {}
+    exec(compile(small, "python-api.md", "exec"), names)
+    for run in (reader / "command", Path(names["settings"].run_dir)):
+        config = read_config(run)
+        assert config["model"] == {"architecture": "small_net", "weights": None, "options": {"width": 32}}
+        assert (config["loss"]["_target_"], config["loss"]["scale"]) == ("my_losses.scaled", 2)
+        assert config["data"]["source"]["_target_"] == "my_sources.paint_stripes"
+        assert config["data"]["augmentation"]["_target_"] == "my_transforms.turned"
+        assert len(curves(run)["train/gap"]) == 5
+        assert read_json(run / "result.json")["val"]["accuracy"] == 1
 
 
 @each_page
