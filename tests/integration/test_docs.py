@@ -23,6 +23,7 @@ from flowers.runtime.files import read_json
 from flowers.settings.config import compose_settings
 from flowers.settings.overrides import check_overrides, flatten, hydra_context
 from flowers.settings.programs import CONFIGURED, settings_type
+from tests.browser import open_chromium, requests_of_pages
 from tests.faults.doors import cell_names
 from tests.helpers import SMALL, code_blocks, curves, install, program_here, shown_package
 
@@ -233,16 +234,36 @@ def test_the_site_has_at_most_seventeen_pages_and_its_navigation_lists_each():
     assert len(DOCS) <= 17
 
 
-def test_the_site_builds_without_warnings_and_asks_no_other_host(tmp_path: Path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site, in a folder whose name an address must escape."""
     for package in ("mkdocs", "material", "mkdocstrings_handlers"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install -e '.[docs]'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("site") / "mum's docs (1)"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
-    for page in tmp_path.rglob("*.html"):
+    return folder
+
+
+def test_the_site_builds_without_warnings_and_asks_no_other_host(site: Path):
+    for page in site.rglob("*.html"):
         tags = re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", page.read_text(encoding="utf-8"))
         assert not [tag for tag in tags if re.search(r"(?:src|href)=[\"']?(?:https?:)?//", tag)]
+
+
+def test_the_search_of_a_site_on_a_disk_finds_pages_and_asks_no_host(site: Path, tmp_path: Path):
+    (tmp_path / "asks.html").write_text('<script src="http://127.0.0.1:9/"></script>', encoding="utf-8")
+    with open_chromium(tmp_path, f"--log-net-log={tmp_path / 'net.json'}") as chromium:
+        chromium.driver.get((site / "index.html").as_uri())
+        chromium.driver.find_element("name", "query").send_keys("calibration")
+        chromium.wait_for(lambda: chromium.driver.find_elements("css selector", ".md-search-result__item a"))
+        found = chromium.driver.find_elements("css selector", ".md-search-result__item a")
+        addresses = [link.get_attribute("href").partition("#")[0] for link in found]
+        chromium.driver.get((tmp_path / "asks.html").as_uri())
+    assert (site / "glossary.html").as_uri() in [address.partition("?")[0] for address in addresses]
+    assert {*requests_of_pages(tmp_path / "net.json")} == {"http://127.0.0.1:9/"}  # of the page that asks
 
 
 def test_each_promise_in_security_names_a_test_that_exists():
