@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from flowers.command_hints import check_arguments
@@ -79,6 +80,7 @@ def program(
             return task(settings)
         open_standard_streams()
         _escape_unprintable()
+        sys.argv[1:] = _with_search_path(sys.argv[1:])
         # Before torch is loaded: it then asks Linux for huge pages, for fewer page faults in large activations.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         flags = {argument for argument in sys.argv[1:] if argument.startswith("-")}
@@ -137,6 +139,25 @@ def program(
 def _is_override(argument: str) -> bool:
     """Return whether an argument is an override, and not a flag or a flag's value (`--cfg job`)."""
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def _with_search_path(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with `--config-dir DIR` as an override, which resumes, launchers and jobs pass on."""
+    folders, rest, left = list[str](), list[str](), iter(arguments)
+    for argument in left:
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            if not (folder := value if equals else next(left, "")):
+                sys.exit(f"error: {flag}: expected a folder with options, such as conf/")
+            folders.append(folder)
+        else:
+            rest.append(argument)
+    if not folders:
+        return rest
+    from flowers.settings.overrides import quote_override
+
+    paths = [quote_override(f"file://{Path(folder).expanduser().absolute()}") for folder in folders]
+    return [*rest, f"hydra.searchpath=[{','.join(paths)}]"]
 
 
 def _escape_unprintable() -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch is loaded: the test processes share the cores, and a test's networks are too small for two threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +18,7 @@ from PIL import Image, ImageFilter
 from flowers.data.synthetic import generate_dataset
 from flowers.evaluation.evaluator import run_evaluation
 from flowers.runtime.logging import HARMLESS_WARNINGS
+from flowers.settings.config_reference import config_folders
 from flowers.training.experiment import run_training
 from tests.helpers import SMALL, TINY, configuration, packed
 
@@ -35,6 +37,22 @@ def pytest_configure(config: pytest.Config) -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWERS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+class Compositions(dict[tuple[Path, ...], Any]):
+    """What is composed from options, by the folders that they are searched in, not by the loader of one command."""
+
+    def setdefault(self, loader: object, default: Any = None) -> Any:
+        return super().setdefault(tuple(config_folders()), default)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compositions():
+    """Options are composed once for all tests of a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flowers.settings.overrides._composed", Compositions())
+        patch.setattr("flowers.settings.overrides._COMPOSED_JOBS", 200)
         yield
 
 

@@ -14,6 +14,7 @@ import tempfile
 import tomllib
 from collections.abc import Mapping
 from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -30,6 +31,7 @@ from flowers.models.checkpoint_format import read_checkpoint
 from flowers.runs.run_folder import LAST_CHECKPOINT
 from flowers.runtime.logging import isolated_logging
 from flowers.settings.config import CONF, read_settings
+from flowers.settings.config_reference import config_folders
 from flowers.settings.programs import settings_type
 
 # What a test run adds to any configuration: a small network on small photos, decoded in the test's own process.
@@ -62,6 +64,11 @@ def configuration(*overrides: str, name: str = "train") -> Any:
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:
     """What Hydra composes, before it is checked."""
+    return _composed(overrides, name, tuple(config_folders())).copy()
+
+
+@cache
+def _composed(overrides: tuple[str, ...], name: str, folders: tuple[Path, ...]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, list(overrides))
 

@@ -9,7 +9,6 @@ from itertools import count, islice, product
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, overload
 
-from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -18,6 +17,7 @@ from flowers.settings.config_reference import CONF as CONF
 from flowers.settings.literal_overrides import literal_overrides
 from flowers.settings.overrides import (
     compose_checked,
+    compose_once,
     escape_interpolations,
     hydra_context,
     parse_overrides,
@@ -138,13 +138,13 @@ def has_valid_job(overrides: Sequence[str], schema: type[Group]) -> bool:
 
 
 def compose_run(overrides: Sequence[str], name: str) -> DictConfig:
-    """Compose the configuration of a single run, with Hydra's own group.
+    """Compose the configuration of a single run, with Hydra's own group, within `hydra_context`.
 
     Raises:
         ValueError: Hydra cannot compose it.
     """
     with _one_line():
-        return compose(name, list(overrides), return_hydra_config=True)
+        return compose_once(overrides, name)
 
 
 @contextmanager

@@ -56,9 +56,25 @@ _WIDTH = 100  # columns of the help
 
 
 def config_folders() -> list[Path]:
-    """Return where settings are: conf/ of the project, of packages that register parts, of the working directory."""
-    own = Path("conf").resolve()
-    return [CONF, *conf_folders(), *([own] if own.is_dir() and own != CONF.resolve() else [])]
+    """Return where settings are: conf/ of the project, of packages that register parts, and of the user.
+
+    The latter is in the working directory, or in the nearest folder above it within the same project, which begins at
+    a pyproject.toml or a .git.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (own := folder / "conf").is_dir():
+            is_found = folder == here or _project_of(here) in (folder, *folder.parents)
+            return [CONF, *conf_folders(), *([own] if is_found and own != CONF.resolve() else [])]
+    return [CONF, *conf_folders()]
+
+
+def _project_of(folder: Path) -> Path | None:
+    """Return the nearest folder with a pyproject.toml or a .git, from `folder` upward; None if there is none."""
+    roots = (
+        each for each in (folder, *folder.parents) if (each / "pyproject.toml").exists() or (each / ".git").exists()
+    )
+    return next(roots, None)
 
 
 def find_config_file(name: str) -> Path:

@@ -100,10 +100,12 @@ def multirun_dir() -> Path | None:
 
 
 def job_overrides() -> list[str] | None:
-    """Return the overrides of this job, without those of Hydra; None where Hydra did not start it."""
+    """Return the overrides of this job; None where Hydra did not start it. Of those of Hydra, only its search path."""
     if not HydraConfig.initialized():
         return None
-    return [escape_interpolations(line) for line in HydraConfig.get().overrides.task]  # OmegaConf has resolved them
+    given = HydraConfig.get().overrides
+    lines = [*given.task, *(line for line in given.hydra if line.startswith("hydra.searchpath="))]
+    return [escape_interpolations(line) for line in lines]  # OmegaConf has resolved them
 
 
 class MultirunObserver(Callback):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
@@ -22,6 +23,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from flowers.runtime.extras import install_command
+from flowers.runtime.text import one_line
 from flowers.settings.config_reference import (
     CONF,
     REGISTERED_GROUPS,
@@ -52,7 +54,9 @@ _RESERVED_TRAINER_KEYS = {
     "trainer.check_val_every_n_epoch": "fewer epochs: the best epoch is found by validating each of them",
 }
 
-_COMPOSED_JOBS = 16  # choices of options that a multirun keeps
+_SEARCH_PATH = "hydra.searchpath"
+_COMPOSED_JOBS = 16  # choices of options that are kept
+_composed = WeakKeyDictionary[Any, dict[tuple[str, ...], DictConfig]]()  # of each loader of Hydra
 
 # Groups whose keys are not listed: they are arguments of the function that `model.architecture` names.
 _OPEN_GROUPS = ("model.options",)
@@ -70,11 +74,14 @@ def check_overrides(overrides: Sequence[str], config_name: str) -> list[str]:
     parsed = parse_overrides(overrides)
     options = [each for each in parsed if _is_option(each, config_name)]
     with hydra_context():
+        folders = _searched_folders(parsed)
         for override in parsed:
             if override in options or override.is_hydra_override():
-                _check_option(override)
+                _check_option(override, folders)
         lines = [single_overrides(override) for override in options if not override.is_delete()]
-        base = compose(config_name, [each[0] for each in lines if each and not each[0].endswith("=null")])
+        path = [str(each.input_line) for each in parsed if each.key_or_group == _SEARCH_PATH]
+        given = [each[0] for each in lines if each and not each[0].endswith("=null")]
+        base = _composed_options(config_name, [*path, *given])
     _check_root(options, overrides)
     return _check_keys(parsed, base, config_name)
 
@@ -93,21 +100,49 @@ def compose_checked(overrides: Sequence[str], config_name: str) -> tuple[list[st
     """
     parsed = parse_overrides(overrides)
     options = [each for each in parsed if _is_option(each, config_name) or each.is_hydra_override()]
+    folders = _searched_folders(parsed)
     for override in options:
-        _check_option(override)
+        _check_option(override, folders)
     first = [line for each in options for line in single_overrides(each)[:1]]
-    cfg = compose(config_name, first, return_hydra_config=True)
+    base = _composed_options(config_name, first)
     _check_root(options, overrides)
-    checked = _check_keys(parsed, cfg, config_name)
+    checked = _check_keys(parsed, base, config_name)
     for each in parsed:
         if each.is_sweep_override():
             key, _, values = str(each.input_line).partition("=")
             raise ValueError(
                 f"{key}={values}: expected one value: -m runs each of them, and {key}=[{values}] is a list"
             )
-    own = [each for each in parse_overrides(checked) if not each.is_hydra_override()]
-    _apply_keys([each for each in own if not _is_option(each, config_name)], own, cfg)
-    return checked, cfg
+    return checked, compose_once(checked, config_name)
+
+
+def compose_once(overrides: Sequence[str], config_name: str) -> DictConfig:
+    """Compose the configuration of a single run, with Hydra's own group, within `hydra_context`.
+
+    Args:
+        overrides: From `check_overrides`.
+        config_name: The program.
+
+    Raises:
+        HydraException: Hydra cannot compose it.
+    """
+    parsed = parse_overrides(overrides)
+    own = [each for each in parsed if not each.is_hydra_override()]
+    keys = [each for each in own if not _is_option(each, config_name)]
+    cfg = _composed_options(config_name, [str(each.input_line) for each in parsed if each not in keys])
+    _apply_keys(keys, own, cfg)
+    return cfg
+
+
+def _composed_options(config_name: str, options: Sequence[str]) -> DictConfig:
+    """Return what Hydra composes from options and its own keys: a copy of what it composed first within the block."""
+    composed = _composed.setdefault(GlobalHydra.instance().config_loader(), {})
+    key = (config_name, *options)
+    if key not in composed:
+        while len(composed) >= _COMPOSED_JOBS:
+            del composed[next(iter(composed))]
+        composed[key] = compose(config_name, list(options), return_hydra_config=True)
+    return composed[key].copy()
 
 
 def _apply_keys(keys: Sequence[Override], own: Sequence[Override], cfg: DictConfig) -> None:
@@ -223,10 +258,28 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         raise ValueError(f"an override is not of the form key=value: {str(error).splitlines()[0]}") from error
 
 
-def _check_option(override: Override) -> None:
+def _searched_folders(parsed: Sequence[Override]) -> list[Path]:
+    """Return the folders that `hydra.searchpath` adds to those of options.
+
+    Raises:
+        ValueError: There is no such folder.
+    """
+    given = [each.value() for each in parsed if each.key_or_group == _SEARCH_PATH]
+    entries = [str(entry) for value in given for entry in (value if isinstance(value, list) else [value])]
+    folders = [Path(entry.removeprefix("file://")) for entry in entries if not entry.startswith("pkg://")]
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise ValueError(
+            f"{_SEARCH_PATH}: no folder {one_line(missing[0])}: expected one such as conf/, with options in it"
+        )
+    return folders
+
+
+def _check_option(override: Override, folders: Sequence[Path]) -> None:
     group = override.key_or_group
     # The loader also knows the options that Hydra and its plugins bring.
     options = GlobalHydra.instance().config_loader().get_group_options(group)
+    if options:
+        options = [*options, *(path.stem for folder in folders for path in sorted((folder / group).glob("*.yaml")))]
     for value in _override_values(override) if options else ():
         for option in value if isinstance(value, list) else [value]:
             if option is None and "none" in options:

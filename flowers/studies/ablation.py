@@ -21,7 +21,7 @@ from flowers.runtime.files import atomic_write_text, read_json, write_json
 from flowers.runtime.interrupt import resumable
 from flowers.runtime.text import shell_setting, write_csv
 from flowers.settings.config import compose_settings
-from flowers.settings.overrides import check_overrides, parse_overrides, quote_override
+from flowers.settings.overrides import check_overrides, hydra_context, parse_overrides, quote_override
 from flowers.settings.schema.programs import AblationSettings
 from flowers.settings.schema.training import TrainSettings
 from flowers.settings.suggestions import did_you_mean
@@ -115,12 +115,13 @@ def check_arms(arms: Iterable[Arm], overrides: Mapping[str, Sequence[str]], fold
     Raises:
         ValueError: One of them is wrong; the message names the arm.
     """
-    for arm in arms:
-        try:
-            checked = check_overrides([*overrides[arm.name], f"data.folds={folds}", "run_dir=x"], "train")
-            compose_settings(checked, TrainSettings)
-        except ValueError as error:
-            raise ValueError(f"recipe, in {arm.name}: {error}") from error
+    with hydra_context():  # arms of the same options are composed once
+        for arm in arms:
+            try:
+                checked = check_overrides([*overrides[arm.name], f"data.folds={folds}", "run_dir=x"], "train")
+                compose_settings(checked, TrainSettings)
+            except ValueError as error:
+                raise ValueError(f"recipe, in {arm.name}: {error}") from error
 
 
 def _claim(folder: Path, recipe: Mapping[str, Any]) -> None:

@@ -123,11 +123,12 @@ def reader(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.mark.usefixtures("reader")
 def test_the_commands_of_a_page_are_accepted_by_their_programs(page: Path):
     failures = []
-    for program, arguments in program_calls(page):
-        try:
-            check_call(program, arguments)
-        except Exception as error:
-            failures.append(f"flowers {program} {shlex.join(arguments)}: {error}")
+    with hydra_context():  # what has the same options is composed once
+        for program, arguments in program_calls(page):
+            try:
+                check_call(program, arguments)
+            except Exception as error:
+                failures.append(f"flowers {program} {shlex.join(arguments)}: {error}")
     assert failures == []
 
 

@@ -144,6 +144,7 @@ def test_a_single_run_is_composed_once_and_as_hydra_composes_it(lines: list[str]
         return load(*args, **kwargs)
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    monkeypatch.setattr("flowers.settings.overrides._composed", {})  # without what other tests composed
     with hydra_context():
         composed = compose_single(lines, TrainSettings)
         assert count == 1

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
@@ -5,7 +7,7 @@ from omegaconf import OmegaConf
 from torchvision import models
 
 from flowers.settings.config import compose_settings, load_config
-from flowers.settings.config_reference import torchvision_classifiers
+from flowers.settings.config_reference import options_of, torchvision_classifiers
 from flowers.settings.overrides import check_overrides, composes_jobs_once, hydra_context
 from flowers.settings.renamed_keys import RENAMED_KEYS, rename_old_keys
 from flowers.settings.schema.training import TrainSettings
@@ -146,3 +148,32 @@ def test_composes_jobs_once_composes_each_job_as_hydra_does():
     for config, other in zip(expected * 2, composed, strict=True):
         assert OmegaConf.to_yaml(other) == OmegaConf.to_yaml(config)
         assert OmegaConf.is_struct(other) == OmegaConf.is_struct(config)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_options_are_searched_in_the_folders_of_the_search_path(scheme: str, tmp_path: Path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "theirs.yaml").write_text("# @package _global_\nhead:\n  epochs: 7\n", encoding="utf-8")
+    lines = [f"hydra.searchpath=[{scheme}{tmp_path}]", "experiment=theirs", f"run_dir={tmp_path}"]
+    assert load_config(lines).head.epochs == 7
+    assert compose_settings(check_overrides(lines, "train"), TrainSettings).head.epochs == 7
+    with pytest.raises(ValueError, match="no such option"):
+        check_overrides(["experiment=theirs"], "train")
+    with pytest.raises(ValueError, match=r"^hydra\.searchpath: no folder /none: expected one such as conf/"):
+        check_overrides(["hydra.searchpath=[/none]"], "train")
+
+
+def test_options_are_searched_above_the_working_directory_as_far_as_its_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\n", encoding="utf-8")
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    assert "mine" not in options_of("experiment")
+    (tmp_path / "pyproject.toml").touch()
+    assert "mine" in options_of("experiment")
+    assert check_overrides(["experiment=mine"], "train") == ["experiment=mine"]
+    (tmp_path / "a" / ".git").mkdir()  # another project in it
+    assert "mine" not in options_of("experiment")
