@@ -16,6 +16,8 @@ def main() -> None:
     """Run the program that the first argument names, with the other arguments."""
     open_standard_streams()
     name, *arguments = sys.argv[1:] or ["--help"]
+    if name == "help" and arguments:  # flowers help train
+        name, arguments = arguments[0], ["--help"]
     if name in ("--help", "-h", "help"):
         sys.stdout.write(list_programs())
     elif name == "--version":

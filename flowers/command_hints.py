@@ -92,9 +92,11 @@ def _valid_keys(program: str) -> set[str]:
 def _wrong_arguments(arguments: Sequence[str]) -> list[str]:
     """Return the arguments that are neither overrides nor flags of Hydra with their values."""
     wrong, values = list[str](), 0
-    for argument in arguments:
+    for index, argument in enumerate(arguments):
         flag = argument.partition("=")[0] if argument.startswith("--") else argument
-        if flag in _FLAGS:
+        if _names_run(argument, arguments[index + 1 :]):
+            wrong.append(argument)
+        elif flag in _FLAGS:
             values = _FLAGS[flag] if flag == argument else 0
         elif values:
             values -= 1
@@ -103,12 +105,19 @@ def _wrong_arguments(arguments: Sequence[str]) -> list[str]:
     return wrong
 
 
+def _names_run(word: str, rest: Sequence[str]) -> bool:
+    """Return whether --run, a flag of Hydra without a value, is followed by a run: `--run FOLDER`."""
+    return word == "--run" and bool(rest) and _is_value(rest[0])
+
+
 def _settings(arguments: Sequence[str], valid: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield keys and values, as the user probably meant them; a path, or another word by itself, has an empty key."""
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
-        if word in _FLAGS:
+        if _names_run(word, rest):
+            yield "run", _with_spaces(rest.pop(0), rest)
+        elif word in _FLAGS:
             yield word, " ".join(rest.pop(0) for _ in range(min(_FLAGS[word], len(rest))))
         elif word.startswith("-") and not _NUMBER.fullmatch(word):
             name, equals, value = word.lstrip("-").partition("=")

@@ -17,6 +17,8 @@ from flowers.settings.validation import TextKey, text_keys
 _HYDRA_KEYS = {key: TextKey(is_path=True, is_list=False, is_text=True) for key in ("hydra.run.dir", "hydra.sweep.dir")}
 _HYDRA_KEYS["hydra.sweep.subdir"] = TextKey(is_path=False, is_list=False, is_text=True)
 
+_OPEN = ("hydra", "trainer.", "model.options.")  # keys that no schema lists
+
 _LINE = re.compile(r"(\+{0,2}([A-Za-z_][\w./]*)=)(.*)", re.DOTALL)
 # What has a meaning in Hydra's grammar beside the characters that it refuses. Where such a path exists, it is a path.
 _GRAMMAR = re.compile(r"""[$'",\[\]\\]|^(null|.*\(.*\))$""", re.DOTALL)
@@ -50,6 +52,8 @@ def _literal(line: str, keys: dict[str, TextKey], sweeps: bool) -> str:
         return start + _literal_value(value, keys[key], sweeps)
     if (CONF / key).is_dir() and isinstance(_parsed_value(value), (bool, int, float)):
         return start + quote_override(value)  # an option such as 2024_11_30
+    if not key.startswith(_OPEN) and not _parses(value):
+        return start + quote_override(value)  # of an unknown key, which is answered with the right one
     return line
 
 

@@ -127,6 +127,7 @@ _NEEDLESS = {
     "the program is the first word, such as flowers train": "mode task action command",
     "leave it out: what helps is printed": "verbose v quiet q verbosity",
     "give sweep.trials=N to flowers sweep": "n_trials trials num_trials max_trials",
+    "leave it out: output=FILE.csv has the probabilities of all classes": "topk top_k top k num_predictions",
     "there is no public link: host=0.0.0.0 and token=SECRET let other machines in": "share public",
     "flowers new-experiment NAME writes a file of settings, and experiment=NAME uses it": (
         "config cfg config_file cfg_file yaml hyp settings params"

@@ -54,6 +54,7 @@ _RESERVED_TRAINER_KEYS = {
     "trainer.check_val_every_n_epoch": "fewer epochs: the best epoch is found by validating each of them",
 }
 
+_DECIMAL_COMMA = re.compile(r"0,\d{2,}|\d+,0\d*")
 _SEARCH_PATH = "hydra.searchpath"
 _COMPOSED_JOBS = 16  # choices of options that are kept
 _composed = WeakKeyDictionary[Any, dict[tuple[str, ...], DictConfig]]()  # of each loader of Hydra
@@ -110,8 +111,9 @@ def compose_checked(overrides: Sequence[str], config_name: str) -> tuple[list[st
     for each in parsed:
         if each.is_sweep_override():
             key, _, values = str(each.input_line).partition("=")
+            number = f"; {key}={values.replace(',', '.')} is one number" * bool(_DECIMAL_COMMA.fullmatch(values))
             raise ValueError(
-                f"{key}={values}: expected one value: -m runs each of them, and {key}=[{values}] is a list"
+                f"{key}={values}: expected one value: -m runs each of them, and {key}=[{values}] is a list{number}"
             )
     return checked, compose_once(checked, config_name)
 
@@ -358,8 +360,9 @@ def _must_be_added(override: Override, values: Mapping[str, Any]) -> bool:
         return True
     if is_added and not key.startswith("trainer."):  # the schema knows which keys may be added
         return False
-    value = str(override.input_line).partition("=")[2]
-    raise ValueError(f"{key}: no such key{suggest_key(key, [*values, *arguments], value)}")
+    value = override.value()
+    text = value if isinstance(value, str) else str(override.input_line).partition("=")[2]
+    raise ValueError(f"{key}: no such key{suggest_key(key, [*values, *arguments], text)}")
 
 
 def _override_values(override: Override) -> list[Any]:

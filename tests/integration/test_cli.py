@@ -50,6 +50,10 @@ def test_a_broken_program_of_another_package_is_answered_with_its_whole_cause(tm
     )
 
 
+def test_flowers_help_of_a_program_is_its_help():
+    assert flowers("help", "predict").stdout == flowers("predict", "--help").stdout != flowers("help").stdout
+
+
 def test_flowers_version_prints_the_version():
     assert flowers("--version").stdout.startswith("flowers 0.")
 

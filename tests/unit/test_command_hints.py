@@ -63,6 +63,7 @@ def answer(command: str) -> str:
             "predict run=r 'photos=photos/rose/*.jpg'",
         ),
         ("evaluate runs/mine", "evaluate run=runs/mine"),
+        ("evaluate --run runs/mine split=test", "evaluate run=runs/mine split=test"),
         ("compare runs/a runs/b", "compare 'runs=[runs/a,runs/b]'"),
         ("app --port 80 runs/mine", "app port=80 run=runs/mine"),
         ("export runs/mine --format onnx", "export 'formats=[onnx]' run=runs/mine"),

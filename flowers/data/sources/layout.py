@@ -82,6 +82,8 @@ def find_images(root: str | Path, layout: Layout | None = "auto", merge_similar_
     root = Path(root)
     if layout not in (*get_args(Layout), None):
         raise ValueError(f"data.layout={one_line(layout)}: expected one of {', '.join(get_args(Layout))}")
+    if root.is_file():
+        raise ValueError(f"{one_line(root)} is a file: expected a folder with one subfolder per class{_root_of(root)}")
     if not root.is_dir():
         raise ValueError(f"no folder of images at {one_line(root)}: expected one subfolder per class (data.root=PATH)")
     found, empty, forms = list[ImageFile](), list[str](), defaultdict[str, set[str]](set)
@@ -323,6 +325,12 @@ def _other_root(root: Path) -> str:
         advice = one_line(shell_setting("data.root", parent))
         return f": it lies beside {listed_names(siblings, 3)}: did you mean {advice}?"
     return ": sort its photos into such folders (flowers suggest shows them on a page for labeling)"
+
+
+def _root_of(file: Path) -> str:
+    """Return a hint for a user who gave one of the photos."""
+    folder = file.absolute().parent.parent
+    return f": did you mean {one_line(shell_setting('data.root', folder))}?" if len(subfolders(folder)) > 1 else ""
 
 
 def _check_classes(root: Path, found: list[ImageFile]) -> None:

@@ -146,6 +146,15 @@ def test_find_images_names_the_folder_that_was_meant_if_the_others_hold_only_not
     }
 
 
+def test_find_images_names_the_folder_above_a_photo(tmp_path: Path):
+    root = create_files(tmp_path, "rose/1.jpg", "tulip/2.jpg")
+    meant = f"1.jpg is a file: expected a folder with one subfolder per class: did you mean data.root={root}?"
+    with pytest.raises(ValueError, match=re.escape(meant)):
+        find_images(root / "rose" / "1.jpg")
+    with pytest.raises(ValueError, match=r"one subfolder per class$"):
+        find_images(create_files(tmp_path / "a", "b/1.jpg") / "b" / "1.jpg")
+
+
 def test_find_images_lays_folders_out_as_the_setting_says(tmp_path: Path):
     root = create_files(tmp_path, "part_a/sea/1", "part_b/sea/2", "part_b/wood/3", "part_b/wood/x/4")
     assert [label for label, _ in labels(root, layout="subfolders").values()] == ["sea", "sea", "wood", "wood"]

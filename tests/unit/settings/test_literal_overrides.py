@@ -1,3 +1,5 @@
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -6,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from flowers.settings.config import compose_settings, load_config
+from flowers.settings.config import compose_settings, compose_single, load_config
 from flowers.settings.literal_overrides import literal_overrides
-from flowers.settings.overrides import check_overrides, last_value, parse_overrides, single_overrides
+from flowers.settings.overrides import check_overrides, hydra_context, last_value, parse_overrides, single_overrides
 from flowers.settings.schema.training import TrainSettings
 
 ODD = [
@@ -109,6 +111,22 @@ def test_settings_have_the_path_that_exists_as_it_is(name: str, tmp_path: Path, 
     assert (composed.data.root, composed.run_dir) == (name, str(Path(name, "r").resolve()))
     in_python = load_config(["data=folder", f"data.root={name}", f"run_dir={name}/r"])
     assert (in_python.data.root, in_python.run_dir) == (composed.data.root, composed.run_dir)
+
+
+@pytest.mark.parametrize("key", ["root", "data.path", "dataset"])
+def test_a_path_of_an_unknown_key_is_answered_with_the_right_key(key: str):
+    lines = literal_overrides(["data=folder", f"{key}=mum's photos (1)"], ["train"])
+    folder = shlex.quote("data.root=mum's photos (1)")
+    meant = f"{key}: no such key: did you mean data=folder {folder}?"
+    with hydra_context(), pytest.raises(ValueError, match=f"^{re.escape(meant)}$"):
+        compose_single(lines, TrainSettings)
+
+
+@pytest.mark.parametrize(("value", "number"), [("0,001", "0.001"), ("1,05", "1.05"), ("0,1", ""), ("1,2", "")])
+def test_a_decimal_comma_is_named(value: str, number: str):
+    with hydra_context(), pytest.raises(ValueError, match=f"optimizer.lr={value}: expected one value") as error:
+        compose_single([f"optimizer.lr={value}"], TrainSettings)
+    assert str(error.value).endswith(f"; optimizer.lr={number} is one number" if number else "is a list")
 
 
 @pytest.mark.parametrize("name", ["2024_11_30", "1e3", "007", "1_0", "0x10", "12:30:45", "yes", "off", "nan", "1"])
