@@ -76,6 +76,9 @@ def _hint(program: str, arguments: Sequence[str]) -> str:
     paths = [value for key, value in given if not key]
     try:
         overrides = [line for key, value in given if key for line in _override(program, key, value, valid)]
+        if paths:  # photos=a.jpg b.jpg, as the shell expands photos=*.jpg
+            paths[:0] = [line.partition("=")[2] for line in overrides if line.startswith("photos=")]
+            overrides = [line for line in overrides if not line.startswith("photos=")]
         overrides += _path_overrides(program, paths, valid, overrides)
     except ValueError as error:
         return str(error)
@@ -180,8 +183,8 @@ def _path_overrides(program: str, words: list[str], valid: set[str], given: Sequ
     found, photos, formats = list[str](), list[str](), list[str]()
     has = {line.partition("=")[0] for line in given}
     runs = [word for word in words if _is_run(word)]
-    if not runs and valid & {"run", "runs"} and "run" not in has:
-        runs = [word for word in words if _may_be_run(word)]
+    if "runs" in valid or (not runs and "run" in valid and "run" not in has):
+        runs = [word for word in words if word in runs or _may_be_run(word)]
     for word in words:
         option = next((group for group in _OPTION_GROUPS if group in valid and word in options_of(group)), None)
         if word in runs:

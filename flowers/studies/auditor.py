@@ -41,7 +41,7 @@ def run_audit(settings: AuditSettings) -> int:
     """
     configure_logging()  # Lightning is imported by now
     require_extra("an audit", "audit", "cleanlab")
-    check_devices(settings.accelerator or "auto")
+    check_devices(settings.accelerator or "auto", key="accelerator")
     data, model, trained = _open_run(settings) if settings.run else (*_open_folder(settings), None)
     how = Extraction.requested(settings, settings.cache_gb, trained)
     images = data.splitter.grouped(data.images, data.source)

@@ -80,7 +80,7 @@ def run_suggestion(settings: SuggestSettings) -> int:
         of_each = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
         console.print(one_line(f"{counts.total()} photos are in {settings.output}: {of_each}"), soft_wrap=True)
         return counts.total()
-    check_devices(settings.accelerator or "auto")
+    check_devices(settings.accelerator or "auto", key="accelerator")
     if not settings.pool:
         raise ValueError("which photos? Give pool=FOLDER, a folder of photos without labels")
     run = Run.open(settings.run, settings.root).replace(

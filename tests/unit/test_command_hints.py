@@ -63,6 +63,11 @@ def answer(command: str) -> str:
             "predict run=r 'photos=photos/rose/*.jpg'",
         ),
         ("evaluate runs/mine", "evaluate run=runs/mine"),
+        (
+            "predict run=r photos=photos/rose/a.jpg photos/rose/b.jpg",
+            "predict run=r 'photos=[photos/rose/a.jpg,photos/rose/b.jpg]'",
+        ),
+        ("compare runs/mine runs/nothere", "compare 'runs=[runs/mine,runs/nothere]'"),
         ("evaluate --run runs/mine split=test", "evaluate run=runs/mine split=test"),
         ("compare runs/a runs/b", "compare 'runs=[runs/a,runs/b]'"),
         ("app --port 80 runs/mine", "app port=80 run=runs/mine"),
