@@ -89,11 +89,12 @@ def find_images(root: str | Path, layout: Layout | None = "auto", merge_similar_
         # macOS may return decomposed letters: a folder must be the same class on every machine.
         name = unicodedata.normalize("NFC", label)
         forms[name].add(label)
-        found += [ImageFile(f"{folder}/{file}", name, split) for file in files]
-        if not files:
+        if all(map(is_note, files)):
             empty.append(folder)
+        else:
+            found += [ImageFile(f"{folder}/{file}", name, split) for file in files]
     if empty:
-        log.warning("ignoring folders without a file in %s: %s", one_line(root), listed_names(empty))
+        log.warning("ignoring folders without a photo in %s: %s", one_line(root), listed_names(empty))
     if twins := [name for name, spelled in forms.items() if len(spelled) > 1]:
         log.warning("joining folders whose names differ only in how Unicode composes letters: %s", listed_names(twins))
     found = _join_similar(root, found, merge_similar_names)
@@ -114,6 +115,10 @@ def _class_folders(root: Path, layout: Layout | None) -> list[ClassFolder]:
     classes: list[ClassFolder] = [(folder, folder, None) for folder in folders]
     if layout == "classes":
         return classes
+    copies = [each for each in folders if len(folders) > 2 and _inner_folders(root, each) == {*folders} - {each}]
+    if layout == "auto" and len(copies) == 1:
+        log.warning("ignoring %s in %s: its folders have the names of those beside it", copies[0], one_line(root))
+        return [each for each in classes if each[0] != copies[0]]
     if layout is None:
         return _labeled(root, _usual_splits(root, folders)) or classes
     if layout == "splits":
@@ -338,16 +343,27 @@ def _root_of(file: Path) -> str:
     return f": did you mean {one_line(shell_setting('data.root', folder))}?" if len(subfolders(folder)) > 1 else ""
 
 
+def _whole_part(root: Path, found: list[ImageFile]) -> str:
+    """Return a hint to split the one folder that has all classes."""
+    labels, parts = {file.label for file in found}, defaultdict[str, set[str]](set)
+    for file in found:
+        parts[file.path.partition("/")[0]].add(file.label)
+    whole = [part for part in parts if parts[part] == labels]
+    return (
+        f", or {one_line(shell_setting('data.root', root / whole[0]))} to split its photos" if len(whole) == 1 else ""
+    )
+
+
 def _check_classes(root: Path, found: list[ImageFile]) -> None:
     labels = sorted({file.label for file in found})
     if len(labels) < 2:
         raise ValueError(
-            f"{one_line(root)} has images of {len(labels)} classes [{listed_names(labels)}]: "
+            f"{one_line(root)} has images of {len(labels)} class{'es' * (not labels)} [{listed_names(labels)}]: "
             f"expected one subfolder per class, at least two{_other_root(root)}"
         )
     trained = {file.label for file in found if file.split in (None, "train")}
     if missing := sorted(set(labels) - trained):
         raise ValueError(
             f"the train folder of {one_line(root)} lacks the class(es) {listed_names(missing)}: "
-            "expected all classes that val and test have"
+            f"expected all classes that val and test have{_whole_part(root, found)}"
         )

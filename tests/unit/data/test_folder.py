@@ -105,7 +105,7 @@ def test_find_images_names_empty_class_folders_and_links_to_folders(tmp_path: Pa
     root = create_files(tmp_path / "photos", "lily/1.jpg", "rose/2.jpg", "tu\x1blip/.hidden")
     (tmp_path / "photos" / "lily" / "linked").symlink_to(tmp_path)
     assert {file.label for file in find_images(root)} == {"lily", "rose"}
-    assert "ignoring folders without a file" in caplog.text
+    assert "ignoring folders without a photo" in caplog.text
     assert r"tu\x1blip" in caplog.text
     assert "lily/linked" in caplog.text
 
