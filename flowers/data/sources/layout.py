@@ -150,11 +150,11 @@ def _labeled(root: Path, split_of: Mapping[str, str]) -> list[ClassFolder]:
 
 
 def _unwrapped(root: Path, folder: str) -> str:
-    """Return `folder`, or the one of the same name in it if it holds nothing else: archives nest them."""
-    while [name.lower() for name in subfolders(root / folder)] == [Path(folder).name.lower()]:
-        if has_photos(root / folder):
+    """Return `folder`, or the one of the same name in it, or called images, if it holds nothing else."""
+    while len(inner := subfolders(root / folder)) == 1 and not has_photos(root / folder):
+        if inner[0].lower() != Path(folder).name.lower() and not _are_neutral(inner):
             break
-        folder = f"{folder}/{subfolders(root / folder)[0]}"
+        folder = f"{folder}/{inner[0]}"
     return folder
 
 

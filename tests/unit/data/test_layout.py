@@ -160,6 +160,14 @@ def test_find_images_ignores_a_copy_of_the_folders_beside_it(tmp_path: Path, cap
     assert len(labels(create_files(tmp_path / "b", "a/b/1", "a/x/2", "b/3", "c/4"))) == 4
 
 
+def test_find_images_looks_into_the_only_folder_of_a_split(tmp_path: Path):
+    root = create_files(
+        tmp_path, "Final_Training/Images/00000/1", "Final_Training/Images/00001/2", "Final_Test/Images/3"
+    )
+    found = labels(root, layout="splits")
+    assert dict(found.values()) == {"00000": "train", "00001": "train"}
+
+
 def test_find_images_takes_no_folder_of_lists_for_a_class(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     root = create_files(tmp_path, "rose/1.jpg", "tulip/2.jpg", "labels/train.txt", "labels/test.csv")
     assert {label for label, _ in labels(root).values()} == {"rose", "tulip"}
