@@ -358,7 +358,7 @@ def _check_classes(root: Path, found: list[ImageFile]) -> None:
     labels = sorted({file.label for file in found})
     if len(labels) < 2:
         raise ValueError(
-            f"{one_line(root)} has images of {len(labels)} class{'es' * (not labels)} [{listed_names(labels)}]: "
+            f"{one_line(root)} has images of {'one class' if labels else 'no class'} [{listed_names(labels)}]: "
             f"expected one subfolder per class, at least two{_other_root(root)}"
         )
     trained = {file.label for file in found if file.split in (None, "train")}
