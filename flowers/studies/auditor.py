@@ -62,9 +62,11 @@ def run_audit(settings: AuditSettings) -> int:
     console = Console(highlight=False, markup=False, emoji=False)
     _print(audit, console)
     output = Path(settings.output)
+    replaced = " (in place of those of an earlier audit)" * (output / "audit.csv").exists()
     save_audit(audit, output / "audit.csv")
     write_page(output / "audit.html", review_content(audit, data.corrections.lines, settings.max_photos))
-    console.print(f"details: {one_line(output / 'audit.csv')} and audit.html, a page to review them", soft_wrap=True)
+    files = f"{one_line(output / 'audit.csv')} and audit.html, a page to review them"
+    console.print(f"details: {files}{replaced}", soft_wrap=True)
     return len(audit.likely("label"))
 
 
