@@ -24,7 +24,7 @@ def check_given_paths(settings: Group) -> None:
         ValueError: There is no such run, folder or file.
     """
     run = getattr(settings, "run", None)
-    if run and not Path(run).is_file():
+    if run and not Path(run).exists():
         require_run_dir(run)
     if isinstance(settings, TrainSettings):
         data = settings.data

@@ -11,7 +11,7 @@ from tests.helpers import configuration
 def test_check_given_paths_passes_what_is_there(trained: Path, painted: Path, tmp_path: Path):
     shutil.copy(trained / BEST_CHECKPOINT, tmp_path / "mine.ckpt")
     photo = next(painted.glob("*/*"))
-    for run in (trained, tmp_path / "mine.ckpt"):
+    for run in (trained, tmp_path / "mine.ckpt", tmp_path):  # perhaps an exported folder
         for photos in (painted, photo, f"[{photo},{painted}/*/*]"):
             check_given_paths(configuration(f"run={run}", f"photos={photos}", name="predict"))
     for name in ("audit", "pack"):
