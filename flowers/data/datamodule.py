@@ -98,14 +98,14 @@ class ImageDataModule(LightningDataModule):
         self._prepare(preprocessing)
 
     @classmethod
-    def from_settings(cls, root: str | Path, seed: int = 0, **settings: Any) -> Self:
+    def from_settings(cls, root: str | Path | None = None, seed: int = 0, **settings: Any) -> Self:
         """Return the images of settings: the keys of the group `data` of the configuration, whose parts are built.
 
         What is not given has the default value of `build_source`, `Splitter`, `Preprocessing`, `Augmentation` or
         `Loading`.
 
         Args:
-            root: The folder of the images, or of shards, or their address.
+            root: The folder of the images, or of shards, or their address; None for that of the setting `table`.
             seed: Seed of the training order and the augmentations.
             settings: The other keys, such as `image_size` and `val_fraction`.
 

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.shard_writer import write_shards
+from flowers.data.sources.build import photos_setting
 from flowers.data.splits import SPLITS
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.text import one_line
@@ -23,9 +24,12 @@ def run_packing(settings: PackSettings) -> int:
         ValueError: For invalid settings, or images or an output folder that cannot be used.
     """
     root, output = Path(settings.photos).resolve(), Path(settings.output).resolve()
-    if output.is_relative_to(root):
+    photos = photos_setting(root)
+    if photos["table"]:
+        root = root.parent
+    elif output.is_relative_to(root):
         raise ValueError(f"output={output} is inside photos={root}: give another folder")
-    data = ImageDataModule.from_settings(root, **settings.data.to_dict())
+    data = ImageDataModule.from_settings(**photos, **settings.data.to_dict())
     records, classes = data.records, data.classes
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(output.with_name(f".{output.name}.lock")):

@@ -17,6 +17,7 @@ from flowers.settings.schema.run_files import CLASSES_TEXT, are_classes
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+OWN_GROUP = "own-"  # how the names of groups begin that a table or a pattern of the user joins
 
 _MAX_PATH, _MAX_GROUP = 4096, 64  # characters
 
@@ -33,6 +34,7 @@ class ImageRecord(NamedTuple):
         phash: Perceptual hash of the image, hexadecimal.
         split: train, val or test, if the source is split; or else empty.
         group: Shared by near duplicates, if they are known; or else empty.
+        own_group: What the user says of the photos that must stay in one split; empty if nothing.
     """
 
     path: str
@@ -41,6 +43,7 @@ class ImageRecord(NamedTuple):
     phash: str
     split: str = ""
     group: str = ""
+    own_group: str = ""
 
 
 class SplitRecord(NamedTuple):
@@ -134,20 +137,29 @@ def describe_shortages(records: Sequence[SplitRecord], val_fraction: float) -> l
         group, size = Counter(record.group for record in own).most_common(1)[0]
         if size > 1 and (abs(found - wanted) > 1 or (wanted and not found)):
             example = next(record.path for record in own if record.group == group)
+            place = " are in one group of your own, " if is_own(group) else " are in one group of near duplicates, "
             lines.append(
                 f"class {one_line(label)}: val has {found} of its {len(own)} images, not {wanted}: {size} of them "
-                f"({size / len(own):.0%}) are in one group of near duplicates, {group} (such as {one_line(example)})"
+                f"({size / len(own):.0%}){place}{group} "
+                f"(such as {one_line(example)})"
             )
     return lines
 
 
+def is_own(group: str) -> bool:
+    """Return whether a table or a pattern of the user has joined a group."""
+    return group.startswith(OWN_GROUP)
+
+
 def group_summary(records: Iterable[SplitRecord]) -> str:
     """Return how many groups of at least two images there are, and how large they are."""
-    sizes = sorted(size for size in Counter(record.group for record in records).values() if size > 1)
+    counts = Counter(record.group for record in records)
+    kind = "Groups of your own, with near duplicates" if any(map(is_own, counts)) else "Near duplicates"
+    sizes = sorted(size for size in counts.values() if size > 1)
     if not sizes:
-        return "Near duplicates: none"
+        return f"{kind}: none"
     largest = f"2 to {sizes[-1]:,}" if sizes[-1] > 2 else "2"
-    return f"Near duplicates: {sum(sizes):,} images in {len(sizes):,} group(s) of {largest}, each in one split"
+    return f"{kind}: {sum(sizes):,} images in {len(sizes):,} group(s) of {largest}, each in one split"
 
 
 def assign_folds(records: Sequence[SplitRecord], folds: int, seed: int = 0) -> list[int]:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from flowers.data.corrections import Corrections, load_corrections
 from flowers.data.images import ImageRoot, pixel_limit, read_image
+from flowers.data.own_groups import join_groups, pattern_groups
 from flowers.data.sources.source import ImageSource
 from flowers.data.splits import (
+    OWN_GROUP,
     ImageRecord,
     SplitRecord,
     assign_splits,
@@ -20,16 +22,20 @@ from flowers.data.splits import (
     describe_shortages,
     find_label_conflicts,
     find_leaks,
+    is_own,
     load_split,
 )
 from flowers.runtime.text import listed_names, one_line
-from flowers.settings.schema.values import GroupBy
+from flowers.settings.schema.values import GROUP_PATTERN
 
 log = logging.getLogger(__name__)
 
 _WAYS_OUT = (
     "set data.group_by=exact to keep only identical files together, data.group_by=none to split them, too, or a "
     "smaller data.duplicate_threshold to call fewer images near duplicates; or add images of the class"
+)
+_OWN_WAYS_OUT = (
+    "set data.columns.group=false, or another data.group_by, to split them; or add images of the class of other groups"
 )
 
 
@@ -45,7 +51,9 @@ class Splitter:
         split_seed: Seed of the split.
         split_file: A split.csv with the paths of the source, used in place of a new split.
         corrections: A corrections.csv: photos to relabel or to leave out, by the digest of their contents.
-        group_by: What is not split: "auto" near duplicates, "exact" identical files alone, "none" nothing.
+        group_by: What is not split: "auto" near duplicates, "exact" identical files alone, "none" nothing; `re:` and a
+            regular expression: near duplicates, and photos in whose paths its groups match the same. What else it is
+            names a column of a table, whose groups the source knows, and near duplicates.
         duplicate_threshold: The largest difference of near duplicates; see `find_duplicates`.
 
     Raises:
@@ -59,7 +67,7 @@ class Splitter:
     split_seed: int = 0
     split_file: str | Path | None = None
     corrections: str | Path | None = None
-    group_by: GroupBy = "auto"
+    group_by: str = "auto"
     duplicate_threshold: float = 0.6
 
     def __post_init__(self) -> None:
@@ -91,6 +99,8 @@ class Splitter:
         Raises:
             ValueError: The images are not those of `split_file`, or too few to be split.
         """
+        if self._stored is None and self.group_by.startswith(GROUP_PATTERN):
+            pattern_groups(source.paths, self.group_by)  # a wrong one is refused before images are read
         images = self.corrected(source)
         if self._stored is not None:
             return self.label_corrections.apply(check_split(self._stored, source.images, str(self.split_file)))
@@ -116,7 +126,8 @@ class Splitter:
         records = assign_splits(images, self.val_fraction, test_fraction, self.folds, self.fold, self.split_seed)
         if lines := describe_shortages(records, 1 / self.folds if self.folds else self.val_fraction):
             more = f" (and {len(lines) - 1} more classes)" if len(lines) > 1 else ""
-            log.warning("%s%s: %s", lines[0], more, _WAYS_OUT)
+            ways_out = _OWN_WAYS_OUT if any(is_own(image.group) for image in images) else _WAYS_OUT
+            log.warning("%s%s: %s", lines[0], more, ways_out)
         return records
 
     def _split_of_source(self, images: Sequence[ImageRecord]) -> list[SplitRecord]:
@@ -136,7 +147,7 @@ class Splitter:
         """Return what the copies of one photo share, for each image, and the images with their groups."""
         digests = [image.sha256 for image in images]
         copies, groups = digests, digests
-        if self.group_by == "auto":
+        if self.group_by not in ("exact", "none"):
             # Not above: it imports torch, which takes seconds, also where nothing is split.
             from flowers.data.near_duplicates import find_duplicates
 
@@ -147,7 +158,15 @@ class Splitter:
             copies, groups = (_smallest_digests(numbers, digests) for numbers in found)
         elif self.group_by == "none":
             groups = _numbered(digests)
-        return copies, [image._replace(group=group[:16]) for image, group in zip(images, groups, strict=True)]
+        names = [group[:16] for group in groups]
+        own = [image.own_group for image in images]
+        if self.group_by.startswith(GROUP_PATTERN):
+            names = join_groups(names, pattern_groups([image.path for image in images], self.group_by))
+        if any(own):
+            names = join_groups(names, own)
+        if any(own) or self.group_by.startswith(GROUP_PATTERN):
+            names = [f"{OWN_GROUP}{name}" for name in names]
+        return copies, [image._replace(group=name) for image, name in zip(images, names, strict=True)]
 
 
 def _smallest_digests(numbers: Sequence[int], digests: Sequence[str]) -> list[str]:
@@ -171,5 +190,6 @@ def _numbered(digests: Sequence[str]) -> list[str]:
 def _warn_of_leaks(records: list[SplitRecord]) -> list[SplitRecord]:
     if leaks := find_leaks(records):
         example = " and ".join(one_line(record.path) for record in leaks[0][:2])
-        log.warning("%d group(s) of duplicates are in several splits, such as %s", len(leaks), example)
+        kind = "your own" if is_own(leaks[0][0].group) else "duplicates"
+        log.warning("%d group(s) of %s are in several splits, such as %s", len(leaks), kind, example)
     return records

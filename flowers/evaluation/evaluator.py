@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,6 +25,7 @@ from flowers.runs.run import Run
 from flowers.runtime.files import write_json
 from flowers.runtime.text import one_line
 from flowers.settings.schema.programs import EvaluateSettings
+from flowers.settings.schema.training import Table
 
 _TRAIN_IMAGES = 2000  # whose features `fit_rejection` computes if the backbone was trained
 
@@ -49,6 +51,8 @@ def run_evaluation(settings: EvaluateSettings) -> float:
     )
     model = run.network()
     how = run.extraction(model)  # fails before any image is read
+    if settings.photos:
+        folders["columns"] = _columns(settings, run)
     data = run.data(settings.photos, corrections=settings.corrections, on_corrupt=settings.on_corrupt, **folders)
     dataset = data.full_dataset(run.hparams.classes) if settings.photos else data.dataset(settings.split)
     name = settings.photos or settings.split
@@ -83,6 +87,14 @@ def run_evaluation(settings: EvaluateSettings) -> float:
         write_report(page, run.folder, config, name, data.source, predictions, scores)
         console.print(f"details: {one_line(page)} and {mistakes.name}", soft_wrap=True)
     return float(scores["accuracy"])
+
+
+def _columns(settings: EvaluateSettings, run: Run) -> dict[str, Any]:
+    """Return the columns of a table of other photos: those of the training, unless others are asked for."""
+    data = run.settings.data
+    asked = {name: column for name, column in settings.columns.to_dict().items() if column}
+    trained = data.columns.to_dict() if isinstance(data, Table) else {}
+    return {**trained, **asked, "split": False, "group": False}
 
 
 def _count_trained_on(run: Run, digests: Sequence[str]) -> int | None:

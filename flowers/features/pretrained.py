@@ -13,7 +13,7 @@ from flowers.models.network import Network
 from flowers.runtime.seeding import seeded
 from flowers.settings.config import build_parts
 from flowers.settings.preprocessing import Preprocessing
-from flowers.settings.schema.training import Folder, Model, Resizing, Shards
+from flowers.settings.schema.training import Data, Model, Resizing
 
 
 class LabeledFeatures(NamedTuple):
@@ -30,7 +30,7 @@ class LabeledFeatures(NamedTuple):
     groups: list[str]
 
 
-def pretrained_model(data: Folder | Shards, model: Model, seed: int) -> tuple[ImageDataModule, Network]:
+def pretrained_model(data: Data, model: Model, seed: int) -> tuple[ImageDataModule, Network]:
     """Return the images and the model before training that settings name.
 
     Raises:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # what a prediction does not need is imported where it is use
 # How the images of a run are prepared and read, for a model that is shown them again.
 _IMAGE_SETTINGS = (
     *("image_size", "resize", "interpolation", "bit_depth", "batch_size", "num_workers", "on_corrupt"),
-    *("merge_similar_names", "max_megapixels"),
+    *("merge_similar_names", "max_megapixels", "table", "columns"),
     *("packed", "s3_endpoint", "retry_timeout", "cache_gb"),
 )
 
@@ -169,7 +169,7 @@ class Run:
         Raises:
             ValueError: The run had its photos at an address, and `root` is None.
         """
-        stored = self.settings.data.root
+        stored = str(self.settings.data.root)
         if self.root is None and "://" in stored:
             raise ValueError(
                 "the photos of the run are at an address, to which a run folder alone does not connect: give "
@@ -188,7 +188,7 @@ class Run:
     def image_settings(self) -> dict[str, Any]:
         """The settings of `ImageDataModule.from_settings` for the photos, where they are now."""
         settings = self._preparation | {"root": self.photos}
-        if not settings.get("packed"):
+        if not settings.get("packed") and not settings.get("table"):
             settings["layout"] = self.settings.data.given().get("layout")  # None for a run older than the setting
         if self.root in (None, self.settings.data.root):
             return settings
@@ -209,7 +209,7 @@ class Run:
         """Return the photos of the run, in its split, or those of a folder, as the network was shown them.
 
         Args:
-            photos: A folder with one subfolder for each class, in place of the photos of the run.
+            photos: A folder with one subfolder for each class, or a table, in place of the photos of the run.
             whole: Whether to return all photos where those of the run are, also if they are not in its split.
             changes: Other settings of `ImageDataModule.from_settings`; None is as in training.
 
@@ -217,17 +217,22 @@ class Run:
             ValueError: The photos or their split are gone, or they are at an address that `root` does not name.
         """
         from flowers.data.datamodule import ImageDataModule
+        from flowers.data.sources.build import photos_setting
 
         changes = {name: value for name, value in changes.items() if value is not None}
         if photos is not None:
             # Classes may be called train and val. The folder may be without splits, though the run had some.
             is_split = self.settings.data.given().get("layout") != "classes"
-            settings = self._preparation | {"packed": False, "layout": "auto" if is_split else "classes"}
-            return ImageDataModule.from_settings(photos, **settings | changes)
+            layout = "auto" if is_split else "classes"
+            settings = self._preparation | {"packed": False, "layout": layout} | photos_setting(photos)
+            return ImageDataModule.from_settings(**settings | changes)
         settings = self.image_settings | changes
         if not whole:
             _ = self.split  # the file must be that of the checkpoint
             settings["split_file"] = self.folder / SPLIT_FILE
+            if settings.get("table"):  # that of the training may be gone; split.csv is one, too
+                columns = {"path": "path", "label": "class", "split": False, "group": False}
+                settings |= {"table": self.folder / SPLIT_FILE, "columns": columns}
         return ImageDataModule.from_settings(**settings)
 
     def loose_photos(

@@ -18,6 +18,7 @@ from typing import IO
 from flowers.runtime.files import atomic_write, open_regular
 
 MAX_CSV_BYTES = 512 * 2**20  # split.csv of three million photos
+_ERRORS = {"utf-8-sig": "surrogateescape"}  # for bytes that are no text, by the encoding; others lose them
 _LONGEST_LINE = 2**22  # characters; the logits of 200,000 classes
 
 # C0 and C1 controls but for tab and newline, line separators, the marks that reverse the order of a text (bidi), and
@@ -110,8 +111,16 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
             file.write(to_csv([row]))
 
 
-def read_csv(path: str | Path, max_bytes: int = MAX_CSV_BYTES) -> list[list[str]]:
-    """Return the rows of a file that `write_csv` wrote, or of any CSV file in UTF-8.
+def read_csv(
+    path: str | Path, max_bytes: int = MAX_CSV_BYTES, delimiter: str = ",", encoding: str = "utf-8-sig"
+) -> list[list[str]]:
+    """Return the rows of a file that `write_csv` wrote, or of any CSV file.
+
+    Args:
+        path: The file.
+        max_bytes: Its largest size.
+        delimiter: What stands between two cells.
+        encoding: That of the file.
 
     Raises:
         ValueError: It is not CSV, with the reason.
@@ -121,9 +130,9 @@ def read_csv(path: str | Path, max_bytes: int = MAX_CSV_BYTES) -> list[list[str]
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise OSError(errno.EFBIG, f"it has {size:,} bytes, expected at most {max_bytes:,}", str(path))
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        text = io.TextIOWrapper(file, encoding=encoding, errors=_ERRORS.get(encoding, "replace"), newline="")
         try:
-            rows = list(csv.reader(_csv_lines(text), strict=True))
+            rows = list(csv.reader(_csv_lines(text), delimiter=delimiter, strict=True))
         except csv.Error as error:
             raise ValueError(str(error)) from error
     return [[cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell for cell in row] for row in rows if row]

@@ -33,6 +33,7 @@ STUDY_FILE = "study.db"
 # Settings that may differ between machines that share a study.
 _MACHINE_KEYS = (
     "data.root",
+    "data.table",
     "data.num_workers",
     "data.decoded_cache_fraction",
     "model.weights",

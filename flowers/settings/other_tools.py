@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from flowers.settings.schema.values import TABLE_SUFFIXES
+
 _YES, _NO = ("true", "1", "yes", "on", ""), ("false", "0", "no", "off", "none", "null")
 
 # Overrides and the words of other tools for them. Of several overrides for a word, the first that a program knows
@@ -81,6 +83,10 @@ _SETTINGS = {
         "data_dir data_path data_root dataset dataset_dir dataset_path img_dir image_dir images images_dir "
         "imgs path root dir directory folder input input_dir train_dir train_data_dir train_path train "
         "train_data photos photo_dir source src data i"
+    ),
+    "data=table data.table={}": (
+        "csv csv_file csv_path train_csv label_file labels_file labels_csv label_csv annotations annotation_file "
+        "annotations_file table metadata metadata_file df dataframe train_df jsonl"
     ),
     "photos={}": (
         "data_dir data_path data_root dataset dataset_dir dataset_path img_dir image_dir images images_dir "
@@ -230,6 +236,10 @@ def our_overrides(key: str, value: str | None, valid: Collection[str]) -> list[s
     return []
 
 
+def _is_table(path: str) -> bool:
+    return Path(path).suffix.lower() in TABLE_SUFFIXES
+
+
 def our_value(override: str) -> str:
     """Return an override with the value that other tools write as the given one; as it is if that is not known."""
     key, equals, value = override.partition("=")
@@ -246,7 +256,7 @@ def our_option(group: str, option: str) -> list[str]:
     if meant := _OPTIONS.get(group, {}).get(option.lower().replace("-", "_")):
         return [f"{group}={meant}"]
     if group == "data" and ("/" in option or Path(option).expanduser().exists()):
-        return ["data=folder", f"data.root={option}"]
+        return ["data=table", f"data.table={option}"] if _is_table(option) else ["data=folder", f"data.root={option}"]
     return [f"model.weights={option}"] if group == "model" and "/" in option else []
 
 
@@ -294,4 +304,5 @@ def _is_valid(name: str, valid: Collection[str]) -> bool:
         return True
     if name.partition(".")[0] in (*_TRAINING_GROUPS, "trainer"):
         return "head.epochs" in valid
-    return name == "hydra.run.dir" and "run_dir" in valid
+    aliases = {"hydra.run.dir": "run_dir", "data.table": "data.root"}  # data=table, before it, makes the latter one
+    return aliases.get(name) in valid

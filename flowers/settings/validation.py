@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from flowers.runtime.text import one_line
 from flowers.settings.other_tools import our_value
 from flowers.settings.programs import settings_type
-from flowers.settings.schema.training import Folder, Shards, TrainSettings
+from flowers.settings.schema.training import Data, Folder, Shards, Table, TrainSettings
 from flowers.settings.schema.values import Expected, Group, expand_home
 from flowers.settings.suggestions import did_you_mean, suggest_key
 
@@ -145,14 +145,15 @@ def _numbers(group: object) -> Iterator[tuple[str, float]]:
 
 def _data_kind(values: Mapping[str, Any]) -> type[Group]:
     data = values.get("data")
-    return Shards if isinstance(data, Mapping) and "packed" in data else Folder
+    kinds: dict[str, type[Group]] = {"packed": Shards, "table": Table}  # by the key that only one of them has
+    return next((kind for key, kind in kinds.items() if isinstance(data, Mapping) and key in data), Folder)
 
 
 @cache
 def _narrow(schema: type[S], kind: type[Group]) -> type[S]:
-    """Return a schema with one kind of data where it has two, so that messages are about that kind only."""
+    """Return a schema with one kind of data where it has several, so that messages are about that kind only."""
     data = schema.model_fields.get("data")
-    if data is None or data.annotation != Folder | Shards:
+    if data is None or data.annotation != Data:
         return schema
     return type(schema.__name__, (schema,), {"__annotations__": {"data": kind}, "__module__": schema.__module__})
 
@@ -298,7 +299,7 @@ def _leaves(kind: Any, metadata: list[Any], is_list: bool = False) -> Iterator[t
 def listed_values(program: str, key: str) -> list[str]:
     """Return the values of a key if they can be listed, as one writes them on the command line; else none."""
     schema: Any = settings_type(program)
-    for kind in (Folder, Shards):
+    for kind in (Folder, Table, Shards):
         _, field = _locate(_narrow(schema, kind), tuple(key.split(".")))
         if field is not None:
             has_null = type(None) in get_args(field.annotation)

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from flowers.data.datamodule import ImageDataModule
+from flowers.data.sources.build import photos_setting
 from flowers.evaluation.tables import plain
 from flowers.features.extractor import Extraction, extract_features
 from flowers.features.pretrained import pretrained_network
@@ -79,7 +80,8 @@ def _open_folder(settings: AuditSettings) -> tuple[ImageDataModule, Network]:
         settings.model, Resizing(image_size=settings.image_size, resize=None, interpolation=None)
     )
     data = ImageDataModule.from_settings(
-        settings.photos,
+        **photos_setting(settings.photos),
+        columns=settings.columns.to_dict(),
         corrections=settings.corrections,
         on_corrupt=settings.on_corrupt or "skip",
         layout=settings.layout or "auto",

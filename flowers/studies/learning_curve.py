@@ -222,7 +222,11 @@ def _below(cwd: str, path: str) -> str:
 
 
 def _absolute_paths(overrides: Sequence[str], cwd: str) -> list[str]:
-    found = {key: value for key in ("model.weights", "data.corrections") if (value := last_value(overrides, key))}
+    found = {
+        key: value
+        for key in ("model.weights", "data.corrections", "data.table")
+        if (value := last_value(overrides, key))
+    }
     return [*overrides, *(f"{key}={quote_override(_below(cwd, value))}" for key, value in found.items())]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowers.data.remote import is_remote
+from flowers.data.sources.table import table_root
 from flowers.evaluation.metrics import all_metrics
 from flowers.features.int8_backbone import check_int8
 from flowers.models.backbones import check_backbone
@@ -17,7 +18,7 @@ from flowers.runtime.launch import is_rank_zero
 from flowers.runtime.text import shell_setting
 from flowers.settings.config import check_targets
 from flowers.settings.job import is_multirun
-from flowers.settings.schema.training import TrainSettings
+from flowers.settings.schema.training import Table, TrainSettings
 from flowers.training.trackers.mlflow import local_tracking_uri
 
 
@@ -41,7 +42,12 @@ def prepare_run(run: TrainSettings | PreparedRun) -> PreparedRun:
     model, data = resolve_input_settings(settings.model, settings.data)
     run_dir = Path(settings.run_dir)
     # Not Path.resolve: before Python 3.13 it raises RuntimeError for a link to itself.
-    root = data.root if is_remote(data.root) else os.path.realpath(data.root)
+    if isinstance(data, Table):
+        place = str(table_root(data.table, data.root))
+        data = data.replace(table=str(Path(data.table).absolute()))
+    else:
+        place = data.root
+    root = place if is_remote(place) else os.path.realpath(place)
     # Of a link, messages give the name as it is.
     corrections = str(Path(data.corrections).absolute()) if data.corrections else data.corrections
     last = run_dir / LAST_CHECKPOINT

@@ -88,7 +88,7 @@ def compose_first(config: str, overrides: Sequence[str], has_sweeps: bool) -> No
 def known_keys() -> set[str]:
     """All keys of all programs and of all options of their groups."""
     variants: list[tuple[str, list[str]]] = [(name, []) for name in PROGRAMS]
-    variants += [("train", [f"data={name}"]) for name in ("garden", "shards")]
+    variants += [("train", [f"data={name}"]) for name in ("garden", "shards", "table")]
     variants += [("train", [f"scheduler={name}"]) for name in ("one_cycle", "step")]
     variants += [
         ("train", ["loss=focal", "data/augmentation=strong", "callbacks=ema", "model=timm"]),

@@ -29,6 +29,8 @@ def test_check_given_paths_passes_what_is_there(trained: Path, painted: Path, tm
         ("evaluate", ["run=gone"], "run=gone: no run there"),
         ("audit", ["photos=gone"], "no folder of images at gone"),
         ("pack", ["photos=gone", "output=x"], "no folder of images at gone"),
+        ("audit", ["photos=gone.csv"], "no table at gone.csv"),
+        ("train", ["data=table", "data.table=gone.tsv"], "no table at gone.tsv"),
     ],
 )
 def test_check_given_paths_names_what_is_not_there(name: str, overrides: list[str], message: str):

@@ -1,4 +1,4 @@
-"""A folder with one subfolder per class, as a source of checked images."""
+"""A folder with one subfolder per class, or the files in it that a table names, as a source of checked images."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -27,6 +27,7 @@ class FolderSource:
         on_corrupt: For files that cannot be read: "error" lists them and stops, "skip" lists and ignores them.
         layout: See `find_images`; likewise `merge_similar_names`.
         max_pixels: Files of images with more pixels cannot be read.
+        listing: Called with `path` to list the files, such as those of a table; None for `find_images`.
 
     Raises:
         ValueError: For an invalid argument; on first use, for a folder or files that cannot be used.
@@ -42,11 +43,13 @@ class FolderSource:
         layout: Layout | None = "auto",
         merge_similar_names: bool = False,
         max_pixels: int = MAX_PIXELS,
+        listing: Callable[[Path], list[ImageFile]] | None = None,
     ) -> None:
         if on_corrupt not in ("error", "skip"):
             raise ValueError(f"data.on_corrupt={on_corrupt}: expected error or skip")
         self.path, self.create, self.on_corrupt = Path(path).resolve(), create, on_corrupt
         self.layout, self.merge_similar_names, self.max_pixels = layout, merge_similar_names, max_pixels
+        self.listing = listing
 
     def __str__(self) -> str:
         return str(self.path)
@@ -72,15 +75,20 @@ class FolderSource:
         if reasons:
             log.warning("\n".join([f"ignoring {len(reasons):,} files that cannot be read:", *listed_reasons(reasons)]))
         return [
-            ImageRecord(file.path, file.label, checks[file.path].sha256, checks[file.path].phash, file.split or "")
+            ImageRecord(file.path, file.label, check.sha256, check.phash, file.split or "", own_group=file.group)
             for file in self._files
-            if file.path not in reasons
+            if not (check := checks[file.path]).reason
         ]
 
     @property
     def gray_peaks(self) -> list[int]:
         """The largest value of each grayscale image of more than 8 bits."""
         return [self._checks[image.path].gray_peak for image in self.images if self._checks[image.path].gray_peak]
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all files."""
+        return [file.path for file in self._files]
 
     @property
     def classes(self) -> list[str]:
@@ -108,4 +116,6 @@ class FolderSource:
     def _files(self) -> list[ImageFile]:
         if self.create is not None:
             self.create(self.path)
+        if self.listing is not None:
+            return self.listing(self.path)
         return find_images(self.path, self.layout, self.merge_similar_names)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from flowers.data.sources.listing import files_below, has_photos, is_note, subfolders
+from flowers.data.sources.tables import is_table
 from flowers.runtime.text import listed_names, one_line, shell_setting
 from flowers.settings.schema.values import Layout
 
@@ -56,11 +57,13 @@ class ImageFile(NamedTuple):
         path: Path below the root, with "/" between folders.
         label: Class name.
         split: The split whose folder contains the file; None if the folder is not split.
+        group: What a table says of the photos that must stay in one split; empty if nothing.
     """
 
     path: str
     label: str
     split: str | None
+    group: str = ""
 
 
 def find_images(root: str | Path, layout: Layout | None = "auto", merge_similar_names: bool = False) -> list[ImageFile]:
@@ -97,7 +100,7 @@ def find_images(root: str | Path, layout: Layout | None = "auto", merge_similar_
         log.warning("ignoring folders without a photo in %s: %s", one_line(root), listed_names(empty))
     if twins := [name for name, spelled in forms.items() if len(spelled) > 1]:
         log.warning("joining folders whose names differ only in how Unicode composes letters: %s", listed_names(twins))
-    found = _join_similar(root, found, merge_similar_names)
+    found = join_similar(one_line(root), found, merge_similar_names)
     _check_classes(root, found)
     return sorted(found)
 
@@ -174,7 +177,7 @@ def _usual_splits(root: Path, folders: Sequence[str]) -> dict[str, str]:
     # A single such name may be a class, such as "train" beside "car", or "valid" beside "invalid".
     if (is_all and len(folders) > 1) or ("train" in counts and len(counts) > 1):
         advice = f", or give data.layout=splits{_ELSEWHERE}: val is then drawn from train if none is val"
-        are_named = "train" in counts and all(_named_split(folder) is not None for folder in folders)
+        are_named = "train" in counts and all(named_split(folder) is not None for folder in folders)
         raise ValueError(
             f"{one_line(root)} has the folders {listed_names(folders)}: expected train, val and optionally test (or "
             "usual names such as training, valid, validation, dev, testing), each once, or only classes: rename or "
@@ -200,7 +203,7 @@ def _parted(word: str) -> list[str]:
     return [word]
 
 
-def _named_split(name: str) -> str | None:
+def named_split(name: str) -> str | None:
     """Return the split that a name contains, such as train in `seg_train`; None if it contains none.
 
     A `valid_test` is val: a run needs one.
@@ -215,7 +218,7 @@ def _named_splits(root: Path, folders: Sequence[str]) -> list[ClassFolder]:
     Raises:
         ValueError: A name contains no split, or none is train.
     """
-    split_of = {folder: _named_split(folder) for folder in folders}
+    split_of = {folder: named_split(folder) for folder in folders}
     if unclear := [name for name, split in split_of.items() if split is None]:
         raise ValueError(
             f"data.layout=splits: {one_line(root)} has the folders {listed_names(unclear)}: expected names with train, "
@@ -232,14 +235,14 @@ def _recognized(root: Path, folders: Sequence[str]) -> list[ClassFolder]:
     Raises:
         ValueError: The folders may be splits, or parts of the classes, but that is not certain.
     """
-    if len(folders) < 2 or not (_inner_folders(root, folders[0]) or any(map(_named_split, folders))):
+    if len(folders) < 2 or not (_inner_folders(root, folders[0]) or any(map(named_split, folders))):
         return []
     names = {folder: _inner_folders(root, folder) for folder in folders}
-    if all(_has_splits(map(_named_split, inner)) for inner in names.values()):  # each class is split
-        inner_splits = [(folder, name, _named_split(name)) for folder in folders for name in names[folder]]
+    if all(_has_splits(map(named_split, inner)) for inner in names.values()):  # each class is split
+        inner_splits = [(folder, name, named_split(name)) for folder in folders for name in names[folder]]
         log.info("taking the folders in those of %s for splits: %s", one_line(root), listed_names(names[folders[0]]))
         return [(f"{_unwrapped(root, folder)}/{name}", folder, split) for folder, name, split in inner_splits if split]
-    split_of = {folder: split for folder in folders if (split := _named_split(folder)) is not None}
+    split_of = {folder: split for folder in folders if (split := named_split(folder)) is not None}
     labeled = {folder: split for folder, split in split_of.items() if split}
     if "train" not in labeled.values() or len({*labeled.values()}) == 1:
         _check_not_shared(root, names)
@@ -294,10 +297,16 @@ def _are_neutral(names: Iterable[str]) -> bool:
     return all({*_words(name)} <= _NEUTRAL_WORDS for name in names)
 
 
-def _join_similar(root: Path, found: list[ImageFile], merge: bool) -> list[ImageFile]:
+def join_similar(place: str, found: list[ImageFile], merge: bool, kind: str = "folders") -> list[ImageFile]:
     """Name classes whose names differ in nothing that is easily seen; with `merge`, give them one name.
 
     It is the one that most files have.
+
+    Args:
+        place: A folder or a table, for messages.
+        found: The files.
+        merge: Whether such classes are one.
+        kind: What the names are of, for messages.
     """
     counts = Counter(file.label for file in found)
     alike = defaultdict[str, list[str]](list)
@@ -309,7 +318,7 @@ def _join_similar(root: Path, found: list[ImageFile], merge: bool) -> list[Image
         done = f'one class, "{one_line(labels[0])}"'
         if not merge:
             done = "different classes: data.merge_similar_names=true (without data. in evaluate and audit) joins them"
-        log.warning("the folders %s of %s are %s", names, one_line(root), done)
+        log.warning("the %s %s of %s are %s", kind, names, place, done)
     if not merge:
         return found
     return [file._replace(label=alike[_compared(file.label)][0]) for file in found]
@@ -338,7 +347,9 @@ def _other_root(root: Path) -> str:
 
 
 def _root_of(file: Path) -> str:
-    """Return a hint for a user who gave one of the photos."""
+    """Return a hint for a user who gave a table or one of the photos."""
+    if is_table(file):
+        return f": did you mean data=table {one_line(shell_setting('data.table', file))}?"
     folder = file.absolute().parent.parent
     return f": did you mean {one_line(shell_setting('data.root', folder))}?" if len(subfolders(folder)) > 1 else ""
 

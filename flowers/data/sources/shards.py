@@ -111,6 +111,11 @@ class ShardSource:
         return [ImageRecord(r.path, r.label, r.sha256, "", r.split, r.group) for r in self.records]
 
     @property
+    def paths(self) -> list[str]:
+        """The paths of all images."""
+        return [record.path for record in self.records]
+
+    @property
     def gray_peaks(self) -> list[int]:
         """That of all images together, as it was measured when they were packed."""
         return [self.manifest.gray_peak] if self.manifest.gray_peak else []

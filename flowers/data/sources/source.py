@@ -26,6 +26,10 @@ class ImageSource(Protocol):
         """
 
     @property
+    def paths(self) -> Sequence[str]:
+        """The paths of all images, found without reading them."""
+
+    @property
     def classes(self) -> Sequence[str]:
         """The names of the classes, in any order, also of those without an image that can be read."""
 

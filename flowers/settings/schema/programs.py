@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from flowers.settings.registry import find_parts
-from flowers.settings.schema.training import Folder, Model, Readable, Shards, Split
+from flowers.settings.schema.training import ClassFolders, Columns, Data, LabelColumns, Model, Readable
 from flowers.settings.schema.values import (
     AtLeastOne,
     Count,
@@ -54,6 +54,7 @@ class EvaluateSettings(DeviceChoice):
     split: Literal["train", "val", "test"]
     root: FilePath | None
     photos: FilePath | None
+    columns: LabelColumns
     corrections: FilePath | None
     on_corrupt: OnCorrupt | None
     layout: Layout | None
@@ -70,6 +71,7 @@ class AuditSettings(DeviceChoice):
     """flowers.audit."""
 
     photos: FilePath | None
+    columns: LabelColumns
     run: FilePath | None
     model: Model
     corrections: FilePath | None
@@ -214,8 +216,10 @@ class SoupSettings(DeviceChoice):
     output: FilePath
 
 
-class PackedFolder(Split, Readable):
+class PackedFolder(ClassFolders, Readable):
     """pack.data."""
+
+    columns: Columns
 
 
 class PackSettings(Group):
@@ -231,7 +235,7 @@ class PackSettings(Group):
 class ProbeSettings(DeviceChoice):
     """flowers.probe."""
 
-    data: Folder | Shards
+    data: Data
     models: Annotated[
         list[Text], Field(min_length=1), Expected("a list of architectures, models='[resnet18,A:WEIGHTS]'")
     ]
@@ -244,7 +248,7 @@ class ProbeSettings(DeviceChoice):
 class LearningCurveSettings(DeviceChoice):
     """flowers.learning_curve."""
 
-    data: Folder | Shards
+    data: Data
     model: Model
     run: FilePath | None
     root: FilePath | None

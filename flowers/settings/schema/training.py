@@ -30,6 +30,7 @@ from flowers.settings.schema.values import (
     Probability,
     Seed,
     Share,
+    TableGroupBy,
     Target,
     TestTimeAugmentation,
     Text,
@@ -51,8 +52,27 @@ class Split(Group):
     group_by: GroupBy
     duplicate_threshold: Share
     on_corrupt: OnCorrupt
-    layout: Layout
     merge_similar_names: bool
+
+
+class ClassFolders(Split):
+    """How a folder with one subfolder per class is read and split."""
+
+    layout: Layout
+
+
+class LabelColumns(Group):
+    """Which columns of a table hold the paths and the labels of photos."""
+
+    path: Text | None
+    label: Text | None
+
+
+class Columns(LabelColumns):
+    """data.columns."""
+
+    split: Text | Literal[False] | None
+    group: Text | Literal[False] | None
 
 
 class Resizing(Group):
@@ -118,8 +138,17 @@ class Source(Group):
     augmentation: Augmentation | None = None
 
 
-class Folder(Split, ModelPixels, Source):
+class Folder(ClassFolders, ModelPixels, Source):
     """data=folder."""
+
+
+class Table(Split, ModelPixels, Source):
+    """data=table."""
+
+    root: FilePath | None  # type: ignore[assignment]
+    table: FilePath
+    columns: Columns
+    group_by: TableGroupBy
 
 
 class Shards(Remote, ModelPixels, Source):
@@ -129,6 +158,9 @@ class Shards(Remote, ModelPixels, Source):
     packed: bool
     corrections: FilePath | None
     s3_endpoint: Text | None
+
+
+Data = Folder | Table | Shards
 
 
 class Model(Group):
@@ -311,7 +343,7 @@ class Loggers(Parts):
 class TrainSettings(Group):
     """flowers.train."""
 
-    data: Folder | Shards
+    data: Data
     model: Model
     optimizer: Optimizer
     scheduler: Scheduler

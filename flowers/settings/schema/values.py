@@ -24,7 +24,6 @@ Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Device = Literal["cpu", "gpu", "cuda", "mps"]
 # Others of Lightning are left out: with bf16-true and 16-true the weights are too coarse for small learning rates.
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
-GroupBy = Literal["auto", "exact", "none"]
 OnCorrupt = Literal["error", "skip"]
 Layout = Literal["auto", "classes", "splits", "subfolders"]
 TestTimeAugmentation = Literal["none", "flip", "five_crop"]
@@ -86,6 +85,37 @@ def check_ascending(values: list[float]) -> list[float]:
     return values
 
 
+GROUP_PATTERN = "re:"
+DELIMITED, JSON_LINES = (".csv", ".tsv", ".tab", ".txt"), (".jsonl", ".ndjson")
+TABLE_SUFFIXES = (*DELIMITED, *JSON_LINES)  # of files that are tables
+
+
+def check_group_pattern(text: str) -> str:
+    """Return `re:` and a regular expression that has a group."""
+    try:
+        is_pattern = text.startswith(GROUP_PATTERN) and re.compile(text.removeprefix(GROUP_PATTERN)).groups > 0
+    except (re.error, RecursionError, OverflowError):
+        is_pattern = False
+    if not is_pattern:
+        raise ValueError
+    return text
+
+
+def check_group_column(text: str) -> str:
+    """Return the name of a column, or what `check_group_pattern` returns."""
+    return check_group_pattern(text) if text.startswith(GROUP_PATTERN) or not text else text
+
+
+_PATTERN_TEXT = "or re: and a regular expression with a group in parentheses, such as 're:^([^_]+)_'"
+Duplicates = Literal["auto", "exact", "none"]
+GroupBy = Annotated[
+    Duplicates | Annotated[str, AfterValidator(check_group_pattern)],
+    Expected(f"one of auto, exact, none, {_PATTERN_TEXT}"),
+]
+TableGroupBy = Annotated[
+    Duplicates | Annotated[str, AfterValidator(check_group_column)],
+    Expected(f"one of auto, exact, none, the name of a column, {_PATTERN_TEXT}"),
+]
 PAIR = Field(min_length=2, max_length=2), AfterValidator(check_ascending)
 
 

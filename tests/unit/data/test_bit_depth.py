@@ -82,7 +82,8 @@ def test_data_takes_the_bit_depth_that_is_given_and_says_what_is_nearly_black(
 
 def test_shards_keep_the_bit_depth_of_the_photos_that_were_packed(tmp_path: Path):
     root = make_folder(tmp_path / "photos", {"a": 255, "b": 4000, "c": 250, "d": 240})
-    others = {"split_file": None, "corrections": None, "on_corrupt": "error", "layout": "auto"}
+    others: dict[str, Any] = {"split_file": None, "corrections": None, "on_corrupt": "error", "layout": "auto"}
+    others |= {"columns": dict.fromkeys(("path", "label", "split", "group"))}
     split = PackedFolder.model_validate(
         SPLIT
         | others

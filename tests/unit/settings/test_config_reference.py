@@ -32,7 +32,8 @@ def composed(*overrides: str) -> Any:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_option_composes_and_each_of_its_keys_has_a_reader(option: str):
-    cfg = composed(option, *(["data.root=/photos"] if option in ("data=folder", "data=shards") else []))
+    missing = {"data=folder": "data.root=/photos", "data=shards": "data.root=/photos", "data=table": "data.table=a.csv"}
+    cfg = composed(option, *([missing[option]] if option in missing else []))
     parts = [{each.name for each in fields(part)} for part in (Splitter, Preprocessing, Augmentation, Loading)]
     assert set(cfg.data.given()) <= {"root"}.union(SOURCE_SETTINGS, *parts)
     assert set(cfg.model.given()) <= {*inspect.signature(Network).parameters}.union(*parts)
