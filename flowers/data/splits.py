@@ -158,8 +158,9 @@ def group_summary(records: Iterable[SplitRecord]) -> str:
     sizes = sorted(size for size in counts.values() if size > 1)
     if not sizes:
         return f"{kind}: none"
-    largest = f"2 to {sizes[-1]:,}" if sizes[-1] > 2 else "2"
-    return f"{kind}: {sum(sizes):,} images in {len(sizes):,} group(s) of {largest}, each in one split"
+    range_of = f"{sizes[0]:,} to {sizes[-1]:,}" if sizes[-1] > sizes[0] else f"{sizes[0]:,}"
+    groups = "one group" if len(sizes) == 1 else f"{len(sizes):,} groups"
+    return f"{kind}: {sum(sizes):,} images in {groups} of {range_of}, each in one split"
 
 
 def assign_folds(records: Sequence[SplitRecord], folds: int, seed: int = 0) -> list[int]:

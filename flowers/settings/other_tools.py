@@ -91,7 +91,7 @@ _SETTINGS = {
     "photos={}": (
         "data_dir data_path data_root dataset dataset_dir dataset_path img_dir image_dir images images_dir "
         "imgs img image path root dir directory folder input input_dir test_dir val_dir photo photo_dir "
-        "source src data i file files filename test_data input_path image_path img_path"
+        "source src data i file files filename test_data test input_path image_path img_path"
     ),
     "pool={}": "unlabeled unlabelled photos images data_dir data path dir folder input source data_root",
     "hydra.run.dir={}": (
@@ -107,6 +107,7 @@ _SETTINGS = {
     ),
     "tta=flip": "augment test_time_augmentation use_tta",
     "formats=[{}]": "format export_format fmt f to",
+    "formats=[int8]": "quantize quantization int8 quantized",
     "count={}": "n num number n_images budget num_images",
     "port={}": "server_port p",
     "host={}": "server_name ip address bind",

@@ -170,7 +170,11 @@ def _usual_splits(root: Path, folders: Sequence[str]) -> dict[str, str]:
     split_of = {name: _SPLIT_OF_WORD[name.lower()] for name in folders if name.lower() in _USUAL_NAMES}
     counts = Counter(split_of.values())
     is_all = len(split_of) == len(folders)
-    if is_all and {"train", "val"} <= counts.keys() and max(counts.values()) == 1:
+    is_each_once = is_all and {"train", "val"} <= counts.keys() and max(counts.values()) == 1
+    if is_all and counts == {"train": 1, "test": 1}:  # if they share their classes, val is drawn from train
+        inner = {split: _inner_folders(root, name) for name, split in split_of.items()}
+        is_each_once = len(inner["train"]) > 1 and bool(inner["test"]) and inner["test"] <= inner["train"]
+    if is_each_once:
         if renamed := [f"{name} as {split}" for name, split in split_of.items() if name != split]:
             log.info("taking the folders of %s for splits: %s", one_line(root), ", ".join(renamed))
         return split_of

@@ -50,7 +50,13 @@ def test_is_junk_keeps_the_names_of_classes_and_ignores_case(name: str):
 @pytest.mark.parametrize(
     ("train", "test"),
     [
-        *(("train_images", "test_images"), ("training_set", "test_set"), ("seg_train", "seg_test")),
+        *(
+            ("train", "test"),
+            ("Training", "Testing"),
+            ("train_images", "test_images"),
+            ("training_set", "test_set"),
+            ("seg_train", "seg_test"),
+        ),
         *(("TrainImages", "TestImages"), ("trainset", "testset"), ("train2017", "test2017"), ("01 Train", "02 Test")),
         *(("asl_alphabet_train", "asl_alphabet_test"), ("Training Data", "Testing Data"), ("imgs-trn", "imgs-tst")),
     ],
@@ -118,7 +124,7 @@ def test_find_images_takes_folders_that_are_no_splits_for_classes_as_before(tmp_
         (("train_images/1", "test_images/2"), "classes"),
         (("train_images/a/1", "train_images/b/1", "test_images/2"), "splits|classes"),
         (("train_images/a/1", "train_images/b/1", "test_images/a/2", "masks/a/3"), "classes"),
-        (("train/a/1", "train/b/2", "test/a/3"), "splits"),
+        (("train/a/1", "train/b/2", "test/3"), "splits"),
     ],
 )
 def test_find_images_asks_in_one_line_where_it_is_not_certain(tmp_path: Path, files: tuple[str, ...], answers: str):

@@ -286,5 +286,5 @@ def test_describe_shortages_names_class_group_and_share():
 
 def test_group_summary_says_how_many_groups_and_how_large():
     records = assign_splits(images_in_groups([[3, 2, 1, 1], [1, 1]]))
-    assert group_summary(records) == "Near duplicates: 5 images in 2 group(s) of 2 to 3, each in one split"
+    assert group_summary(records) == "Near duplicates: 5 images in 2 groups of 2 to 3, each in one split"
     assert group_summary(records[-2:]) == "Near duplicates: none"
