@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flowers.command_hints import check_arguments
+from flowers.given_paths import check_given_paths
 from flowers.runtime.files import DiskFullError
 from flowers.runtime.logging import configure_logging, filter_harmless_warnings, write_traceback
 from flowers.runtime.machine_errors import machine_error_text, open_standard_streams
@@ -55,6 +56,7 @@ def program(
     config_name = program_of(schema)
 
     def ready(settings: S) -> Callable[[], Any]:
+        check_given_paths(settings)
         return prepare(settings) if prepare else partial(task, settings)
 
     def run_single(overrides: list[str]) -> Any:

@@ -76,6 +76,9 @@ def _hint(program: str, arguments: Sequence[str]) -> str:
     paths = [value for key, value in given if not key]
     try:
         overrides = [line for key, value in given if key for line in _override(program, key, value, valid)]
+        if paths:  # photos=a.jpg b.jpg, as the shell expands photos=*.jpg
+            paths[:0] = [line.partition("=")[2] for line in overrides if line.startswith("photos=")]
+            overrides = [line for line in overrides if not line.startswith("photos=")]
         overrides += _path_overrides(program, paths, valid, overrides)
     except ValueError as error:
         return str(error)
@@ -94,7 +97,7 @@ def _wrong_arguments(arguments: Sequence[str]) -> list[str]:
     wrong, values = list[str](), 0
     for index, argument in enumerate(arguments):
         flag = argument.partition("=")[0] if argument.startswith("--") else argument
-        if _names_run(argument, arguments[index + 1 :]):
+        if _meant(argument, arguments[index + 1 :]):
             wrong.append(argument)
         elif flag in _FLAGS:
             values = _FLAGS[flag] if flag == argument else 0
@@ -105,9 +108,12 @@ def _wrong_arguments(arguments: Sequence[str]) -> list[str]:
     return wrong
 
 
-def _names_run(word: str, rest: Sequence[str]) -> bool:
-    """Return whether --run, a flag of Hydra without a value, is followed by a run: `--run FOLDER`."""
-    return word == "--run" and bool(rest) and _is_value(rest[0])
+def _meant(word: str, rest: Sequence[str]) -> str:
+    """Return the key that a flag of Hydra means with the value after it: `--run FOLDER`, `-c FILE`; empty if none."""
+    if not rest or not _is_value(rest[0]):
+        return ""
+    is_file = word in ("-c", "--cfg") and rest[0] not in ("job", "hydra", "all")
+    return "run" if word == "--run" else "config" if is_file else ""
 
 
 def _settings(arguments: Sequence[str], valid: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -115,8 +121,8 @@ def _settings(arguments: Sequence[str], valid: Collection[str]) -> Iterator[tupl
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
-        if _names_run(word, rest):
-            yield "run", _with_spaces(rest.pop(0), rest)
+        if key := _meant(word, rest):
+            yield key, _with_spaces(rest.pop(0), rest)
         elif word in _FLAGS:
             yield word, " ".join(rest.pop(0) for _ in range(min(_FLAGS[word], len(rest))))
         elif word.startswith("-") and not _NUMBER.fullmatch(word):
@@ -180,8 +186,8 @@ def _path_overrides(program: str, words: list[str], valid: set[str], given: Sequ
     found, photos, formats = list[str](), list[str](), list[str]()
     has = {line.partition("=")[0] for line in given}
     runs = [word for word in words if _is_run(word)]
-    if not runs and valid & {"run", "runs"} and "run" not in has:
-        runs = [word for word in words if _may_be_run(word)]
+    if "runs" in valid or (not runs and "run" in valid and "run" not in has):
+        runs = [word for word in words if word in runs or _may_be_run(word)]
     for word in words:
         option = next((group for group in _OPTION_GROUPS if group in valid and word in options_of(group)), None)
         if word in runs:

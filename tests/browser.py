@@ -94,7 +94,8 @@ def open_chromium(downloads: Path, *flags: str) -> Iterator[Chromium]:
 def requests_of_pages(net_log: Path) -> list[str]:
     """Return the addresses that pages asked for, without what the browser asks for by itself."""
     events = [event.get("params", {}) for event in json.loads(net_log.read_text())["events"]]
-    return [each["url"] for each in events if each.get("initiator", "").startswith("http") and "url" in each]
+    origins = ("http", "null")  # null: of a page on a disk
+    return [each["url"] for each in events if each.get("initiator", "").startswith(origins) and "url" in each]
 
 
 def write_stand_in_page(folder: Path) -> Path:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Mapping
 from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
 from functools import cache
@@ -98,6 +99,21 @@ def program_here(*arguments: str, name: str = "train") -> subprocess.CompletedPr
                 errors.write(f"{error.code}\n")
             status = error.code if isinstance(error.code, int) else int(error.code is not None)
     return subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
+
+
+def code_blocks(page: Path, language: str) -> list[str]:
+    """The blocks of a page in a language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def shown_package(page: Path) -> tuple[str, dict[str, dict[str, str]], dict[str, str]]:
+    """What a page tells to write: the name of a package, its entry points by kind, the files that name their path."""
+    project = tomllib.loads("".join(code_blocks(page, "toml"))).get("project", {"name": "none"})
+    parts = {kind.removeprefix("flowers."): names for kind, names in project.get("entry-points", {}).items()}
+    blocks = [block for language in ("python", "yaml") for block in code_blocks(page, language)]
+    found = [re.fullmatch(r"# (\S+\.(?:py|yaml))\n(.*)", block, flags=re.DOTALL) for block in blocks]
+    return project["name"], parts, {each[1]: each[2] for each in found if each}
 
 
 def install(site: Path, parts: Mapping[str, Mapping[str, str]], files: Mapping[str, str], name: str = "garden") -> None:

@@ -50,8 +50,12 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def resolve_device(accelerator: str) -> torch.device:
+def resolve_device(accelerator: str, key: str = "accelerator") -> torch.device:
     """Return the device for one of Lightning's accelerator names, such as "cpu", "gpu", "cuda" or "mps".
+
+    Args:
+        accelerator: The name.
+        key: The setting that it comes from, for messages.
 
     Raises:
         ValueError: This machine has no such device.
@@ -61,17 +65,18 @@ def resolve_device(accelerator: str) -> torch.device:
     found = torch.accelerator.current_accelerator(check_available=True)
     if found is None or accelerator not in ("gpu", found.type):
         names = "cpu" if found is None else f"cpu, gpu, {found.type}"
-        raise ValueError(f"accelerator={accelerator}: not on this machine: expected auto, {names}")
+        raise ValueError(f"{key}={accelerator}: not on this machine: expected auto, {names}")
     return found
 
 
-def check_devices(accelerator: str, devices: int | str | Sequence[int] = 1) -> None:
+def check_devices(accelerator: str, devices: int | str | Sequence[int] = 1, key: str = "trainer.accelerator") -> None:
     """Check that this machine has the devices that `trainer.accelerator` and `trainer.devices` name.
 
     Args:
         accelerator: Lightning's name, or "auto".
         devices: As Lightning takes it: a count, -1 or "auto" for all, or a list of indices ("0,1" or [0, 1]). On a CPU
             it is a number of processes: at most one per core, or eight to try something.
+        key: See `resolve_device`.
 
     Raises:
         ValueError: There is no such device, or there are fewer.
@@ -79,7 +84,7 @@ def check_devices(accelerator: str, devices: int | str | Sequence[int] = 1) -> N
     if accelerator == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         accelerator = "cpu" if found is None else found.type
-    if resolve_device(accelerator).type == "cpu":
+    if resolve_device(accelerator, key).type == "cpu":
         most = max(available_cores(), _CPU_PROCESSES)
         if _required_count(devices) > most:
             raise ValueError(f"trainer.devices={devices}: expected at most {most} processes on this machine's CPU")

@@ -10,7 +10,8 @@ import io
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -54,6 +55,12 @@ def readable_duration(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min"
+
+
+def listed_reasons(reasons: Mapping[str, str], most: int = 50) -> list[str]:
+    """Return a line for each of the first `most` names with its reason, and one that counts the others."""
+    lines = [f"  {one_line(name)}: {reason}" for name, reason in islice(reasons.items(), most)]
+    return lines + [f"  … and {len(reasons) - most:,} more"] * (len(reasons) > most)
 
 
 def listed_names(names: Iterable[str], count: int = 10) -> str:

@@ -74,7 +74,7 @@ _SETTINGS = {
     "resume={}": "resume_from_checkpoint resume_from ckpt ckpt_path checkpoint checkpoint_path restore continue_from",
     "run={}": (
         "ckpt ckpt_path checkpoint checkpoint_path weights model model_path model_dir run_dir run_folder "
-        "experiment exp load_from pretrained restore m w weights_path"
+        "experiment exp load_from pretrained restore m w weights_path runs"
     ),
     "multirun={}": "sweep sweep_dir multirun_dir",
     "finetune.depth={}": "unfreeze unfreeze_layers trainable_layers n_unfreeze",

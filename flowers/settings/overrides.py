@@ -349,7 +349,8 @@ def _must_be_added(override: Override, values: Mapping[str, Any]) -> bool:
         and not all(isinstance(value, dict) for value in _override_values(override))
     ):
         value = next(value for value in _override_values(override) if not isinstance(value, dict))
-        raise ValueError(f"{key}={value}: {key} is a group of settings: give {group}={value}")
+        option = value if value or "none" not in options_of(group) else "none"
+        raise ValueError(f"{key}={value}: {key} is a group of settings: give {group}={option}")
     if any(key == name or key.startswith(f"{name}.") for name in _OPEN_GROUPS if name in values):
         return True
     if key in values:

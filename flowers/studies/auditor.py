@@ -42,7 +42,7 @@ def run_audit(settings: AuditSettings) -> int:
     """
     configure_logging()  # Lightning is imported by now
     require_extra("an audit", "audit", "cleanlab")
-    check_devices(settings.accelerator or "auto")
+    check_devices(settings.accelerator or "auto", key="accelerator")
     data, model, trained = _open_run(settings) if settings.run else (*_open_folder(settings), None)
     how = Extraction.requested(settings, settings.cache_gb, trained)
     images = data.splitter.grouped(data.images, data.source)
@@ -63,9 +63,11 @@ def run_audit(settings: AuditSettings) -> int:
     console = Console(highlight=False, markup=False, emoji=False)
     _print(audit, console)
     output = Path(settings.output)
+    replaced = " (in place of those of an earlier audit)" * (output / "audit.csv").exists()
     save_audit(audit, output / "audit.csv")
     write_page(output / "audit.html", review_content(audit, data.corrections.lines, settings.max_photos))
-    console.print(f"details: {one_line(output / 'audit.csv')} and audit.html, a page to review them", soft_wrap=True)
+    files = f"{one_line(output / 'audit.csv')} and audit.html, a page to review them"
+    console.print(f"details: {files}{replaced}", soft_wrap=True)
     return len(audit.likely("label"))
 
 

@@ -23,7 +23,7 @@ from flowers.runs.predictions import predict_features
 from flowers.runs.run import Run
 from flowers.runtime.hardware import check_devices
 from flowers.runtime.logging import configure_logging
-from flowers.runtime.text import one_line, write_csv
+from flowers.runtime.text import listed_reasons, one_line, write_csv
 from flowers.settings.schema.programs import SuggestSettings
 from flowers.studies.audit import preview_images
 from flowers.studies.labeling import copy_labeled_photos
@@ -80,7 +80,7 @@ def run_suggestion(settings: SuggestSettings) -> int:
         of_each = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
         console.print(one_line(f"{counts.total()} photos are in {settings.output}: {of_each}"), soft_wrap=True)
         return counts.total()
-    check_devices(settings.accelerator or "auto")
+    check_devices(settings.accelerator or "auto", key="accelerator")
     if not settings.pool:
         raise ValueError("which photos? Give pool=FOLDER, a folder of photos without labels")
     run = Run.open(settings.run, settings.root).replace(
@@ -165,8 +165,8 @@ def _readable(pool: Path, max_pixels: int) -> dict[str, ImageCheck]:
     if not files:
         raise ValueError(f"pool={one_line(pool)}: no photos there: expected a folder of photos without labels")
     checks = check_images(pool, [file.relative_to(pool).as_posix() for file in files], max_pixels)
-    if bad := [f"  {one_line(name)}: {check.reason}" for name, check in checks.items() if check.reason]:
-        log.warning("\n".join([f"ignoring {len(bad)} files that cannot be read:", *bad]))
+    if bad := {name: check.reason for name, check in checks.items() if check.reason}:
+        log.warning("\n".join([f"ignoring {len(bad):,} files that cannot be read:", *listed_reasons(bad)]))
     return {name: check for name, check in checks.items() if not check.reason}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning import Trainer
 from omegaconf import OmegaConf
+from rich.cells import cell_len
 
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.splits import SPLITS, group_summary, load_split, save_split
@@ -58,13 +59,15 @@ def write_run_manifest(settings: TrainSettings, run_dir: Path, data: ImageDataMo
 def log_run_summary(data: ImageDataModule, task: FineTuning, plans: Sequence[StagePlan], trainer: Trainer) -> None:
     """Log images per class and split, parameters per stage, device, precision, and how to watch."""
     counts = {split: data.counts(split) for split in SPLITS if data.counts(split)}
-    width = max(len(one_line(name)) for name in data.classes[:_SUMMARY_CLASSES]) + 2
-    lines = ["images".ljust(width) + "".join(split.rjust(8) for split in counts)]
+    width = max(cell_len(one_line(name)) for name in ("images", *data.classes[:_SUMMARY_CLASSES])) + 2
+    lines = [_padded("images", width) + "".join(split.rjust(8) for split in counts)]
     shown = data.classes[:_SUMMARY_CLASSES]
-    lines += [one_line(name).ljust(width) + "".join(f"{count[name]:8,}" for count in counts.values()) for name in shown]
+    lines += [
+        _padded(one_line(name), width) + "".join(f"{count[name]:8,}" for count in counts.values()) for name in shown
+    ]
     if len(data.classes) > len(shown):
         lines += [f"… and {len(data.classes) - len(shown):,} more classes"]
-    lines += ["all".ljust(width) + "".join(f"{count.total():8,}" for count in counts.values())]
+    lines += [_padded("all", width) + "".join(f"{count.total():8,}" for count in counts.values())]
     lines += [group_summary(data.records)]
     if data.corrections.lines:
         lines += [f"corrections of {one_line(data.corrections.source)}: {data.corrections.summary()}"]
@@ -87,6 +90,11 @@ def log_run_summary(data: ImageDataModule, task: FineTuning, plans: Sequence[Sta
         lines += [f"{trainer.world_size} processes, each with {share} of the {data.batch_size} images of a step"]
     lines += watch_lines(trainer.loggers)
     log.info("\n".join(lines))
+
+
+def _padded(text: str, width: int) -> str:
+    """Fill up a text to a number of columns of a terminal, of which some letters take two."""
+    return text + " " * (width - cell_len(text))
 
 
 def log_time_limit(settings: TrainSettings, run_dir: Path, epochs_done: int) -> None:

@@ -58,7 +58,7 @@ def test_audit_writes_a_table_and_a_page_and_leaves_the_photos_alone(painted: Pa
     assert page_data(tmp_path / "a" / "audit.html")["classes"][0] == hostile.name
 
 
-def test_audit_of_a_run_takes_its_photos_and_corrections(trained: Path, tmp_path: Path):
+def test_audit_of_a_run_takes_its_photos_and_corrections(trained: Path, tmp_path: Path, capsys):
     audit(f"run={trained}", "folds=2", "max_photos=5", f"output={tmp_path}/a")
     shown = page_data(tmp_path / "a" / "audit.html")
     assert len(shown["items"]) == 5
@@ -66,8 +66,10 @@ def test_audit_of_a_run_takes_its_photos_and_corrections(trained: Path, tmp_path
     path, label, digest, _ = shown["photos"][shown["items"][0]["photo"]]
     judged = Correction(path, shown["classes"][label], "keep", "", digest)
     Corrections("x", (judged,)).save(tmp_path / "c.csv")
-    audit(f"run={trained}", "folds=2", f"corrections={tmp_path}/c.csv", f"output={tmp_path}/b")
-    again = page_data(tmp_path / "b" / "audit.html")
+    assert "in place of" not in capsys.readouterr().out
+    audit(f"run={trained}", "folds=2", f"corrections={tmp_path}/c.csv", f"output={tmp_path}/a")
+    assert "(in place of those of an earlier audit)" in capsys.readouterr().out
+    again = page_data(tmp_path / "a" / "audit.html")
     assert again["earlier"] == [[*judged]]
     assert digest not in {again["photos"][item["photo"]][2] for item in again["items"]}
 

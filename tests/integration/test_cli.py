@@ -119,11 +119,20 @@ def test_a_mistake_is_answered_in_one_line(argument: str, message: str):
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {message}\n")
 
 
-@pytest.mark.parametrize("argument", ["optimizer.lrr=1", "--help"])
-def test_help_and_a_mistake_import_no_torch(argument: str):
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train optimizer.lrr=1",
+        "train --help",
+        "train data=folder data.root=nowhere",
+        "predict run=nowhere photos=a.jpg",
+    ],
+)
+def test_help_and_a_mistake_import_no_torch(command: str):
+    name, *arguments = command.split()
     code = (
-        f"import sys; sys.argv[1:] = ['{argument}']\n"
-        "from flowers.train import main\n"
+        f"import sys; sys.argv[1:] = {arguments}\n"
+        f"from flowers.{name} import main\n"
         "try: main()\n"
         "finally: assert not {'torch', 'lightning', 'torchvision'} & set(sys.modules)"
     )

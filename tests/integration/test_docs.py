@@ -18,11 +18,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from benchmarks.settings import SCHEMAS
+from flowers.runs.run_folder import read_config
+from flowers.runtime.files import read_json
 from flowers.settings.config import compose_settings
 from flowers.settings.overrides import check_overrides, flatten, hydra_context
 from flowers.settings.programs import CONFIGURED, settings_type
+from tests.browser import open_chromium, requests_of_pages
 from tests.faults.doors import cell_names
-from tests.helpers import SMALL
+from tests.helpers import SMALL, code_blocks, curves, install, program_here, shown_package
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -31,11 +34,6 @@ PROGRAMS = [*CONFIGURED, *SCHEMAS]
 FLAGS = {"-m", "--multirun", "--help"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-
-
-def code_blocks(page: Path, language: str) -> list[str]:
-    text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def inline_codes(page: Path) -> list[str]:
@@ -105,7 +103,24 @@ def known_keys() -> set[str]:
         }
 
 
+@pytest.fixture
+def reader(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory of a reader who has written the files of a page, and has installed its package."""
+    name, parts, files = shown_package(page)
+    install(tmp_path / "site", parts, {}, name)
+    install(tmp_path / "work", {}, files, name)
+    monkeypatch.chdir(tmp_path / "work")
+    for folder in ("site", "work"):
+        monkeypatch.syspath_prepend(tmp_path / folder)
+    before = {*sys.modules}
+    yield tmp_path / "work"
+    for module in {Path(path).parts[0].removesuffix(".py") for path in files}:
+        for loaded in [each for each in sys.modules.keys() - before if each.partition(".")[0] == module]:
+            del sys.modules[loaded]
+
+
 @each_page
+@pytest.mark.usefixtures("reader")
 def test_the_commands_of_a_page_are_accepted_by_their_programs(page: Path):
     failures = []
     with hydra_context():  # what has the same options is composed once
@@ -136,6 +151,7 @@ def test_a_wrong_command_would_be_found(command: str):
 
 
 @each_page
+@pytest.mark.usefixtures("reader")
 def test_the_python_examples_of_a_page_compile_and_their_imports_resolve(page: Path):
     for code in code_blocks(page, "python"):
         compile(code, str(page), "exec")
@@ -163,6 +179,28 @@ def test_the_complete_example_trains_and_predicts(tmp_path: Path, monkeypatch: p
     assert isinstance(accuracy, float)
     assert 0 <= accuracy <= 1
     assert getattr(prediction, "label", None) in getattr(names["classifier"], "classes", ())
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs" / "python-api.md"])
+def test_own_parts_train_on_the_command_line_and_in_python(page: Path, reader: Path):
+    _, arguments = list(program_calls(page))[-1]
+    done = program_here(*arguments, "trainer=cpu", "data.num_workers=0", "hydra.run.dir=command")
+    assert done.returncode == 0, done.stderr
+    example = code_blocks(page, "python")[-1]
+    small, replaced = re.subn(
+        r"^parts = \[", "\\g<0>'trainer=cpu', 'data.num_workers=0', ", example, flags=re.MULTILINE
+    )
+    assert replaced == 1
+    names: dict[str, Any] = {}
+    exec(compile(small, "python-api.md", "exec"), names)
+    for run in (reader / "command", Path(names["settings"].run_dir)):
+        config = read_config(run)
+        assert config["model"] == {"architecture": "small_net", "weights": None, "options": {"width": 32}}
+        assert (config["loss"]["_target_"], config["loss"]["scale"]) == ("my_losses.scaled", 2)
+        assert config["data"]["source"]["_target_"] == "my_sources.paint_stripes"
+        assert config["data"]["augmentation"]["_target_"] == "my_transforms.turned"
+        assert len(curves(run)["train/gap"]) == 5
+        assert read_json(run / "result.json")["val"]["accuracy"] == 1
 
 
 @each_page
@@ -197,16 +235,36 @@ def test_the_site_has_at_most_seventeen_pages_and_its_navigation_lists_each():
     assert len(DOCS) <= 17
 
 
-def test_the_site_builds_without_warnings_and_asks_no_other_host(tmp_path: Path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site, in a folder whose name an address must escape."""
     for package in ("mkdocs", "material", "mkdocstrings_handlers"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install -e '.[docs]'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("site") / "mum's docs (1)"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
-    for page in tmp_path.rglob("*.html"):
+    return folder
+
+
+def test_the_site_builds_without_warnings_and_asks_no_other_host(site: Path):
+    for page in site.rglob("*.html"):
         tags = re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", page.read_text(encoding="utf-8"))
         assert not [tag for tag in tags if re.search(r"(?:src|href)=[\"']?(?:https?:)?//", tag)]
+
+
+def test_the_search_of_a_site_on_a_disk_finds_pages_and_asks_no_host(site: Path, tmp_path: Path):
+    (tmp_path / "asks.html").write_text('<script src="http://127.0.0.1:9/"></script>', encoding="utf-8")
+    with open_chromium(tmp_path, f"--log-net-log={tmp_path / 'net.json'}") as chromium:
+        chromium.driver.get((site / "index.html").as_uri())
+        chromium.driver.find_element("name", "query").send_keys("calibration")
+        chromium.wait_for(lambda: chromium.driver.find_elements("css selector", ".md-search-result__item a"))
+        found = chromium.driver.find_elements("css selector", ".md-search-result__item a")
+        addresses = [link.get_attribute("href").partition("#")[0] for link in found]
+        chromium.driver.get((tmp_path / "asks.html").as_uri())
+    assert (site / "glossary.html").as_uri() in [address.partition("?")[0] for address in addresses]
+    assert {*requests_of_pages(tmp_path / "net.json")} == {"http://127.0.0.1:9/"}  # of the page that asks
 
 
 def test_each_promise_in_security_names_a_test_that_exists():

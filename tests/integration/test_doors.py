@@ -1,10 +1,8 @@
 """A stranger adds a part of each kind, with the recipes of CONTRIBUTING.md and nothing of ours edited."""
 
 import os
-import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,28 +15,19 @@ from flowers.runs.run_folder import read_config
 from flowers.runtime.files import read_json
 from flowers.settings.config import check_targets, load_config
 from flowers.settings.registry import KINDS
-from tests.helpers import configuration, install
+from tests.helpers import configuration, install, shown_package
 
 ROOT = Path(__file__).parents[2]
 CONSOLE_COMMAND = "import sys\nfrom flowers.__main__ import main\nsys.exit(main())\n"
-
-
-def recipes(language: str) -> dict[str, str]:
-    """The code blocks of CONTRIBUTING.md by the path in their first line; the path of a block without one is empty."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    blocks = re.findall(rf"^```{language}\n(?:# (meadow/\S+)\n)?(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    return dict(blocks)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the package of the recipes is installed."""
     site = tmp_path_factory.mktemp("site")
-    project = tomllib.loads(recipes("toml")[""])["project"]
-    parts = {group.removeprefix("flowers."): entries for group, entries in project["entry-points"].items()}
+    name, parts, files = shown_package(ROOT / "CONTRIBUTING.md")
     assert {*parts} == {*KINDS}
-    files = recipes("python") | recipes("yaml") | {"meadow/__init__.py": ""}
-    install(site, parts, {path: text for path, text in files.items() if path}, project["name"])
+    install(site, parts, files | {"meadow/__init__.py": ""}, name)
     return site
 
 

@@ -12,7 +12,7 @@ from flowers.data.images import MAX_PIXELS, ImageCheck, check_images
 from flowers.data.samplers import EpochSampler, SampleKeys
 from flowers.data.sources.layout import ImageFile, find_images
 from flowers.data.splits import ImageRecord, SplitRecord
-from flowers.runtime.text import one_line
+from flowers.runtime.text import listed_reasons, one_line
 from flowers.settings.schema.values import Layout, OnCorrupt
 
 log = logging.getLogger(__name__)
@@ -66,14 +66,14 @@ class FolderSource:
         """The images that can be read, with the split of their folder if the folder is split."""
         checks = self._checks
         reasons = {file.path: checks[file.path].reason for file in self._files if checks[file.path].reason}
-        bad = [f"  {one_line(path)}: {reason}" for path, reason in reasons.items()]
-        if bad and self.on_corrupt == "error":
-            raise ValueError(
-                "\n".join([f"{len(bad)} of {len(self._files)} files in {one_line(self)} cannot be read:", *bad])
-                + "\nrepair or remove them, or ignore them with on_corrupt=skip (data.on_corrupt=skip in training)"
-            )
-        if bad:
-            log.warning("\n".join([f"ignoring {len(bad)} files that cannot be read:", *bad]))
+        if reasons and (self.on_corrupt == "error" or len(reasons) == len(self._files)):
+            advice = "repair or remove them, or ignore them with on_corrupt=skip (data.on_corrupt=skip in training)"
+            if len(reasons) == len(self._files):
+                advice = "expected photos in these formats: convert them, or give another folder"
+            count = f"{len(reasons):,} of {len(self._files):,} files in {one_line(self)} cannot be read:"
+            raise ValueError("\n".join([count, *listed_reasons(reasons), advice]))
+        if reasons:
+            log.warning("\n".join([f"ignoring {len(reasons):,} files that cannot be read:", *listed_reasons(reasons)]))
         return [
             ImageRecord(file.path, file.label, check.sha256, check.phash, file.split or "", own_group=file.group)
             for file in self._files

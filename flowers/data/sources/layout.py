@@ -85,21 +85,19 @@ def find_images(root: str | Path, layout: Layout | None = "auto", merge_similar_
     root = Path(root)
     if layout not in (*get_args(Layout), None):
         raise ValueError(f"data.layout={one_line(layout)}: expected one of {', '.join(get_args(Layout))}")
-    if root.is_file():
-        raise ValueError(f"{one_line(root)} is a file: expected a folder with one subfolder per class{_root_of(root)}")
-    if not root.is_dir():
-        raise ValueError(f"no folder of images at {one_line(root)}: expected one subfolder per class (data.root=PATH)")
+    check_root(root)
     found, empty, forms = list[ImageFile](), list[str](), defaultdict[str, set[str]](set)
     for folder, label, split in _class_folders(root, layout):
         files = files_below(root / folder)
         # macOS may return decomposed letters: a folder must be the same class on every machine.
         name = unicodedata.normalize("NFC", label)
         forms[name].add(label)
-        found += [ImageFile(f"{folder}/{file}", name, split) for file in files]
-        if not files:
+        if all(map(is_note, files)):
             empty.append(folder)
+        else:
+            found += [ImageFile(f"{folder}/{file}", name, split) for file in files]
     if empty:
-        log.warning("ignoring folders without a file in %s: %s", one_line(root), listed_names(empty))
+        log.warning("ignoring folders without a photo in %s: %s", one_line(root), listed_names(empty))
     if twins := [name for name, spelled in forms.items() if len(spelled) > 1]:
         log.warning("joining folders whose names differ only in how Unicode composes letters: %s", listed_names(twins))
     found = join_similar(one_line(root), found, merge_similar_names)
@@ -107,11 +105,23 @@ def find_images(root: str | Path, layout: Layout | None = "auto", merge_similar_
     return sorted(found)
 
 
+def check_root(root: Path) -> None:
+    """Raise ValueError if a path is no folder, which `find_images` could look into."""
+    if root.is_file():
+        raise ValueError(f"{one_line(root)} is a file: expected a folder with one subfolder per class{_root_of(root)}")
+    if not root.is_dir():
+        raise ValueError(f"no folder of images at {one_line(root)}: expected one subfolder per class (data.root=PATH)")
+
+
 def _class_folders(root: Path, layout: Layout | None) -> list[ClassFolder]:
     folders = subfolders(root)
     classes: list[ClassFolder] = [(folder, folder, None) for folder in folders]
     if layout == "classes":
         return classes
+    copies = [each for each in folders if len(folders) > 2 and _inner_folders(root, each) == {*folders} - {each}]
+    if layout == "auto" and len(copies) == 1:
+        log.warning("ignoring %s in %s: its folders have the names of those beside it", copies[0], one_line(root))
+        return [each for each in classes if each[0] != copies[0]]
     if layout is None:
         return _labeled(root, _usual_splits(root, folders)) or classes
     if layout == "splits":
@@ -143,11 +153,11 @@ def _labeled(root: Path, split_of: Mapping[str, str]) -> list[ClassFolder]:
 
 
 def _unwrapped(root: Path, folder: str) -> str:
-    """Return `folder`, or the one of the same name in it if it holds nothing else: archives nest them."""
-    while [name.lower() for name in subfolders(root / folder)] == [Path(folder).name.lower()]:
-        if has_photos(root / folder):
+    """Return `folder`, or the one of the same name in it, or called images, if it holds nothing else."""
+    while len(inner := subfolders(root / folder)) == 1 and not has_photos(root / folder):
+        if inner[0].lower() != Path(folder).name.lower() and not _are_neutral(inner):
             break
-        folder = f"{folder}/{subfolders(root / folder)[0]}"
+        folder = f"{folder}/{inner[0]}"
     return folder
 
 
@@ -344,16 +354,27 @@ def _root_of(file: Path) -> str:
     return f": did you mean {one_line(shell_setting('data.root', folder))}?" if len(subfolders(folder)) > 1 else ""
 
 
+def _whole_part(root: Path, found: list[ImageFile]) -> str:
+    """Return a hint to split the one folder that has all classes."""
+    labels, parts = {file.label for file in found}, defaultdict[str, set[str]](set)
+    for file in found:
+        parts[file.path.partition("/")[0]].add(file.label)
+    whole = [part for part in parts if parts[part] == labels]
+    return (
+        f", or {one_line(shell_setting('data.root', root / whole[0]))} to split its photos" if len(whole) == 1 else ""
+    )
+
+
 def _check_classes(root: Path, found: list[ImageFile]) -> None:
     labels = sorted({file.label for file in found})
     if len(labels) < 2:
         raise ValueError(
-            f"{one_line(root)} has images of {len(labels)} classes [{listed_names(labels)}]: "
+            f"{one_line(root)} has images of {'one class' if labels else 'no class'} [{listed_names(labels)}]: "
             f"expected one subfolder per class, at least two{_other_root(root)}"
         )
     trained = {file.label for file in found if file.split in (None, "train")}
     if missing := sorted(set(labels) - trained):
         raise ValueError(
             f"the train folder of {one_line(root)} lacks the class(es) {listed_names(missing)}: "
-            "expected all classes that val and test have"
+            f"expected all classes that val and test have{_whole_part(root, found)}"
         )

@@ -12,6 +12,7 @@ from flowers.data.sources.folder import FolderSource
 from flowers.data.sources.layout import find_images
 from flowers.data.sources.listing import expand_image_paths
 from flowers.data.splitter import Splitter
+from flowers.settings.schema.values import OnCorrupt
 
 
 def create_files(root: Path, *files: str) -> Path:
@@ -105,7 +106,7 @@ def test_find_images_names_empty_class_folders_and_links_to_folders(tmp_path: Pa
     root = create_files(tmp_path / "photos", "lily/1.jpg", "rose/2.jpg", "tu\x1blip/.hidden")
     (tmp_path / "photos" / "lily" / "linked").symlink_to(tmp_path)
     assert {file.label for file in find_images(root)} == {"lily", "rose"}
-    assert "ignoring folders without a file" in caplog.text
+    assert "ignoring folders without a photo" in caplog.text
     assert r"tu\x1blip" in caplog.text
     assert "lily/linked" in caplog.text
 
@@ -203,3 +204,13 @@ def test_source_uses_split_folders_and_warns_of_leaks(folder: Path, tmp_path: Pa
 def test_source_checks_its_settings_before_it_calls_the_download(tmp_path: Path):
     with pytest.raises(ValueError, match=r"data\.val_fraction=1\.5: expected a number from 0 to below 1"):
         ImageDataModule.from_settings(tmp_path / "missing", val_fraction=1.5)
+
+
+@pytest.mark.parametrize("on_corrupt", ["error", "skip"])
+def test_source_without_a_readable_file_names_fifty_of_them(on_corrupt: OnCorrupt, tmp_path: Path):
+    create_files(tmp_path, *(f"{label}/{index}.ppm" for label in ("a", "b") for index in range(30)))
+    with pytest.raises(ValueError, match=r"60 of 60 files in .* cannot be read:") as error:
+        _ = FolderSource(tmp_path, on_corrupt=on_corrupt).images
+    lines = str(error.value).splitlines()
+    assert len(lines) == 53
+    assert lines[-2:] == ["  … and 10 more", "expected photos in these formats: convert them, or give another folder"]

@@ -140,10 +140,7 @@ def test_find_images_names_the_folder_that_was_meant_if_the_others_hold_only_not
     meant = re.escape(f"in images, and the others hold no photo: give data.root={root / 'images'}")
     with pytest.raises(ValueError, match=meant):
         find_images(root)
-    assert {label for label, _ in labels(create_files(root, "meta/photo.jpg")).values()} == {
-        "images",
-        *(file.partition("/")[0] for file in notes),
-    }
+    assert {label for label, _ in labels(create_files(root, "meta/photo.jpg")).values()} == {"images", "meta"}
 
 
 def test_find_images_names_the_folder_above_a_photo(tmp_path: Path):
@@ -153,6 +150,36 @@ def test_find_images_names_the_folder_above_a_photo(tmp_path: Path):
         find_images(root / "rose" / "1.jpg")
     with pytest.raises(ValueError, match=r"one subfolder per class$"):
         find_images(create_files(tmp_path / "a", "b/1.jpg") / "b" / "1.jpg")
+
+
+def test_find_images_ignores_a_copy_of_the_folders_beside_it(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    root = create_files(tmp_path, "cells/sick/1", "cells/well/2", "sick/1", "well/2")
+    assert {label for label, _ in labels(root).values()} == {"sick", "well"}
+    assert f"ignoring cells in {root}: its folders have the names of those beside it" in caplog.text
+    assert {label for label, _ in labels(root, layout="classes").values()} == {"cells", "sick", "well"}
+    assert len(labels(create_files(tmp_path / "b", "a/b/1", "a/x/2", "b/3", "c/4"))) == 4
+
+
+def test_find_images_looks_into_the_only_folder_of_a_split(tmp_path: Path):
+    root = create_files(
+        tmp_path, "Final_Training/Images/00000/1", "Final_Training/Images/00001/2", "Final_Test/Images/3"
+    )
+    found = labels(root, layout="splits")
+    assert dict(found.values()) == {"00000": "train", "00001": "train"}
+
+
+def test_find_images_takes_no_folder_of_lists_for_a_class(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    root = create_files(tmp_path, "rose/1.jpg", "tulip/2.jpg", "labels/train.txt", "labels/test.csv")
+    assert {label for label, _ in labels(root).values()} == {"rose", "tulip"}
+    assert "ignoring folders without a photo" in caplog.text
+
+
+def test_find_images_names_the_split_that_has_all_classes(tmp_path: Path):
+    root = create_files(tmp_path, "train/good/1", "test/good/2", "test/crack/3")
+    with pytest.raises(
+        ValueError, match=f"lacks the class.* crack: .*, or data.root={root / 'test'} to split its photos"
+    ):
+        find_images(root, "splits")
 
 
 def test_find_images_lays_folders_out_as_the_setting_says(tmp_path: Path):

@@ -92,7 +92,7 @@ def test_page_answers_in_a_browser_and_survives_bad_files(chromium: Chromium, pa
     assert not chromium.driver.find_elements("css selector", "img[src=x], td b")
     rows = list(csv.reader(chromium.saved_csv().splitlines()))
     columns = ["strangeness", "none_of_these", "abstain", "reason"]  # those of flowers.predict
-    assert rows[0] == ["path", "class", "probability", FACTS["classes"][0], "'=1+1", FACTS["classes"][2], *columns]
+    assert rows[0] == ["path", "class", "probability", *(f"probability_{name}" for name in FACTS["classes"]), *columns]
     assert rows[2][:3] == ["'=1+1.png", FACTS["classes"][0], "1.000000"]
     assert rows[4][7:9] == ["true", "false"]
     assert rows[6] == ["empty.jpg", "", "", "", "", "", "", "false", "true", "empty"]

@@ -29,6 +29,7 @@ from flowers.settings.schema.training import TrainSettings
         ("data=1", "data=1: no such option"),
         ("logger=[tensorboard,cvs]", "logger=cvs: no such option: did you mean csv?"),
         ("logger=null", "logger=null: give logger=none"),
+        ("data.augmentation=false", "data.augmentation is a group of settings: give data/augmentation=none"),
         ("optimizer.lr", "not of the form key=value"),
         ("experiment=reprot", "did you mean report?"),
         ("hydra/launcher=jobblib", "hydra/launcher=jobblib: no such option: did you mean joblib?"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -63,7 +64,7 @@ def test_plain_values_leave_programs_with_groups_or_missing_values_to_hydra(name
     assert plain_values(name, []) is None
 
 
-def test_a_prediction_is_composed_without_hydra():
+def test_a_prediction_is_composed_without_hydra(tmp_path: Path):
     code = (
         "import sys; sys.argv[1:] = ['run=a', 'photos=b.jpg']\n"
         "from flowers.cli import program\n"
@@ -71,5 +72,7 @@ def test_a_prediction_is_composed_without_hydra():
         "program(lambda settings: print(settings.run, settings.photos), PredictSettings)()\n"
         "assert not {'hydra', 'omegaconf', 'torch'} & {*sys.modules}"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    for name in ("a", "b.jpg"):
+        (tmp_path / name).touch()
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("a b.jpg\n", "")
