@@ -8,6 +8,7 @@ from rich.console import Console
 from flowers.data.datamodule import ImageDataModule
 from flowers.data.shard_writer import write_shards
 from flowers.data.sources.build import photos_setting
+from flowers.data.sources.table import table_root
 from flowers.data.splits import SPLITS
 from flowers.runtime.hardware import available_cores
 from flowers.runtime.text import one_line
@@ -26,7 +27,7 @@ def run_packing(settings: PackSettings) -> int:
     root, output = Path(settings.photos).resolve(), Path(settings.output).resolve()
     photos = photos_setting(root)
     if photos["table"]:
-        root = root.parent
+        root = table_root(root, None)
     elif output.is_relative_to(root):
         raise ValueError(f"output={output} is inside photos={root}: give another folder")
     data = ImageDataModule.from_settings(**photos, **settings.data.to_dict())

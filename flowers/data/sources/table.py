@@ -9,7 +9,8 @@ from pathlib import Path
 from flowers.data.sources.columns import Asked, Columns, check_labels, choose_columns
 from flowers.data.sources.layout import ImageFile, join_similar, named_split
 from flowers.data.sources.listing import is_junk, is_note
-from flowers.data.sources.tables import Table, read_table
+from flowers.data.sources.parquet import LABELS_FILE, is_parquet, parquet_rows, photos_folder, unpack
+from flowers.data.sources.tables import Table, make_table, read_table
 from flowers.runtime.text import listed_names, one_line, shell_setting
 from flowers.settings.schema.run_files import CLASSES_TEXT, are_classes
 from flowers.settings.schema.values import OnCorrupt
@@ -20,8 +21,15 @@ _LISTED = 5  # rows of a kind in a message
 
 
 def table_root(path: str | Path, root: str | Path | None) -> Path:
-    """Return the folder below which the photos of a table are: `root`, or that of the table."""
-    return Path(path).absolute().parent if root is None else Path(root)
+    """Return the folder below which the photos of a table are: `root`, that of the table, or one beside Parquet files.
+
+    Raises:
+        ValueError: A Parquet file is damaged, or cannot be read here.
+    """
+    if root is not None:
+        return Path(root)
+    unpacked = photos_folder(path) if is_parquet(path) else None
+    return unpacked or Path(path).absolute().parent
 
 
 def list_photos(
@@ -41,7 +49,7 @@ def list_photos(
     Raises:
         ValueError: The table cannot be used.
     """
-    table, finder = read_table(path), PhotoFinder(root)
+    table, finder = _read(root, path), PhotoFinder(root)
     chosen = choose_columns(table, columns, lambda text: finder.find(text) is not None)
     files = join_similar(table.name, _usable(table, chosen, finder, on_corrupt), merge, "labels")
     labels = [file.label for file in files]
@@ -58,6 +66,16 @@ def list_photos(
     _check_groups(table, chosen, files)
     _count_unnamed(root, files, table.name)
     return sorted(files)
+
+
+def _read(root: Path, path: str) -> Table:
+    if not is_parquet(path):
+        return read_table(path)
+    if photos_folder(path) is None:
+        columns, *rows = parquet_rows(path)
+        return make_table(one_line(path), columns, rows)
+    unpack(path, root)
+    return read_table(root / LABELS_FILE)
 
 
 class PhotoFinder:
@@ -133,11 +151,12 @@ def _usable(table: Table, columns: Columns, finder: PhotoFinder, on_corrupt: OnC
     splits = _stripped(table, columns.split) if columns.split else ["train"] * len(names)
     groups = _stripped(table, columns.group) if columns.group else ["-"] * len(names)
     _check_inside(table, names, finder)
+    words = {text: named_split(text) for text in {*splits}}
     problems = defaultdict[str, list[str]](list)
     files: dict[str, ImageFile] = {}
     conflicts: set[str] = set()
     for number, (name, label, split, group) in enumerate(zip(names, labels, splits, groups, strict=True), 2):
-        word = named_split(split) if split else None
+        word = words[split]
         if word == "" and not label:  # the photos of a contest, whose labels nobody has
             continue
         empty = next(
@@ -182,7 +201,7 @@ def _report(table: Table, finder: PhotoFinder, problems: Mapping[str, Sequence[s
     if lines and on_corrupt == "error":
         raise ValueError(
             "\n".join([f"{total:,} of the {len(table.rows):,} rows of {table.name} cannot be used:", *lines])
-            + f"\nthe photos are looked for below {root}; mend the rows, or ignore them with on_corrupt=skip "
+            + f"\nphotos are looked for below {root} (data.root): mend the rows, or ignore them with on_corrupt=skip "
             "(data.on_corrupt=skip in training)"
         )
     if lines:

@@ -55,12 +55,24 @@ def read_table(path: str | Path) -> Table:
         raise ValueError(f"no table at {name}: expected a file with a row for each photo (data.table=labels.csv)")
     suffix = Path(path).suffix.lower()
     if suffix not in TABLE_SUFFIXES or Path(path).is_dir():
-        raise ValueError(f"{name} is no table: expected a file whose name ends in one of {', '.join(TABLE_SUFFIXES)}")
+        raise ValueError(
+            f"{name} is no table: expected a file whose name ends in one of {', '.join(TABLE_SUFFIXES)}, or a folder "
+            "of Parquet files"
+        )
     try:
         columns, *rows = _json_rows(path) if suffix in JSON_LINES else _csv_rows(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ValueError(f"{name} cannot be read as a table: {reason}") from error
+    return make_table(name, columns, rows)
+
+
+def make_table(name: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """Return a table of columns and rows.
+
+    Raises:
+        ValueError: Two columns have one name, there are no rows, or a row has other cells than there are columns.
+    """
     columns = [column.strip() for column in columns]
     if twice := next((column for column in columns if columns.count(column) > 1), None):
         raise ValueError(f"{name} has two columns {one_line(twice)}: rename one")

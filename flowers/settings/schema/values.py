@@ -87,7 +87,8 @@ def check_ascending(values: list[float]) -> list[float]:
 
 GROUP_PATTERN = "re:"
 DELIMITED, JSON_LINES = (".csv", ".tsv", ".tab", ".txt"), (".jsonl", ".ndjson")
-TABLE_SUFFIXES = (*DELIMITED, *JSON_LINES)  # of files that are tables
+PARQUET = ".parquet"
+TABLE_SUFFIXES = (*DELIMITED, *JSON_LINES, PARQUET)  # of files that are tables
 
 
 def check_group_pattern(text: str) -> str:
