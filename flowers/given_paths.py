@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flowers.data.sources.layout import check_root
 from flowers.data.sources.listing import expand_image_paths
+from flowers.data.sources.tables import check_exists, is_table
 from flowers.runs.run_folder import require_run_dir
 from flowers.settings.schema.programs import (
     AuditSettings,
@@ -13,7 +14,7 @@ from flowers.settings.schema.programs import (
     PackSettings,
     PredictSettings,
 )
-from flowers.settings.schema.training import Folder, TrainSettings
+from flowers.settings.schema.training import Folder, Table, TrainSettings
 from flowers.settings.schema.values import Group
 
 
@@ -30,8 +31,10 @@ def check_given_paths(settings: Group) -> None:
         data = settings.data
         if isinstance(data, Folder) and data.source is None and "://" not in data.root:
             check_root(Path(data.root))
+        elif isinstance(data, Table) and not settings.resume:  # which reads split.csv
+            check_exists(data.table)
     elif isinstance(settings, (EvaluateSettings, AuditSettings, PackSettings)):
-        if settings.photos:
+        if settings.photos and not is_table(settings.photos):
             check_root(Path(settings.photos))
     elif isinstance(settings, (PredictSettings, ExplainSettings)):
         for name in _listed(settings.photos):
