@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flowers.data.sources.layout import check_root
 from flowers.data.sources.listing import expand_image_paths
-from flowers.data.sources.tables import read_table
+from flowers.data.sources.tables import check_exists, is_table
 from flowers.runs.run_folder import require_run_dir
 from flowers.settings.schema.programs import (
     AuditSettings,
@@ -29,24 +29,19 @@ def check_given_paths(settings: Group) -> None:
         require_run_dir(run)
     if isinstance(settings, TrainSettings):
         data = settings.data
-        if isinstance(data, Table):
-            _check_photos(data.table)
-        elif isinstance(data, Folder) and data.source is None and "://" not in data.root:
+        if isinstance(data, Folder) and data.source is None and "://" not in data.root:
             check_root(Path(data.root))
+        elif isinstance(data, Table) and not settings.resume:  # which reads split.csv
+            check_exists(data.table)
     elif isinstance(settings, (EvaluateSettings, AuditSettings, PackSettings)):
-        if settings.photos:
-            _check_photos(settings.photos)
+        if settings.photos and Path(settings.photos).suffix.lower() in TABLE_SUFFIXES:
+            check_exists(settings.photos)
+        elif settings.photos and not is_table(settings.photos):
+            check_root(Path(settings.photos))
     elif isinstance(settings, (PredictSettings, ExplainSettings)):
         for name in _listed(settings.photos):
             if not Path(name).exists():  # perhaps a glob
                 expand_image_paths(name)
-
-
-def _check_photos(photos: str) -> None:
-    if Path(photos).suffix.lower() not in TABLE_SUFFIXES or Path(photos).is_dir():
-        check_root(Path(photos))
-    elif not Path(photos).exists():
-        read_table(photos)  # which says so
 
 
 def _listed(photos: str | Sequence[str]) -> Sequence[str]:

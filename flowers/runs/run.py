@@ -217,7 +217,7 @@ class Run:
             ValueError: The photos or their split are gone, or they are at an address that `root` does not name.
         """
         from flowers.data.datamodule import ImageDataModule
-        from flowers.data.sources.build import photos_setting
+        from flowers.data.sources.build import photos_setting, split_settings
 
         changes = {name: value for name, value in changes.items() if value is not None}
         if photos is not None:
@@ -229,10 +229,7 @@ class Run:
         settings = self.image_settings | changes
         if not whole:
             _ = self.split  # the file must be that of the checkpoint
-            settings["split_file"] = self.folder / SPLIT_FILE
-            if settings.get("table"):  # that of the training may be gone; split.csv is one, too
-                columns = {"path": "path", "label": "class", "split": False, "group": False}
-                settings |= {"table": self.folder / SPLIT_FILE, "columns": columns}
+            settings |= split_settings(self.folder / SPLIT_FILE, settings)
         return ImageDataModule.from_settings(**settings)
 
     def loose_photos(

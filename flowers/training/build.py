@@ -16,6 +16,7 @@ from lightning.pytorch.profilers import (
 )
 
 from flowers.data.datamodule import ImageDataModule
+from flowers.data.sources.build import split_settings
 from flowers.data.splitter import Splitter
 from flowers.models.losses import LossFunction, class_weighted
 from flowers.models.network import Network
@@ -69,7 +70,7 @@ def make_data(settings: TrainSettings, run_dir: Path) -> ImageDataModule:
         stored = read_yaml(run_dir / CONFIG_FILE).get("data", {})  # older runs have fewer settings of the split
         if all(stored[name] == data[name] for name in names & stored.keys()):
             return ImageDataModule.from_settings(
-                **build_parts(settings.data) | {"split_file": run_dir / SPLIT_FILE}, seed=settings.seed
+                **build_parts(settings.data) | split_settings(run_dir / SPLIT_FILE, data), seed=settings.seed
             )
     return ImageDataModule.from_settings(**build_parts(settings.data), seed=settings.seed)
 

@@ -52,6 +52,14 @@ def test_evaluate_scores_a_split_of_a_run_whose_table_is_gone(tabled: Path, tmp_
     assert torch.equal(Run.open(tabled, str(moved)).features("test"), Run.open(tabled).features("test"))
 
 
+def test_a_run_whose_table_is_gone_is_resumed(tabled: Path, tmp_path: Path, painted: Path):
+    copy = shutil.copytree(tabled, tmp_path / "run")
+    settings = [f"data.table={tabled.parent / 'labels.csv'}", f"data.root={painted}", "data.test_fraction=0.1"]
+    accuracy = run_training(configuration(*SETTINGS, *settings, f"run_dir={copy}", f"resume={copy}"))
+    assert accuracy == json.loads((tabled / "result.json").read_text())["val"]["accuracy"]
+    assert (copy / "split.csv").read_bytes() == (tabled / "split.csv").read_bytes()
+
+
 def test_evaluate_scores_the_photos_of_a_table_as_those_of_a_folder(tiny: Path, tmp_path: Path, painted: Path):
     table = write_table(tmp_path / "others.tsv", painted, ("file", "kind"))
     table.write_text(table.read_text().replace(",", "\t").replace("\t", f"\t{painted.name}/", 0))
@@ -61,6 +69,8 @@ def test_evaluate_scores_the_photos_of_a_table_as_those_of_a_folder(tiny: Path, 
     asked = [f"run={tiny}", f"photos={table}", f"report={tmp_path}"]
     own = run_evaluation(configuration(f"run={tiny}", f"photos={painted}", f"report={tmp_path}", name="evaluate"))
     assert run_evaluation(configuration(*asked, name="evaluate")) == own
+    done = program_here(*asked, name="evaluate")
+    assert not done.returncode, done.stderr
     with pytest.raises(ValueError, match=r"has no column kinds \(data.columns.label\): did you mean kind\?"):
         run_evaluation(configuration(*asked, "columns.label=kinds", name="evaluate"))
 

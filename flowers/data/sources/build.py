@@ -49,6 +49,17 @@ def photos_setting(photos: str | Path) -> dict[str, Any]:
     return {"root": None, "table": str(photos)} if is_table(photos) else {"root": photos, "table": None}
 
 
+def split_settings(split_file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a split that was made of other settings: its file, also in place of a table.
+
+    The table of the training may be gone since, or name other photos.
+    """
+    if not settings.get("table"):
+        return {"split_file": split_file}
+    columns = {"path": "path", "label": "class", "split": False, "group": False}
+    return {"split_file": split_file, "table": split_file, "columns": columns, "group_by": "auto"}
+
+
 def _folder(settings: Mapping[str, Any]) -> ImageSource:
     root = settings["root"]
     if is_remote(root):

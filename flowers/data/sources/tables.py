@@ -44,6 +44,14 @@ def is_table(path: str | Path) -> bool:
     return Path(path).suffix.lower() in TABLE_SUFFIXES and Path(path).is_file()
 
 
+def check_exists(path: str | Path) -> None:
+    """Raise ValueError if there is nothing where a table should be."""
+    if not Path(path).exists():
+        raise ValueError(
+            f"no table at {one_line(path)}: expected a file with a row for each photo (data.table=labels.csv)"
+        )
+
+
 def read_table(path: str | Path) -> Table:
     """Return the content of a table.
 
@@ -51,8 +59,7 @@ def read_table(path: str | Path) -> Table:
         ValueError: There is no such file, or it is none of these kinds, or a row has other cells than the first line.
     """
     name = one_line(path)
-    if not Path(path).exists():
-        raise ValueError(f"no table at {name}: expected a file with a row for each photo (data.table=labels.csv)")
+    check_exists(path)
     suffix = Path(path).suffix.lower()
     if suffix not in TABLE_SUFFIXES or Path(path).is_dir():
         raise ValueError(
